@@ -1,0 +1,1 @@
+"""Peers that find each other, connect directly, and stay connected."""

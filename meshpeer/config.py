@@ -1,0 +1,162 @@
+"""Every limit and every timeout, in one place: frozen, documented, validated.
+
+Times are seconds, sizes are bytes, unless a name says otherwise. A value out of its range raises
+`ConfigError`, which names the field, the value and the range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from meshpeer.errors import ConfigError
+
+__all__ = ["IceServer", "MeshConfig", "OnConflict", "RelayConfig"]
+
+OnConflict = Literal["reject", "takeover", "rename"]
+
+
+def _range(owner: object, name: str, low: float, high: float) -> None:
+    value = getattr(owner, name)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ConfigError(
+            f"{type(owner).__name__}.{name} must be between {low} and {high}, not {value!r}"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IceServer:
+    """One STUN or TURN server (W3C WebRTC, RTCIceServer; URIs as in RFC 7064 and RFC 7065)."""
+
+    urls: str | Sequence[str]
+    username: str | None = None
+    credential: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        for url in [self.urls] if isinstance(self.urls, str) else self.urls:
+            if not url.startswith(("stun:", "turn:", "turns:")):
+                raise ConfigError(
+                    f"IceServer.urls must begin with stun:, turn: or turns:, not {url!r}"
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeshConfig:
+    """How a `PeerManager` behaves. The defaults are those of docs/recovery.md."""
+
+    on_conflict: OnConflict = "reject"
+    """An id that is in use: refuse to start, take it over (same resume token), or rename."""
+
+    ice_servers: tuple[IceServer, ...] = ()
+    """STUN and TURN servers. None by default: nothing is contacted that was not named."""
+
+    connect_timeout: float = 8.0
+    """A connection attempt that takes longer has failed."""
+    retry_first: float = 1.0
+    """The first wait before another attempt, after two have failed; it doubles."""
+    retry_max: float = 30.0
+    """The longest wait between two attempts."""
+    ping_interval: float = 1.0
+    """A connected link on which nothing was heard for this long is pinged."""
+    silence_timeout: float = 2.5
+    """A connected link on which nothing was heard for this long is ``disconnected``."""
+    disconnected_timeout: float = 5.0
+    """A disconnected link that is not heard of for this long gets a new connection."""
+
+    join_timeout: float = 10.0
+    """How long `PeerManager.start` tries to enter the room before it raises."""
+    signaling_retry_first: float = 0.5
+    """The first wait before the signalling service is tried again (full jitter); it doubles."""
+    signaling_retry_max: float = 30.0
+    """The longest wait between two tries."""
+    close_timeout: float = 2.0
+    """The longest that `PeerManager.close` waits for others before it tears down."""
+
+    max_message_size: int = 16 * 1024 * 1024
+    """The largest message that is sent or accepted, in bytes after encoding."""
+    receive_window: int = 16 * 1024 * 1024
+    """How much a peer may send before the application has taken it, in bytes."""
+    send_buffer: int = 1024 * 1024
+    """How much `Peer.send` leaves in the data channel's buffer before it waits, in bytes."""
+    max_pending_events: int = 10_000
+    """How many events a slow reader of `PeerManager.events` may be behind before it is ended."""
+    max_pending_signals: int = 1_000
+    """How many signals are kept while the signalling service is away."""
+
+    def __post_init__(self) -> None:
+        if self.on_conflict not in ("reject", "takeover", "rename"):
+            raise ConfigError(
+                "MeshConfig.on_conflict must be 'reject', 'takeover' or 'rename', "
+                f"not {self.on_conflict!r}"
+            )
+        for name in ("connect_timeout", "ping_interval", "silence_timeout", "disconnected_timeout"):
+            _range(self, name, 0.05, 3600)
+        for name in ("retry_first", "retry_max", "signaling_retry_first", "signaling_retry_max"):
+            _range(self, name, 0.01, 3600)
+        _range(self, "join_timeout", 0.1, 3600)
+        _range(self, "close_timeout", 0, 60)
+        _range(self, "max_message_size", 1024, 1 << 30)
+        _range(self, "receive_window", 64 * 1024, 1 << 32)
+        _range(self, "send_buffer", 16 * 1024, 1 << 30)
+        _range(self, "max_pending_events", 10, 10_000_000)
+        _range(self, "max_pending_signals", 10, 1_000_000)
+        if self.silence_timeout <= self.ping_interval:
+            raise ConfigError(
+                f"MeshConfig.silence_timeout ({self.silence_timeout}) must be longer than "
+                f"ping_interval ({self.ping_interval}), or a quiet link is never connected"
+            )
+        if self.max_message_size > self.receive_window:
+            raise ConfigError(
+                f"MeshConfig.max_message_size ({self.max_message_size}) must fit into "
+                f"receive_window ({self.receive_window})"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayConfig:
+    """How the relay behaves, and what a stranger may cost it."""
+
+    host: str = "127.0.0.1"
+    """The address to listen on. Loopback by default."""
+    port: int = 3001
+    """The port to listen on; 0 takes a free one."""
+
+    seat_timeout: float = 30.0
+    """How long a member whose socket dropped keeps its seat."""
+    join_timeout: float = 10.0
+    """How long a socket may be open without joining."""
+    keepalive_interval: float = 10.0
+    """Seconds between WebSocket pings; a socket that does not answer within as long is shut."""
+    restart_delay: float = 0.5
+    """What the relay tells its clients to wait for when it goes down."""
+
+    max_message_size: int = 256 * 1024
+    """The largest message a client may send."""
+    max_rooms: int = 10_000
+    """Rooms with at least one seat."""
+    max_members: int = 500
+    """Seats in one room."""
+    message_rate: float = 500.0
+    """Messages a second that one member may send, on average."""
+    message_burst: int = 2_000
+    """Messages that one member may send at once."""
+    max_replay: int = 1_000
+    """Messages kept for a member until it has acknowledged them; beyond it, it can't resume."""
+    max_replay_bytes: int = 4 * 1024 * 1024
+    """The same in bytes."""
+    max_unread: int = 8 * 1024 * 1024
+    """Bytes a client may leave unread in its socket before it is cut off."""
+
+    def __post_init__(self) -> None:
+        _range(self, "port", 0, 65535)
+        _range(self, "seat_timeout", 0, 3600)
+        for name in ("join_timeout", "keepalive_interval"):
+            _range(self, name, 0.1, 3600)
+        _range(self, "restart_delay", 0, 3600)
+        _range(self, "max_message_size", 1024, 1 << 30)
+        for name in ("max_rooms", "max_members", "message_burst", "max_replay"):
+            _range(self, name, 1, 10_000_000)
+        _range(self, "message_rate", 0.1, 10_000_000)
+        _range(self, "max_replay_bytes", 1024, 1 << 32)
+        _range(self, "max_unread", 1024, 1 << 32)

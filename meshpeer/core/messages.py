@@ -1,0 +1,409 @@
+"""The signalling schema, version 1, and nothing but it: typed messages <-> bytes of JSON.
+
+Three groups. What a client says to the relay, what the relay says to a client, and what one peer
+says to another inside a signal (`LinkMessage`), which the relay forwards without looking inside.
+docs/protocol.md explains the exchange; this module is what both ends check it with.
+
+Unknown fields are ignored, so that a later version can add some. Everything else that does not fit
+the schema raises `ProtocolError`, which names the field.
+
+Counting: on each direction of a client's seat the messages marked *counted* are numbered by both
+ends, from 1, without the number being sent. `Ack` and the ``received`` fields carry such numbers;
+they are what lets a dropped socket resume without loss or repetition.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Raw, Struct, field
+
+from meshpeer.errors import ProtocolError
+
+__all__ = [
+    "MAX_CANDIDATES",
+    "MAX_METADATA",
+    "MAX_SDP",
+    "VERSION",
+    "Ack",
+    "Answer",
+    "Candidates",
+    "ClientMessage",
+    "Dial",
+    "Goodbye",
+    "IceCandidate",
+    "Join",
+    "Leave",
+    "LinkMessage",
+    "Member",
+    "MemberJoined",
+    "MemberLeft",
+    "MemberUpdated",
+    "Metadata",
+    "Offer",
+    "Refused",
+    "RelayMessage",
+    "SignalIn",
+    "SignalOut",
+    "Stale",
+    "Update",
+    "Welcome",
+    "check_metadata",
+    "check_sdp",
+    "decode_client",
+    "decode_link",
+    "decode_relay",
+    "encode",
+]
+
+VERSION = 1
+MAX_METADATA = 4096
+"""Bytes of JSON that a member's metadata may have."""
+MAX_SDP = 64 * 1024
+"""Characters that a session description may have."""
+MAX_CANDIDATES = 100
+"""ICE candidates that one message may carry."""
+
+# No control characters, no surrounding white space: a peer id or a name goes into logs, headers
+# and terminals as it is.
+_LABEL = r"^[^\s\x00-\x1f\x7f-\x9f]([^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f])?$"
+_INCARNATION = r"^[A-Za-z0-9_-]{8,64}$"
+_TOKEN = r"^[A-Za-z0-9_-]{16,128}$"
+_CODE = r"^[a-z_]{1,64}$"
+_PATTERNS = {
+    _LABEL: "without control characters and without white space around it",
+    _INCARNATION: "of 8 to 64 letters, digits, - and _",
+    _TOKEN: "of 16 to 128 letters, digits, - and _",
+    _CODE: "of 1 to 64 lower-case letters and _",
+}
+
+PeerId = Annotated[str, Meta(min_length=1, max_length=128, pattern=_LABEL)]
+Room = Annotated[str, Meta(min_length=1, max_length=128, pattern=_LABEL)]
+DisplayName = Annotated[str, Meta(min_length=1, max_length=128, pattern=_LABEL)]
+Incarnation = Annotated[str, Meta(pattern=_INCARNATION)]
+Token = Annotated[str, Meta(pattern=_TOKEN)]
+Epoch = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Text = Annotated[str, Meta(max_length=1024)]
+Code = Annotated[str, Meta(pattern=_CODE)]
+Metadata = dict[str, Any]
+
+
+# --- client -> relay ---------------------------------------------------------------------------
+
+
+class Join(Struct, frozen=True, tag="join"):
+    """Ask for a seat, or for the seat one had. The first message on a socket."""
+
+    version: int
+    room: Room
+    peer_id: PeerId
+    incarnation: Incarnation
+    name: DisplayName | None = None
+    metadata: Metadata = {}
+    on_conflict: Literal["reject", "takeover", "rename"] = "reject"
+    token: Token | None = None
+    """The resume token of an earlier `Welcome`; absent at the first join."""
+    received: Count = 0
+    """How many counted messages this incarnation has received on this seat."""
+
+
+class SignalOut(Struct, frozen=True, tag="signal"):
+    """Forward ``body`` to a member of the same room. Counted."""
+
+    to: PeerId
+    to_incarnation: Incarnation
+    epoch: Epoch
+    body: Raw
+
+
+class Update(Struct, frozen=True, tag="update"):
+    """Change the display name or the metadata; a field that is absent stays as it is. Counted."""
+
+    name: DisplayName | None = None
+    metadata: Metadata | None = None
+
+
+class Leave(Struct, frozen=True, tag="leave"):
+    """Give the seat up."""
+
+
+# --- both ways ---------------------------------------------------------------------------------
+
+
+class Ack(Struct, frozen=True, tag="ack"):
+    """So many counted messages have arrived here in all."""
+
+    received: Count
+
+
+# --- relay -> client ---------------------------------------------------------------------------
+
+
+class Member(Struct, frozen=True):
+    """Somebody who has a seat in the room."""
+
+    peer_id: PeerId
+    incarnation: Incarnation
+    name: DisplayName | None = None
+    metadata: Metadata = {}
+
+
+class Welcome(Struct, frozen=True, tag="welcome"):
+    """The seat is yours. ``resumed``: it is the one you had, and nothing was missed.
+
+    After a welcome that is not resumed both counts begin again at zero and ``members`` (everybody
+    else in the room) replaces what was known. After a resumed one ``members`` is empty: what
+    changed meanwhile follows as the messages that were missed.
+    """
+
+    version: int
+    room: Room
+    peer_id: PeerId
+    incarnation: Incarnation
+    token: Token
+    seat_timeout: float
+    resumed: bool = False
+    received: Count = 0
+    """How many of the client's counted messages the relay has; the client sends the rest again."""
+    members: list[Member] = []
+
+
+class MemberJoined(Struct, frozen=True, tag="joined"):
+    """Somebody has a seat now. Known id, other incarnation: the earlier one is gone. Counted."""
+
+    member: Member
+
+
+class MemberLeft(Struct, frozen=True, tag="left"):
+    """A seat was given up (``left``) or ran out (``timeout``). Counted."""
+
+    peer_id: PeerId
+    incarnation: Incarnation
+    reason: Code
+
+
+class MemberUpdated(Struct, frozen=True, tag="updated"):
+    """A member changed its name or metadata; both are given as they are now. Counted."""
+
+    peer_id: PeerId
+    incarnation: Incarnation
+    name: DisplayName | None = None
+    metadata: Metadata = {}
+
+
+class SignalIn(Struct, frozen=True, tag="signal"):
+    """A forwarded signal. ``sender`` (``from`` on the wire) and ``incarnation`` are the relay's
+    word, not the sender's. Counted."""
+
+    sender: PeerId = field(name="from")
+    incarnation: Incarnation
+    to_incarnation: Incarnation
+    epoch: Epoch
+    body: Raw
+
+
+class Refused(Struct, frozen=True, tag="refused"):
+    """The relay did not do what was asked. Counted when the client has a seat.
+
+    ``message`` is the number of the counted message that is meant, 0 when it was none. ``to`` is
+    the addressee of a signal that could not be forwarded.
+    """
+
+    code: Code
+    text: Text
+    field: str | None = None
+    message: Count = 0
+    to: PeerId | None = None
+    retry_after: float | None = None
+
+
+class Goodbye(Struct, frozen=True, tag="goodbye"):
+    """The relay closes this socket. ``replaced``: a newer incarnation has the seat, do not come
+    back. ``shutdown``: come back after ``retry_after`` seconds."""
+
+    reason: Code
+    retry_after: float | None = None
+
+
+# --- peer -> peer, inside a signal --------------------------------------------------------------
+
+
+class Offer(Struct, frozen=True, tag="offer"):
+    """A session description that begins epoch ``epoch`` (RFC 8829)."""
+
+    sdp: str
+
+
+class Answer(Struct, frozen=True, tag="answer"):
+    """The session description that answers the offer of the same epoch."""
+
+    sdp: str
+
+
+class IceCandidate(Struct, frozen=True, rename="camel"):
+    """One candidate (RFC 8839, section 5.1), as W3C WebRTC's RTCIceCandidateInit writes it."""
+
+    candidate: Annotated[str, Meta(max_length=1024)]
+    sdp_mid: Annotated[str, Meta(max_length=64)] | None = None
+    sdp_m_line_index: Annotated[int, Meta(ge=0, le=255)] | None = field(
+        name="sdpMLineIndex", default=None
+    )
+
+
+class Candidates(Struct, frozen=True, tag="candidates"):
+    """More candidates for the connection of this epoch; ``end`` when there will be no others."""
+
+    candidates: Annotated[list[IceCandidate], Meta(max_length=MAX_CANDIDATES)] = []
+    end: bool = False
+
+
+class Dial(Struct, frozen=True, tag="dial"):
+    """From the side that waits to the side that dials: this epoch is dead here, dial again."""
+
+    reason: Text = ""
+
+
+class Stale(Struct, frozen=True, tag="stale"):
+    """What you sent was for an incarnation or an epoch that is over; these are the current ones."""
+
+    incarnation: Incarnation
+    epoch: Epoch
+
+
+ClientMessage = Join | SignalOut | Update | Leave | Ack
+RelayMessage = (
+    Welcome | MemberJoined | MemberLeft | MemberUpdated | SignalIn | Refused | Goodbye | Ack
+)
+LinkMessage = Offer | Answer | Candidates | Dial | Stale
+Message = ClientMessage | RelayMessage | LinkMessage
+
+_encoder = msgspec.json.Encoder()
+_client_decoder: msgspec.json.Decoder[ClientMessage] = msgspec.json.Decoder(ClientMessage)
+_relay_decoder: msgspec.json.Decoder[RelayMessage] = msgspec.json.Decoder(RelayMessage)
+_link_decoder: msgspec.json.Decoder[LinkMessage] = msgspec.json.Decoder(LinkMessage)
+_AT = re.compile(r" - at `(?P<path>[^`]*)`$")
+_KEY = re.compile(r"(?:missing required|unknown) field `(?P<name>[^`]*)`")
+
+T = TypeVar("T")
+
+
+def encode(message: Message) -> bytes:
+    """The bytes of one message: JSON in UTF-8, without white space."""
+    return _encoder.encode(message)
+
+
+def _decode(decoder: msgspec.json.Decoder[T], data: bytes | str, who: str) -> T:
+    try:
+        return decoder.decode(data)
+    except msgspec.ValidationError as exc:
+        text = str(exc)
+        at = _AT.search(text)
+        path = at["path"] if at else "$"
+        if missing := _KEY.search(text):
+            path = f"{path}.{missing['name']}"
+        said = text[: at.start()] if at else text
+        if "matching regex" in said:
+            said = next(
+                (
+                    f"Expected `str` {words}"
+                    for regex, words in _PATTERNS.items()
+                    if repr(regex) in said
+                ),
+                said,
+            )
+        raise ProtocolError(
+            f"malformed message from {who}: {said} (field {path})", code="malformed", field=path
+        ) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise ProtocolError(
+            f"message from {who} is not JSON: {exc}", code="not_json", field="$"
+        ) from None
+
+
+def decode_client(data: bytes | str) -> ClientMessage:
+    """What a client said to the relay. Raises `ProtocolError` and nothing else."""
+    message = _decode(_client_decoder, data, "the client")
+    match message:
+        case Join():
+            if message.version != VERSION:
+                raise ProtocolError(
+                    f"this relay speaks version {VERSION} of the protocol, "
+                    f"the client {message.version}",
+                    code="unsupported_version",
+                    field="$.version",
+                )
+            check_metadata(message.metadata)
+        case Update(metadata=dict() as metadata):
+            check_metadata(metadata)
+        case _:
+            pass
+    return message
+
+
+def decode_relay(data: bytes | str) -> RelayMessage:
+    """What the relay said to a client. Raises `ProtocolError` and nothing else."""
+    return _decode(_relay_decoder, data, "the relay")
+
+
+def decode_link(body: bytes | Raw) -> LinkMessage:
+    """What one peer said to another inside a signal. Raises `ProtocolError` and nothing else."""
+    message = _decode(_link_decoder, bytes(body), "the peer")
+    if isinstance(message, Offer | Answer):
+        check_sdp(message.sdp)
+    return message
+
+
+def check_metadata(metadata: Metadata) -> None:
+    """Raise `ProtocolError` when ``metadata`` is larger than `MAX_METADATA` bytes of JSON."""
+    size = len(_encoder.encode(metadata))
+    if size > MAX_METADATA:
+        raise ProtocolError(
+            f"metadata has {size} bytes of JSON, the limit is {MAX_METADATA}",
+            code="too_large",
+            field="$.metadata",
+        )
+
+
+_SDP_NEEDS = {
+    "m=application ": "a data channel section",
+    "a=ice-ufrag:": "ICE credentials",
+    "a=ice-pwd:": "ICE credentials",
+    "a=fingerprint:": "a DTLS fingerprint",
+}
+
+
+def check_sdp(sdp: str) -> None:
+    """Raise `ProtocolError` unless ``sdp`` could describe a data channel (RFC 8841).
+
+    This is what can be told before anything is changed for it: the shape of each line (RFC 8866,
+    section 5), and that no part is missing without which there is no connection.
+    """
+    if len(sdp) > MAX_SDP:
+        raise ProtocolError(
+            f"the session description has {len(sdp)} characters, the limit is {MAX_SDP}",
+            code="too_large",
+            field="$.sdp",
+        )
+    lines = sdp.splitlines()
+    for number, line in enumerate(lines, 1):
+        if len(line) < 2 or line[1] != "=" or not line[0].isalpha():
+            raise ProtocolError(
+                f"line {number} of the session description is not of the form <type>=<value>: "
+                f"{line[:40]!r}",
+                code="bad_sdp",
+                field="$.sdp",
+            )
+    if not lines or lines[0] != "v=0":
+        raise ProtocolError(
+            "the session description does not begin with v=0", code="bad_sdp", field="$.sdp"
+        )
+    for prefix, what in _SDP_NEEDS.items():
+        if not any(line.startswith(prefix) for line in lines):
+            raise ProtocolError(
+                f"the session description lacks {what} (no line {prefix!r})",
+                code="bad_sdp",
+                field="$.sdp",
+            )

@@ -1,0 +1,98 @@
+"""The contract between a `PeerManager` and whatever carries its signals."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from meshpeer.core.messages import (
+    Join,
+    MemberJoined,
+    MemberLeft,
+    MemberUpdated,
+    Metadata,
+    Refused,
+    SignalIn,
+    SignalOut,
+    Welcome,
+)
+
+__all__ = ["SignalingEvent", "SignalingLost", "SignalingTransport"]
+
+
+@dataclass(frozen=True, slots=True)
+class SignalingLost:
+    """The service can't be reached; the transport tries again by itself."""
+
+    reason: str
+    retry_in: float | None = None
+    """Seconds to the next try."""
+
+
+SignalingEvent = (
+    Welcome | MemberJoined | MemberLeft | MemberUpdated | SignalIn | Refused | SignalingLost
+)
+
+
+class SignalingTransport(ABC):
+    """Carries a member's presence and signals. Implement it to use another signalling service.
+
+    What an implementation guarantees, and `meshpeer.testing.conformance` checks:
+
+    1. **Presence.** The `Welcome` lists everybody else in the room. Every later change comes as
+       `MemberJoined`, `MemberLeft` or `MemberUpdated`, in the order in which it happened, and
+       before any signal of the member it is about.
+    2. **Signals.** What one member sends to another arrives in the order sent and at most once; and
+       at least once as long as both keep their seats, whatever happens to the connection meanwhile.
+    3. **Senders are stamped.** `SignalIn.sender` and `SignalIn.incarnation` come from the service.
+    4. **Loss.** A lost connection is told (`SignalingLost`), and mended without being asked. Then
+       comes a `Welcome`: ``resumed`` when nothing was missed, else with the whole room anew.
+    5. **An end is an exception.** When the service refuses for good (`RefusedError`), or a newer
+       incarnation has the seat (`IdentityReplaced`), `receive` raises it, then and ever after.
+    6. **Bounds.** Nothing queues without a bound.
+    7. **Close.** After `close` no task, socket or timer of the transport is left.
+
+    One transport serves one manager, once. The calls are made from one event loop.
+    """
+
+    @abstractmethod
+    async def open(self, join: Join) -> Welcome:
+        """Take a seat. Tries until it succeeds or is cancelled; the caller has the deadline.
+
+        ``join.token`` is the resume token of an earlier process that had this id, or None.
+
+        Raises `RefusedError` when the service refuses for good. A cancelled or failed call leaves
+        the transport to be closed.
+        """
+
+    @property
+    @abstractmethod
+    def last_failure(self) -> str | None:
+        """Why the latest try to reach the service failed, for an error's text; None if none did."""
+
+    @abstractmethod
+    def send(self, signal: SignalOut) -> None:
+        """Send a signal; kept and sent later while the service is away.
+
+        Raises `SignalingBacklog` when too many are kept, `MeshClosed` after `close`.
+        """
+
+    @abstractmethod
+    def update(self, name: str | None, metadata: Metadata | None) -> None:
+        """Tell the room a new name or metadata; None leaves it as it is. Raises like `send`."""
+
+    @abstractmethod
+    async def receive(self) -> SignalingEvent:
+        """The next thing that happened, after the `Welcome` that `open` returned.
+
+        Cancelling it loses nothing. Raises what ended the transport (5), and `MeshClosed` after
+        `close`.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Give the seat up, as far as the service can be reached within a second, and end.
+
+        May be called at any time and more than once. When it is cancelled the transport is closed
+        all the same; only the goodbye may not have been said.
+        """
