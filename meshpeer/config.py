@@ -25,19 +25,39 @@ def _range(owner: object, name: str, low: float, high: float) -> None:
         )
 
 
+def _whole(owner: object, name: str, low: int, high: int) -> None:
+    value = getattr(owner, name)
+    if not isinstance(value, int):
+        raise ConfigError(
+            f"{type(owner).__name__}.{name} must be a whole number between {low} and {high}, "
+            f"not {value!r}"
+        )
+    _range(owner, name, low, high)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IceServer:
     """One STUN or TURN server (W3C WebRTC, RTCIceServer; URIs as in RFC 7064 and RFC 7065)."""
 
     urls: str | Sequence[str]
+    """One address, or several of the same server."""
     username: str | None = None
+    """For TURN. Required there."""
     credential: str | None = field(default=None, repr=False)
+    """The password for TURN. Required there; not shown by ``repr``."""
 
     def __post_init__(self) -> None:
-        for url in [self.urls] if isinstance(self.urls, str) else self.urls:
-            if not url.startswith(("stun:", "turn:", "turns:")):
+        urls = [self.urls] if isinstance(self.urls, str) else self.urls
+        if not isinstance(urls, Sequence) or not urls:
+            raise ConfigError(f"IceServer.urls must be one address or several, not {urls!r}")
+        for url in urls:
+            if not isinstance(url, str) or not url.startswith(("stun:", "turn:", "turns:")):
                 raise ConfigError(
                     f"IceServer.urls must begin with stun:, turn: or turns:, not {url!r}"
+                )
+            if url.startswith("turn") and None in (self.username, self.credential):
+                raise ConfigError(
+                    f"IceServer.username and IceServer.credential must be given for {url!r}"
                 )
 
 
@@ -63,6 +83,8 @@ class MeshConfig:
     """A connected link on which nothing was heard for this long is ``disconnected``."""
     disconnected_timeout: float = 5.0
     """A disconnected link that is not heard of for this long gets a new connection."""
+    stable_after: float = 5.0
+    """A connection that held for this long has earned a fresh start of failures and waits."""
 
     join_timeout: float = 10.0
     """How long `PeerManager.start` tries to enter the room before it raises."""
@@ -90,17 +112,26 @@ class MeshConfig:
                 "MeshConfig.on_conflict must be 'reject', 'takeover' or 'rename', "
                 f"not {self.on_conflict!r}"
             )
+        if not isinstance(self.ice_servers, tuple) or not all(
+            isinstance(server, IceServer) for server in self.ice_servers
+        ):
+            # Not its repr: what stands here by mistake may hold a credential in the open.
+            raise ConfigError(
+                "MeshConfig.ice_servers must be a tuple of IceServer, "
+                f"not {type(self.ice_servers).__name__}"
+            )
         for name in ("connect_timeout", "ping_interval", "silence_timeout", "disconnected_timeout"):
             _range(self, name, 0.05, 3600)
         for name in ("retry_first", "retry_max", "signaling_retry_first", "signaling_retry_max"):
             _range(self, name, 0.01, 3600)
+        _range(self, "stable_after", 0, 3600)
         _range(self, "join_timeout", 0.1, 3600)
         _range(self, "close_timeout", 0, 60)
-        _range(self, "max_message_size", 1024, 1 << 30)
-        _range(self, "receive_window", 64 * 1024, 1 << 32)
-        _range(self, "send_buffer", 16 * 1024, 1 << 30)
-        _range(self, "max_pending_events", 10, 10_000_000)
-        _range(self, "max_pending_signals", 10, 1_000_000)
+        _whole(self, "max_message_size", 1024, 1 << 30)
+        _whole(self, "receive_window", 64 * 1024, 1 << 32)
+        _whole(self, "send_buffer", 16 * 1024, 1 << 30)
+        _whole(self, "max_pending_events", 10, 10_000_000)
+        _whole(self, "max_pending_signals", 10, 1_000_000)
         if self.silence_timeout <= self.ping_interval:
             raise ConfigError(
                 f"MeshConfig.silence_timeout ({self.silence_timeout}) must be longer than "
@@ -149,14 +180,17 @@ class RelayConfig:
     """Bytes a client may leave unread in its socket before it is cut off."""
 
     def __post_init__(self) -> None:
-        _range(self, "port", 0, 65535)
+        if not isinstance(self.host, str) or not self.host:
+            # To asyncio the empty string means every interface: not what anybody means by it.
+            raise ConfigError(f"RelayConfig.host must be an address or a name, not {self.host!r}")
+        _whole(self, "port", 0, 65535)
         _range(self, "seat_timeout", 0, 3600)
         for name in ("join_timeout", "keepalive_interval"):
             _range(self, name, 0.1, 3600)
         _range(self, "restart_delay", 0, 3600)
-        _range(self, "max_message_size", 1024, 1 << 30)
+        _whole(self, "max_message_size", 1024, 1 << 30)
         for name in ("max_rooms", "max_members", "message_burst", "max_replay"):
-            _range(self, name, 1, 10_000_000)
+            _whole(self, name, 1, 10_000_000)
         _range(self, "message_rate", 0.1, 10_000_000)
-        _range(self, "max_replay_bytes", 1024, 1 << 32)
-        _range(self, "max_unread", 1024, 1 << 32)
+        _whole(self, "max_replay_bytes", 1024, 1 << 32)
+        _whole(self, "max_unread", 1024, 1 << 32)

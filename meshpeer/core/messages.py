@@ -4,8 +4,12 @@ Three groups. What a client says to the relay, what the relay says to a client, 
 says to another inside a signal (`LinkMessage`), which the relay forwards without looking inside.
 docs/protocol.md explains the exchange; this module is what both ends check it with.
 
-Unknown fields are ignored, so that a later version can add some. Everything else that does not fit
-the schema raises `ProtocolError`, which names the field.
+Unknown fields are ignored, so that a later version can add some; of a field given twice the last
+counts. Everything else that does not fit the schema raises `ProtocolError`, which names the field.
+
+The relay is strict on behalf of those it forwards to: what it lets through is UTF-8 and nested no
+deeper than `MAX_DEPTH`, in the parts that it does not look into as well. Otherwise a message that
+one member may send would be one that another can't decode.
 
 Counting: on each direction of a client's seat the messages marked *counted* are numbered by both
 ends, from 1, without the number being sent. `Ack` and the ``received`` fields carry such numbers;
@@ -24,6 +28,7 @@ from meshpeer.errors import ProtocolError
 
 __all__ = [
     "MAX_CANDIDATES",
+    "MAX_DEPTH",
     "MAX_METADATA",
     "MAX_SDP",
     "VERSION",
@@ -65,13 +70,17 @@ MAX_SDP = 64 * 1024
 """Characters that a session description may have."""
 MAX_CANDIDATES = 100
 """ICE candidates that one message may carry."""
+MAX_DEPTH = 32
+"""Arrays and objects inside each other that a client's message may have."""
 
-# No control characters, no surrounding white space: a peer id or a name goes into logs, headers
-# and terminals as it is.
-_LABEL = r"^[^\s\x00-\x1f\x7f-\x9f]([^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f])?$"
-_INCARNATION = r"^[A-Za-z0-9_-]{8,64}$"
-_TOKEN = r"^[A-Za-z0-9_-]{16,128}$"
-_CODE = r"^[a-z_]{1,64}$"
+# No control characters, no line or paragraph separators, nothing that turns the direction of text,
+# no surrounding white space: a peer id or a name goes into logs and terminals as it is.
+_BAD = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"
+# The end is \Z: $ would let a line feed follow.
+_LABEL = rf"^[^\s{_BAD}]([^{_BAD}]*[^\s{_BAD}])?\Z"
+_INCARNATION = r"^[A-Za-z0-9_-]{8,64}\Z"
+_TOKEN = r"^[A-Za-z0-9_-]{16,128}\Z"
+_CODE = r"^[a-z_]{1,64}\Z"
 _PATTERNS = {
     _LABEL: "without control characters and without white space around it",
     _INCARNATION: "of 8 to 64 letters, digits, - and _",
@@ -86,6 +95,8 @@ Incarnation = Annotated[str, Meta(pattern=_INCARNATION)]
 Token = Annotated[str, Meta(pattern=_TOKEN)]
 Epoch = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
+Version = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Seconds = Annotated[float, Meta(ge=0, le=86400)]
 Text = Annotated[str, Meta(max_length=1024)]
 Code = Annotated[str, Meta(pattern=_CODE)]
 Metadata = dict[str, Any]
@@ -97,7 +108,7 @@ Metadata = dict[str, Any]
 class Join(Struct, frozen=True, tag="join"):
     """Ask for a seat, or for the seat one had. The first message on a socket."""
 
-    version: int
+    version: Version
     room: Room
     peer_id: PeerId
     incarnation: Incarnation
@@ -159,12 +170,12 @@ class Welcome(Struct, frozen=True, tag="welcome"):
     changed meanwhile follows as the messages that were missed.
     """
 
-    version: int
+    version: Version
     room: Room
     peer_id: PeerId
     incarnation: Incarnation
     token: Token
-    seat_timeout: float
+    seat_timeout: Seconds
     resumed: bool = False
     received: Count = 0
     """How many of the client's counted messages the relay has; the client sends the rest again."""
@@ -214,10 +225,10 @@ class Refused(Struct, frozen=True, tag="refused"):
 
     code: Code
     text: Text
-    field: str | None = None
+    field: Text | None = None
     message: Count = 0
     to: PeerId | None = None
-    retry_after: float | None = None
+    retry_after: Seconds | None = None
 
 
 class Goodbye(Struct, frozen=True, tag="goodbye"):
@@ -225,7 +236,7 @@ class Goodbye(Struct, frozen=True, tag="goodbye"):
     back. ``shutdown``: come back after ``retry_after`` seconds."""
 
     reason: Code
-    retry_after: float | None = None
+    retry_after: Seconds | None = None
 
 
 # --- peer -> peer, inside a signal --------------------------------------------------------------
@@ -285,7 +296,10 @@ _client_decoder: msgspec.json.Decoder[ClientMessage] = msgspec.json.Decoder(Clie
 _relay_decoder: msgspec.json.Decoder[RelayMessage] = msgspec.json.Decoder(RelayMessage)
 _link_decoder: msgspec.json.Decoder[LinkMessage] = msgspec.json.Decoder(LinkMessage)
 _AT = re.compile(r" - at `(?P<path>[^`]*)`$")
-_KEY = re.compile(r"(?:missing required|unknown) field `(?P<name>[^`]*)`")
+_KEY = re.compile(r"missing required field `(?P<name>[^`]*)`")
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_ECHO = 200
 
 T = TypeVar("T")
 
@@ -297,6 +311,11 @@ def encode(message: Message) -> bytes:
 
 def _decode(decoder: msgspec.json.Decoder[T], data: bytes | str, who: str) -> T:
     try:
+        # Parts that are not looked into are not decoded either, so that UTF-8 is checked here.
+        if isinstance(data, str):
+            data = data.encode()
+        elif not data.isascii():
+            data.decode()
         return decoder.decode(data)
     except msgspec.ValidationError as exc:
         text = str(exc)
@@ -314,18 +333,43 @@ def _decode(decoder: msgspec.json.Decoder[T], data: bytes | str, who: str) -> T:
                 ),
                 said,
             )
+        # A value that is echoed is the sender's; this text goes into logs and back over the wire.
+        said = "".join(c if c.isprintable() else "\ufffd" for c in said[:_ECHO])
         raise ProtocolError(
             f"malformed message from {who}: {said} (field {path})", code="malformed", field=path
         ) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+    except RecursionError:
+        raise _too_deep(who) from None
+    except (msgspec.DecodeError, UnicodeError) as exc:
         raise ProtocolError(
             f"message from {who} is not JSON: {exc}", code="not_json", field="$"
         ) from None
 
 
+def _too_deep(who: str) -> ProtocolError:
+    return ProtocolError(
+        f"message from {who} is nested deeper than {MAX_DEPTH} arrays and objects",
+        code="too_deep",
+        field="$",
+    )
+
+
+def _is_too_deep(data: bytes) -> bool:
+    """Whether ``data``, which is JSON, is nested deeper than `MAX_DEPTH`."""
+    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
+        return False
+    # Each round takes the innermost pairs away: a bounded number of passes at memchr's speed.
+    brackets = _STRING.sub(b"", data).translate(None, _NOT_BRACKETS)
+    for _ in range(MAX_DEPTH):
+        brackets = brackets.replace(b"[]", b"\0").replace(b"{}", b"\0").replace(b"\0", b"")
+    return bool(brackets)
+
+
 def decode_client(data: bytes | str) -> ClientMessage:
     """What a client said to the relay. Raises `ProtocolError` and nothing else."""
     message = _decode(_client_decoder, data, "the client")
+    if _is_too_deep(data.encode() if isinstance(data, str) else data):
+        raise _too_deep("the client")
     match message:
         case Join():
             if message.version != VERSION:
