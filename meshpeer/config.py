@@ -47,7 +47,8 @@ class IceServer:
     """The password for TURN. Required there; not shown by ``repr``."""
 
     def __post_init__(self) -> None:
-        urls = [self.urls] if isinstance(self.urls, str) else self.urls
+        # Read as `object` here and below: a caller without a type checker passes anything.
+        urls: object = [self.urls] if isinstance(self.urls, str) else self.urls
         if not isinstance(urls, Sequence) or not urls:
             raise ConfigError(f"IceServer.urls must be one address or several, not {urls!r}")
         for url in urls:
@@ -112,13 +113,11 @@ class MeshConfig:
                 "MeshConfig.on_conflict must be 'reject', 'takeover' or 'rename', "
                 f"not {self.on_conflict!r}"
             )
-        if not isinstance(self.ice_servers, tuple) or not all(
-            isinstance(server, IceServer) for server in self.ice_servers
-        ):
+        servers: object = self.ice_servers
+        if not isinstance(servers, tuple) or not all(isinstance(s, IceServer) for s in servers):
             # Not its repr: what stands here by mistake may hold a credential in the open.
             raise ConfigError(
-                "MeshConfig.ice_servers must be a tuple of IceServer, "
-                f"not {type(self.ice_servers).__name__}"
+                f"MeshConfig.ice_servers must be a tuple of IceServer, not {type(servers).__name__}"
             )
         for name in ("connect_timeout", "ping_interval", "silence_timeout", "disconnected_timeout"):
             _range(self, name, 0.05, 3600)
@@ -180,9 +179,10 @@ class RelayConfig:
     """Bytes a client may leave unread in its socket before it is cut off."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.host, str) or not self.host:
+        host: object = self.host
+        if not isinstance(host, str) or not host:
             # To asyncio the empty string means every interface: not what anybody means by it.
-            raise ConfigError(f"RelayConfig.host must be an address or a name, not {self.host!r}")
+            raise ConfigError(f"RelayConfig.host must be an address or a name, not {host!r}")
         _whole(self, "port", 0, 65535)
         _range(self, "seat_timeout", 0, 3600)
         for name in ("join_timeout", "keepalive_interval"):
