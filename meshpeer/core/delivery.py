@@ -1,0 +1,159 @@
+"""The messages of one connection: put together from frames, and kept within the receiver's credit.
+
+The receiver says how many bytes it takes in all; the sender stays below. What was received counts
+as long as the application has not taken it, so an application that does not read stops its sender,
+and memory stays within the window.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from meshpeer.config import MeshConfig
+from meshpeer.core.frames import Credit, Data, More, decode_value, encode_credit
+from meshpeer.errors import MessageTooLarge, ProtocolError
+
+__all__ = ["INITIAL_CREDIT", "MIN_PART", "OVERHEAD", "Delivery", "Received"]
+
+INITIAL_CREDIT = 64 * 1024
+"""Bytes that may be sent before the other side's first credit has come."""
+OVERHEAD = 128
+"""What every message costs on top of the bytes of its frames: what keeping an empty one takes."""
+MIN_PART = 1024
+"""Bytes of the smallest frame that is not the last of its message, so that parts stay few."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A whole message. ``charge`` is to be given back with `Delivery.taken`."""
+
+    data: Any
+    channel: str
+    charge: int
+
+
+class Delivery:
+    """Both directions of one connection. A new connection begins with a new object."""
+
+    __slots__ = (
+        "_charge",
+        "_config",
+        "_granted",
+        "_limit",
+        "_max_message",
+        "_parts",
+        "_received",
+        "_sent",
+        "_size",
+        "_taken",
+        "_window",
+    )
+
+    def __init__(self, config: MeshConfig) -> None:
+        self._config = config
+        # Sending.
+        self._sent = 0
+        self._limit = INITIAL_CREDIT
+        self._window: int | None = None
+        self._max_message: int | None = None
+        # Receiving.
+        self._granted = config.receive_window
+        self._received = 0
+        self._taken = 0
+        self._parts: list[Data | More] = []
+        self._size = 0
+        self._charge = 0
+
+    # --- sending ---
+
+    def check(self, charge: int, size: int) -> None:
+        """Raise `MessageTooLarge` for a message that the other side will never take."""
+        if self._max_message is not None and size > self._max_message:
+            raise MessageTooLarge(
+                f"the message has {size} bytes, the other side takes {self._max_message}: "
+                "send it in parts"
+            )
+        if self._window is not None and charge > self._window:
+            raise MessageTooLarge(
+                f"the message costs {charge} bytes of credit, the other side's window has "
+                f"{self._window}: send it in parts"
+            )
+
+    def may_send(self, charge: int) -> bool:
+        """Whether the credit suffices now."""
+        return self._sent + charge <= self._limit
+
+    def sent(self, charge: int) -> None:
+        """So much was sent."""
+        self._sent += charge
+
+    def credited(self, credit: Credit) -> None:
+        """The other side's credit arrived. Raises `ProtocolError` when it takes some back."""
+        if self._window is None:
+            self._window = credit.limit
+        elif credit.limit < self._limit:
+            raise ProtocolError(
+                f"credit went back from {self._limit} to {credit.limit}",
+                code="bad_credit",
+                field="limit",
+            )
+        self._limit = max(self._limit, credit.limit)
+        self._max_message = credit.max_message
+
+    # --- receiving ---
+
+    def first_credit(self) -> bytes:
+        """The frame to begin with."""
+        return encode_credit(self._granted, self._config.max_message_size)
+
+    def received(self, frame: Data | More, size: int) -> Received | None:
+        """A frame of ``size`` bytes arrived; the message, when it is whole now.
+
+        Raises `ProtocolError` for what is out of place, too large or beyond the credit.
+        """
+        begins = isinstance(frame, Data)
+        if begins == bool(self._parts):
+            text = "a message begins inside another" if begins else "a part of no message"
+            raise ProtocolError(text, code="unexpected_frame", field="type")
+        if not frame.last and size < MIN_PART:
+            raise ProtocolError(
+                f"a part of {size} bytes that is not the last, the least is {MIN_PART}",
+                code="bad_frame",
+                field="size",
+            )
+        charge = size + (OVERHEAD if begins else 0)
+        self._received += charge
+        if self._received > self._granted:
+            raise ProtocolError(
+                f"{self._received} bytes were sent, the credit is {self._granted}",
+                code="beyond_credit",
+                field="payload",
+            )
+        whole = self._size + len(frame.payload)
+        if whole > self._config.max_message_size:
+            raise ProtocolError(
+                f"a message of {whole} bytes or more, the limit is {self._config.max_message_size}",
+                code="too_large",
+                field="payload",
+            )
+        self._parts.append(frame)
+        self._size = whole
+        self._charge += charge
+        if not frame.last:
+            return None
+        parts, charge = self._parts, self._charge
+        self._parts, self._size, self._charge = [], 0, 0
+        head = parts[0]
+        assert isinstance(head, Data)
+        payload = head.payload if len(parts) == 1 else b"".join(part.payload for part in parts)
+        return Received(decode_value(head.kind, payload), head.channel, charge)
+
+    def taken(self, charge: int) -> bytes | None:
+        """The application took so much; the frame with new credit, when it is time for one."""
+        self._taken += charge
+        limit = self._taken + self._config.receive_window
+        if limit - self._granted < self._config.receive_window // 4:
+            return None
+        self._granted = limit
+        return encode_credit(limit, self._config.max_message_size)

@@ -1,0 +1,692 @@
+"""One local peer and one remote incarnation: how their connection comes about, and comes back.
+
+A `Link` is fed inputs and returns outputs. What it does with an input is one row of `TABLE`, found
+by (state, input, condition); there is no other place where the state changes. An input that the
+table does not list raises `UnexpectedInput` when it is the shell's doing, and is refused with a
+`ProtocolError` when it came from the other side; either way nothing changes.
+
+The peer with the smaller id dials, the other waits (and may ask to be dialled). Each attempt has a
+number, its epoch; every signal carries it, and so does everything the shell reports about a
+connection. What belongs to an earlier epoch has rows of its own and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple, TypeVar
+
+from meshpeer.config import MeshConfig
+from meshpeer.core.events import PeerState
+from meshpeer.core.messages import (
+    MAX_CANDIDATES,
+    Answer,
+    Candidates,
+    Dial,
+    IceCandidate,
+    LinkMessage,
+    Offer,
+    Stale,
+)
+from meshpeer.core.timing import Backoff, Deadlines
+from meshpeer.errors import MeshError, ProtocolError, UnexpectedInput
+
+__all__ = [
+    "TABLE",
+    "AcceptAnswer",
+    "AcceptOffer",
+    "AddCandidates",
+    "CloseConnection",
+    "Input",
+    "Link",
+    "LinkOutput",
+    "LinkState",
+    "MakeOffer",
+    "Operate",
+    "Operation",
+    "Ping",
+    "Refuse",
+    "Row",
+    "SendSignal",
+    "StateChanged",
+]
+
+
+class LinkState(StrEnum):
+    """Where a link stands. `Link.peer_state` says it in the words of the public interface."""
+
+    NEW = "new"
+    WAITING = "waiting"
+    """The other side is to dial."""
+    OFFERING = "offering"
+    """An offer is being made."""
+    OFFERED = "offered"
+    """The offer is sent, the answer has not come."""
+    ANSWERING = "answering"
+    """An answer is being made."""
+    CHECKING = "checking"
+    """Both descriptions are exchanged; ICE, DTLS and SCTP are at work."""
+    CONNECTED = "connected"
+    DISCONNECTED = "disconnected"
+    """Nothing was heard for a while; the connection may still come back."""
+    FAILED = "failed"
+    """Attempts failed; another follows after a wait."""
+    CLOSED = "closed"
+
+
+class Input(StrEnum):
+    """What can happen to a link."""
+
+    START = "start"
+    # From the other side.
+    OFFER = "offer"
+    ANSWER = "answer"
+    CANDIDATES = "candidates"
+    DIAL = "dial"
+    STALE = "stale"
+    # From the shell, about operations and the connection.
+    OFFER_MADE = "offer made"
+    ANSWER_MADE = "answer made"
+    OPERATION_FAILED = "operation failed"
+    OPENED = "opened"
+    LOST = "lost"
+    HEARD = "heard"
+    # Time.
+    DEADLINE = "deadline"
+    SILENCE = "silence"
+    # From the mesh.
+    REACHABLE = "reachable"
+    CLOSE = "close"
+
+
+class Row(NamedTuple):
+    """In ``state``, on ``input`` under ``condition``: run ``actions``, be in ``next``."""
+
+    state: LinkState
+    input: Input
+    condition: str
+    next: LinkState
+    actions: tuple[str, ...]
+    reason: str
+    """Why; shown to users when the state changes. ``{}`` takes the detail of the input."""
+
+
+_S = LinkState
+_DIALLING = (_S.OFFERING, _S.OFFERED, _S.CHECKING)
+_ANSWERING = (_S.ANSWERING, _S.CHECKING)
+_UP = (_S.CONNECTED, _S.DISCONNECTED)
+_IDLE = (_S.WAITING, _S.FAILED)
+_HAS_CONNECTION = frozenset((*_DIALLING, *_ANSWERING, *_UP))
+_DIALS = (*_DIALLING, *_UP, _S.FAILED)
+_WAITS = (_S.WAITING, *_ANSWERING, *_UP, _S.FAILED)
+
+
+# fmt: off
+def _table() -> tuple[Row, ...]:
+    rows: list[Row] = []
+
+    def row(
+        states: LinkState | Iterable[LinkState],
+        on: Input,
+        conditions: str | Iterable[str],
+        to: LinkState | None,
+        actions: tuple[str, ...],
+        reason: str,
+    ) -> None:
+        rows.extend(
+            Row(state, on, condition, to or state, actions, reason)
+            for state in ([states] if isinstance(states, LinkState) else states)
+            for condition in ([conditions] if isinstance(conditions, str) else conditions)
+        )
+
+    # Begin.
+    row(_S.NEW, Input.START, "dials", _S.OFFERING, ("dial",), "dialling")
+    row(_S.NEW, Input.START, "waits", _S.WAITING, (), "waiting to be dialled")
+
+    # An offer, on the side that waits: the newest wins, whatever was before.
+    row(_WAITS, Input.OFFER, "waits, newer", _S.ANSWERING, ("answer",), "dialled")
+    row(_WAITS, Input.OFFER, "waits, current", None, (), "the same offer again")
+    row(_WAITS, Input.OFFER, "waits, older", None, ("reply_stale",), "an epoch that is over")
+    # An offer, on the side that dials: both dial. Ours wins while it is on its way.
+    row(_DIALLING, Input.OFFER, ("dials, older", "dials, current", "dials, newer"), None, (),
+        "both dial: the offer of the smaller id wins")
+    row((*_UP, _S.FAILED), Input.OFFER, "dials, newer", _S.OFFERING, ("dial",),
+        "both dial: the smaller id dials again")
+    row((*_UP, _S.FAILED), Input.OFFER, ("dials, older", "dials, current"), None,
+        ("reply_stale",), "an epoch that is over")
+
+    # An answer. One that nobody asked for is not listed: it is refused.
+    row(_S.OFFERED, Input.ANSWER, "dials, current", _S.CHECKING, ("accept_answer",), "answered")
+    row(_DIALS, Input.ANSWER, "dials, older", None, (), "an epoch that is over")
+
+    # Candidates may overtake the offer they belong to: they are kept for it.
+    row((_S.OFFERED, _S.CHECKING, *_UP), Input.CANDIDATES, "dials, current", None,
+        ("add_candidates",), "candidates")
+    row((*_ANSWERING, *_UP), Input.CANDIDATES, "waits, current", None,
+        ("add_candidates",), "candidates")
+    row(_S.FAILED, Input.CANDIDATES, "dials, current", None, (), "an attempt that failed")
+    row(_IDLE, Input.CANDIDATES, "waits, current", None, (), "an attempt that failed")
+    row(_DIALS, Input.CANDIDATES, "dials, older", None, (), "an epoch that is over")
+    row(_WAITS, Input.CANDIDATES, "waits, older", None, (), "an epoch that is over")
+    row(_WAITS, Input.CANDIDATES, "waits, newer", None, ("hold_candidates",),
+        "candidates before their offer")
+
+    # The side that waits asks to be dialled. If it had our latest offer, that attempt has failed.
+    row(_S.FAILED, Input.DIAL, ("dials, older", "dials, current", "dials, newer"), _S.OFFERING,
+        ("dial",), "the other side asks: {}")
+    row((*_DIALLING, *_UP), Input.DIAL, "dials, older", None, (), "dialling already")
+    row((*_DIALLING, *_UP), Input.DIAL, "dials, newer", _S.OFFERING, ("dial",),
+        "the other side is ahead: {}")
+    row(_S.OFFERING, Input.DIAL, "dials, current", None, (), "dialling already")
+
+    # The side that waits tells that our offer is behind what it knows.
+    row(_DIALS, Input.STALE, ("dials, current", "dials, newer"), _S.OFFERING, ("dial",),
+        "the other side is ahead of our offer")
+    row(_DIALS, Input.STALE, "dials, older", None, (), "an epoch that is over")
+
+    # Operations and the connection.
+    row(_S.OFFERING, Input.OFFER_MADE, "current", _S.OFFERED, ("send_offer",), "offer sent")
+    row(_S.ANSWERING, Input.ANSWER_MADE, "current", _S.CHECKING, ("send_answer",), "answer sent")
+    row(_S.CHECKING, Input.OPENED, "current", _S.CONNECTED, (), "connected")
+    row(_S.DISCONNECTED, Input.HEARD, "current", _S.CONNECTED, (), "heard again")
+    row(_S.CONNECTED, Input.SILENCE, "", _S.DISCONNECTED, (), "nothing heard for {} s")
+    for on in (Input.OFFER_MADE, Input.ANSWER_MADE, Input.OPENED, Input.LOST,
+               Input.OPERATION_FAILED):
+        row([state for state in _S if state is not _S.NEW], on, "older", None, (),
+            "a connection that is gone")
+        row((*_IDLE, _S.CLOSED), on, "current", None, (), "a connection that is gone")
+
+    # What fails once is tried again at once; what fails again waits first.
+    for dialling, answering, on, reason in (
+        (_DIALLING, _ANSWERING, Input.DEADLINE, "not connected within {} s"),
+        (_S.DISCONNECTED, _S.DISCONNECTED, Input.DEADLINE, "did not come back within {} s"),
+        ((*_DIALLING, *_UP), (*_ANSWERING, *_UP), Input.LOST, "connection lost: {}"),
+        ((*_DIALLING, *_UP), (*_ANSWERING, *_UP), Input.OPERATION_FAILED, "{}"),
+        ((_S.OFFERED, _S.CHECKING, *_UP), (), Input.DIAL, "the other side failed: {}"),
+    ):
+        row(dialling, on, "dials, first", _S.OFFERING, ("count_failure", "dial"), reason)
+        row(dialling, on, "dials, again", _S.FAILED, ("count_failure", "drop"), reason)
+        row(answering, on, "waits, first", _S.WAITING, ("count_failure", "drop", "ask"), reason)
+        row(answering, on, "waits, again", _S.FAILED, ("count_failure", "drop"), reason)
+    row(_S.WAITING, Input.DEADLINE, ("waits, first", "waits, again"), _S.FAILED,
+        ("count_failure", "ask"), "not dialled within {} s")
+    row(_S.FAILED, Input.DEADLINE, ("dials, first", "dials, again"), _S.OFFERING, ("dial",),
+        "trying again")
+    row(_S.FAILED, Input.DEADLINE, ("waits, first", "waits, again"), None, ("ask", "wait_more"),
+        "asking again")
+    row(_S.FAILED, Input.DEADLINE, "unreachable", None, ("wait_more",), "no signalling to the peer")
+
+    # Signals get to the peer again.
+    row(_S.FAILED, Input.REACHABLE, "dials", _S.OFFERING, ("dial",), "signalling is back")
+    row((*_DIALLING, *_UP), Input.REACHABLE, "dials", None, (), "nothing to mend")
+    row(_IDLE, Input.REACHABLE, "waits", None, ("ask",), "signalling is back")
+    row((*_ANSWERING, *_UP), Input.REACHABLE, "waits", None, (), "nothing to mend")
+
+    # The end.
+    row(_S, Input.CLOSE, "", _S.CLOSED, ("drop",), "{}")
+    return tuple(rows)
+# fmt: on
+
+
+TABLE: tuple[Row, ...] = _table()
+_INDEX = {(row.state, row.input, row.condition): row for row in TABLE}
+assert len(_INDEX) == len(TABLE), "two rows for the same state, input and condition"
+
+_FROM_PEER = frozenset({Input.OFFER, Input.ANSWER, Input.CANDIDATES, Input.DIAL, Input.STALE})
+_TAG: dict[type, Input] = {
+    Offer: Input.OFFER,
+    Answer: Input.ANSWER,
+    Candidates: Input.CANDIDATES,
+    Dial: Input.DIAL,
+    Stale: Input.STALE,
+}
+_T = TypeVar("_T")
+
+# A deadline that is served so much later than it was set for means that this process stood still:
+# what came in meanwhile has not been read yet, so silence proves nothing.
+_STALL = 0.25
+_MAX_EPOCH = 2**31 - 1
+
+
+# --- outputs -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class MakeOffer:
+    """Make a connection and an offer for it; report OFFER_MADE."""
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptOffer:
+    """Make a connection and an answer to this offer; report ANSWER_MADE."""
+
+    sdp: str
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptAnswer:
+    """Give the answer to the connection."""
+
+    sdp: str
+
+
+@dataclass(frozen=True, slots=True)
+class AddCandidates:
+    """Give remote candidates to the connection."""
+
+    candidates: tuple[IceCandidate, ...]
+    end: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CloseConnection:
+    """Close the connection; later operations wait until it is closed."""
+
+
+Operation = MakeOffer | AcceptOffer | AcceptAnswer | AddCandidates | CloseConnection
+
+
+@dataclass(frozen=True, slots=True)
+class Operate:
+    """Run an operation on the connection of this epoch, after those that came before it."""
+
+    epoch: int
+    operation: Operation
+
+
+@dataclass(frozen=True, slots=True)
+class SendSignal:
+    """Send this to the remote incarnation."""
+
+    epoch: int
+    body: LinkMessage
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Send a ping over the connection."""
+
+    nonce: int
+
+
+@dataclass(frozen=True, slots=True)
+class StateChanged:
+    """The state has changed."""
+
+    previous: LinkState
+    state: LinkState
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """What the other side sent was refused."""
+
+    error: ProtocolError
+
+
+LinkOutput = Operate | SendSignal | Ping | StateChanged | Refuse
+
+
+class Link:
+    """The state machine of one link. See the module for how it works.
+
+    ``dials``: this side has the smaller id. ``random`` gives numbers in [0, 1) for the jitter.
+    """
+
+    __slots__ = (
+        "_arg",
+        "_backoff",
+        "_config",
+        "_connected_at",
+        "_deadlines",
+        "_detail",
+        "_failures",
+        "_heard_at",
+        "_held",
+        "_incarnation",
+        "_out",
+        "_ping_nonce",
+        "_pinged_at",
+        "_random",
+        "_recovering",
+        "connections",
+        "dials",
+        "epoch",
+        "reachable",
+        "rtt",
+        "state",
+    )
+
+    def __init__(
+        self,
+        config: MeshConfig,
+        *,
+        dials: bool,
+        incarnation: str,
+        random: Callable[[], float],
+    ) -> None:
+        self.state = LinkState.NEW
+        self.dials = dials
+        self.epoch = 0
+        self.reachable = True
+        """Whether signals get to the peer; kept by the node."""
+        self.rtt: float | None = None
+        """The latest measured round trip in seconds."""
+        self.connections = 0
+        """How often this link was connected."""
+        self._config = config
+        self._incarnation = incarnation
+        self._random = random
+        self._deadlines: Deadlines[str] = Deadlines()
+        self._backoff = Backoff(config.retry_first, config.retry_max, jitter=0.5)
+        self._failures = 0
+        self._recovering = False
+        self._connected_at = 0.0
+        self._heard_at = 0.0
+        self._ping_nonce = 0
+        self._pinged_at: float | None = None
+        self._held: tuple[int, list[IceCandidate], bool] | None = None
+        self._out: list[LinkOutput] = []
+        self._arg: object = None
+        self._detail = ""
+
+    # --- what the shell reads ---
+
+    @property
+    def peer_state(self) -> PeerState:
+        """The state in the words of the public interface."""
+        match self.state:
+            case LinkState.NEW | LinkState.WAITING if not self._recovering:
+                return PeerState.NEW if self.epoch == 0 else PeerState.CONNECTING
+            case LinkState.CONNECTED:
+                return PeerState.CONNECTED
+            case LinkState.FAILED:
+                return PeerState.FAILED
+            case LinkState.CLOSED:
+                return PeerState.CLOSED
+            case _:
+                return PeerState.DISCONNECTED if self._recovering else PeerState.CONNECTING
+
+    @property
+    def alive(self) -> bool:
+        """Whether a direct path exists, or did until a moment ago."""
+        return self.state in _UP
+
+    def next_deadline(self) -> float | None:
+        """When `tick` is wanted next."""
+        return self._deadlines.next()
+
+    # --- inputs ---
+
+    def start(self, now: float) -> list[LinkOutput]:
+        """Begin: dial, or wait to be dialled."""
+        return self._feed(Input.START, self._role, now)
+
+    def message(self, epoch: int, message: LinkMessage, now: float) -> list[LinkOutput]:
+        """A signal of the remote incarnation arrived."""
+        kind = _TAG[type(message)]
+        if isinstance(message, Stale):
+            epoch = message.epoch
+        if isinstance(message, Dial):
+            if (
+                self.dials
+                and epoch == self.epoch
+                and self.state in _HAS_CONNECTION
+                and self.state is not LinkState.OFFERING
+            ):
+                return self._failure(kind, epoch, message.reason, now)
+            detail = message.reason
+        else:
+            detail = ""
+        age = "older" if epoch < self.epoch else "current" if epoch == self.epoch else "newer"
+        return self._feed(kind, f"{self._role}, {age}", now, arg=(epoch, message), detail=detail)
+
+    def offer_made(self, epoch: int, sdp: str, now: float) -> list[LinkOutput]:
+        """`MakeOffer` is done."""
+        return self._feed(Input.OFFER_MADE, self._age(epoch), now, arg=sdp)
+
+    def answer_made(self, epoch: int, sdp: str, now: float) -> list[LinkOutput]:
+        """`AcceptOffer` is done."""
+        return self._feed(Input.ANSWER_MADE, self._age(epoch), now, arg=sdp)
+
+    def operation_failed(
+        self, epoch: int, operation: Operation, error: MeshError, now: float
+    ) -> list[LinkOutput]:
+        """An operation did not succeed. Candidates that can't be used change nothing."""
+        out: list[LinkOutput] = [Refuse(error)] if isinstance(error, ProtocolError) else []
+        if not isinstance(operation, AddCandidates):
+            out += self._failure(Input.OPERATION_FAILED, epoch, str(error), now)
+        return out
+
+    def opened(self, epoch: int, now: float) -> list[LinkOutput]:
+        """The message channel is open."""
+        return self._feed(Input.OPENED, self._age(epoch), now)
+
+    def lost(self, epoch: int, reason: str, now: float) -> list[LinkOutput]:
+        """The connection is over."""
+        return self._failure(Input.LOST, epoch, reason, now)
+
+    def heard(self, epoch: int, now: float) -> list[LinkOutput]:
+        """Something arrived over the connection. Called for every frame."""
+        if epoch != self.epoch:
+            return []
+        self._heard_at = now
+        if self.state is not LinkState.DISCONNECTED:
+            return []
+        return self._feed(Input.HEARD, "current", now)
+
+    def pong(self, epoch: int, nonce: int, now: float) -> None:
+        """The answer to a ping arrived; one that nobody waits for is ignored."""
+        if epoch == self.epoch and nonce == self._ping_nonce and self._pinged_at is not None:
+            self.rtt = now - self._pinged_at
+            self._pinged_at = None
+
+    def ping(self, now: float) -> Ping:
+        """Measure the round trip now."""
+        self._ping_nonce = (self._ping_nonce + 1) & 0xFFFFFFFF
+        self._pinged_at = now
+        return Ping(self._ping_nonce)
+
+    def set_reachable(self, reachable: bool, now: float) -> list[LinkOutput]:
+        """Signals get to the peer, or don't."""
+        self.reachable = reachable
+        if not reachable or self.state in (LinkState.NEW, LinkState.CLOSED):
+            return []
+        return self._feed(Input.REACHABLE, self._role, now)
+
+    def close(self, reason: str, now: float) -> list[LinkOutput]:
+        """End the link for good."""
+        return self._feed(Input.CLOSE, "", now, detail=reason)
+
+    def tick(self, now: float) -> list[LinkOutput]:
+        """Time has passed."""
+        out: list[LinkOutput] = []
+        for name, at in self._deadlines.due(now):
+            match name:
+                case "ping" if self.state in _UP:
+                    out += self._ping_due(now)
+                case "silence" if self.state is LinkState.CONNECTED:
+                    out += self._silence_due(at, now)
+                case "state" if self.state is LinkState.FAILED and not self.reachable:
+                    out += self._feed(Input.DEADLINE, "unreachable", now)
+                case "state":
+                    disconnected = self.state is LinkState.DISCONNECTED
+                    waited = (
+                        self._config.disconnected_timeout
+                        if disconnected
+                        else self._config.connect_timeout
+                    )
+                    out += self._failure(Input.DEADLINE, self.epoch, f"{waited:g}", now)
+                case _:
+                    pass  # An earlier deadline of the same moment has ended that state.
+        return out
+
+    # --- the machine ---
+
+    @property
+    def _role(self) -> str:
+        return "dials" if self.dials else "waits"
+
+    def _age(self, epoch: int) -> str:
+        if epoch > self.epoch:
+            raise UnexpectedInput(f"epoch {epoch} has not begun; the link is at {self.epoch}")
+        return "current" if epoch == self.epoch else "older"
+
+    def _failure(self, on: Input, epoch: int, detail: str, now: float) -> list[LinkOutput]:
+        condition = self._age(epoch)
+        if condition == "current" and not (
+            self.state in (*_IDLE, LinkState.CLOSED) and on is not Input.DEADLINE
+        ):
+            # A connection that held has earned a new beginning; one that did not is the same
+            # trouble going on, however often it connected in between.
+            if self.state in _UP and now - self._connected_at >= self._config.stable_after:
+                self._failures = 0
+                self._backoff.reset()
+            condition = f"{self._role}, {'again' if self._failures else 'first'}"
+        return self._feed(on, condition, now, detail=detail)
+
+    def _feed(
+        self, on: Input, condition: str, now: float, *, arg: object = None, detail: str = ""
+    ) -> list[LinkOutput]:
+        row = _INDEX.get((self.state, on, condition))
+        if row is None:
+            text = f"{on} ({condition or 'no condition'}) is not expected in state {self.state}"
+            if on in _FROM_PEER:
+                return [Refuse(ProtocolError(text, code=f"unexpected_{on}", field="$.type"))]
+            raise UnexpectedInput(text)
+        self._arg, self._detail = arg, row.reason.format(detail)
+        self._out = []
+        for action in row.actions:
+            getattr(self, f"_do_{action}")(now)
+        self._set_state(row, now)
+        out, self._out = self._out, []
+        self._arg = None
+        return out
+
+    def _set_state(self, row: Row, now: float) -> None:
+        previous, self.state = self.state, row.next
+        if previous is row.next:
+            return
+        match row.next:
+            case LinkState.CONNECTED:
+                self._deadlines.clear("state")
+                if previous is LinkState.CHECKING:
+                    self._connected_at = self._heard_at = now
+                    self.connections += 1
+                    self._recovering = True
+                    # Measured at once, so that users see a round trip from the first moment.
+                    self._out.append(self.ping(now))
+                self._deadlines.set("silence", now + self._config.silence_timeout)
+                self._deadlines.set("ping", now + self._ping_after)
+            case LinkState.DISCONNECTED:
+                self._deadlines.set("state", now + self._config.disconnected_timeout)
+            case LinkState.WAITING:
+                self._deadlines.set("state", now + self._config.connect_timeout)
+            case LinkState.FAILED:
+                self._recovering = False
+                self._do_wait_more(now)
+            case LinkState.CLOSED:
+                self._deadlines.clear_all()
+            case _:
+                pass  # An attempt has one deadline for all its states; it was set when it began.
+        if row.next not in _UP:
+            self._deadlines.clear("ping")
+            self._deadlines.clear("silence")
+        self._out.append(StateChanged(previous, row.next, self._detail))
+
+    @property
+    def _ping_after(self) -> float:
+        # One side's pings keep both sides informed; the other side only stands in.
+        return self._config.ping_interval * (1.0 if self.dials else 1.5)
+
+    def _ping_due(self, now: float) -> list[LinkOutput]:
+        at = self._heard_at + self._ping_after
+        if at > now:
+            self._deadlines.set("ping", at)
+            return []
+        self._deadlines.set("ping", now + self._ping_after)
+        return [self.ping(now)]
+
+    def _silence_due(self, at: float, now: float) -> list[LinkOutput]:
+        silent_at = self._heard_at + self._config.silence_timeout
+        if silent_at > now:
+            self._deadlines.set("silence", silent_at)
+            return []
+        if now - at > _STALL:
+            self._deadlines.set("silence", now + self._config.ping_interval)
+            return [self.ping(now)]
+        return self._feed(Input.SILENCE, "", now, detail=f"{self._config.silence_timeout:g}")
+
+    # --- actions, named in the table ---
+
+    def _begin(self, epoch: int, operation: Operation, now: float) -> None:
+        self._do_drop(now)
+        self.epoch = epoch
+        self._pinged_at = None
+        self._deadlines.set("state", now + self._config.connect_timeout)
+        self._out.append(Operate(epoch, operation))
+
+    def _do_dial(self, now: float) -> None:
+        # Past whatever the other side has seen, so that it does not take the offer for an old one.
+        seen = self._arg[0] if isinstance(self._arg, tuple) else 0
+        self._begin(min(max(self.epoch, seen) + 1, _MAX_EPOCH), MakeOffer(), now)
+
+    def _do_answer(self, now: float) -> None:
+        epoch, offer = self._message(Offer)
+        held, self._held = self._held, None
+        self._begin(epoch, AcceptOffer(offer.sdp), now)
+        if held is not None and held[0] == epoch:
+            self._out.append(Operate(epoch, AddCandidates(tuple(held[1]), held[2])))
+
+    def _do_drop(self, now: float) -> None:  # noqa: ARG002
+        if self.state in _HAS_CONNECTION:
+            self._out.append(Operate(self.epoch, CloseConnection()))
+
+    def _do_send_offer(self, now: float) -> None:  # noqa: ARG002
+        self._out.append(SendSignal(self.epoch, Offer(self._sdp())))
+
+    def _do_send_answer(self, now: float) -> None:  # noqa: ARG002
+        self._out.append(SendSignal(self.epoch, Answer(self._sdp())))
+
+    def _do_accept_answer(self, now: float) -> None:  # noqa: ARG002
+        _, answer = self._message(Answer)
+        self._out.append(Operate(self.epoch, AcceptAnswer(answer.sdp)))
+
+    def _do_add_candidates(self, now: float) -> None:  # noqa: ARG002
+        _, more = self._message(Candidates)
+        self._out.append(Operate(self.epoch, AddCandidates(tuple(more.candidates), more.end)))
+
+    def _do_hold_candidates(self, now: float) -> None:  # noqa: ARG002
+        epoch, more = self._message(Candidates)
+        if self._held is None or self._held[0] < epoch:
+            self._held = (epoch, [], False)
+        if self._held[0] == epoch:
+            _, held, end = self._held
+            held.extend(more.candidates[: MAX_CANDIDATES - len(held)])
+            self._held = (epoch, held, end or more.end)
+
+    def _do_ask(self, now: float) -> None:  # noqa: ARG002
+        self._out.append(SendSignal(self.epoch, Dial(self._detail[:200])))
+
+    def _do_reply_stale(self, now: float) -> None:  # noqa: ARG002
+        self._out.append(SendSignal(self.epoch, Stale(self._incarnation, self.epoch)))
+
+    def _do_count_failure(self, now: float) -> None:  # noqa: ARG002
+        self._failures += 1
+
+    def _do_wait_more(self, now: float) -> None:
+        self._deadlines.set("state", now + self._backoff.next(self._random()))
+
+    def _message(self, kind: type[_T]) -> tuple[int, _T]:
+        match self._arg:
+            case (int() as epoch, message) if isinstance(message, kind):
+                return epoch, message
+        raise AssertionError(f"the row needs a {kind.__name__}, not {self._arg!r}")
+
+    def _sdp(self) -> str:
+        match self._arg:
+            case str() as sdp:
+                return sdp
+        raise AssertionError(f"the row needs a session description, not {self._arg!r}")

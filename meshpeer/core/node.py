@@ -1,0 +1,432 @@
+"""A whole peer without its I/O: the mesh, its links and their data, put together.
+
+The shell (`meshpeer.manager`) and the simulation (tests/sim) drive the same `Node`, so what holds
+in one holds in the other. It is fed what happened and returns what is to be done.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from msgspec import Raw
+
+from meshpeer.config import MeshConfig
+from meshpeer.core import frames
+from meshpeer.core.delivery import Delivery, Received
+from meshpeer.core.events import (
+    BadInput,
+    Event,
+    Path,
+    PeerJoined,
+    PeerLeft,
+    PeerState,
+    PeerStateChanged,
+    PeerUpdated,
+)
+from meshpeer.core.link import (
+    Link,
+    LinkOutput,
+    LinkState,
+    Operate,
+    Operation,
+    Ping,
+    Refuse,
+    SendSignal,
+    StateChanged,
+)
+from meshpeer.core.mesh import CloseLink, Mesh, MeshOutput, OpenLink, Reachable, Renamed, Sender
+from meshpeer.core.messages import (
+    LinkMessage,
+    Member,
+    MemberJoined,
+    MemberLeft,
+    MemberUpdated,
+    Refused,
+    SignalIn,
+    SignalOut,
+    Stale,
+    Welcome,
+    decode_link,
+    encode,
+)
+from meshpeer.errors import MeshError, ProtocolError
+
+__all__ = ["Deliver", "Node", "NodeOutput", "Run", "SendFrame", "Signal", "Tell"]
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """Hand this to the signalling service."""
+
+    message: SignalOut
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Run an operation on a connection, after those of the same peer that came before."""
+
+    peer_id: str
+    incarnation: str
+    epoch: int
+    operation: Operation
+
+
+@dataclass(frozen=True, slots=True)
+class SendFrame:
+    """Put this into the peer's message channel."""
+
+    peer_id: str
+    epoch: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """A message for the application."""
+
+    peer_id: str
+    epoch: int
+    message: Received
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Tell the application."""
+
+    event: Event
+
+
+NodeOutput = Signal | Run | SendFrame | Deliver | Tell
+
+
+_UP = (LinkState.CONNECTED, LinkState.DISCONNECTED)
+
+
+@dataclass(slots=True)
+class _Peer:
+    member: Member
+    link: Link
+    delivery: Delivery
+    told: PeerState = PeerState.NEW
+    """The state that the application knows."""
+    armed: float | None = None
+    """The deadline that is in the node's heap."""
+
+
+class Node:
+    """One peer of a room. ``random`` gives numbers in [0, 1)."""
+
+    def __init__(
+        self,
+        config: MeshConfig,
+        *,
+        peer_id: str,
+        incarnation: str,
+        random: Callable[[], float],
+    ) -> None:
+        self._config = config
+        self._random = random
+        self._incarnation = incarnation
+        self._mesh = Mesh(peer_id, incarnation)
+        self._peers: dict[str, _Peer] = {}
+        # The links' deadlines, earliest first. Entries that no longer hold are skipped when they
+        # come up, so that what happens on one link costs nothing for the others.
+        self._heap: list[tuple[float, str]] = []
+
+    # --- what the shell reads ---
+
+    def link(self, peer_id: str) -> Link:
+        """The link to a peer that is there. KeyError when it is not."""
+        return self._peers[peer_id].link
+
+    def delivery(self, peer_id: str) -> Delivery:
+        """The data state of the current connection. KeyError when the peer is not there."""
+        return self._peers[peer_id].delivery
+
+    def next_deadline(self) -> float | None:
+        """When `tick` is wanted next."""
+        while self._heap:
+            at, peer_id = self._heap[0]
+            peer = self._peers.get(peer_id)
+            if peer is not None and peer.armed == at:
+                break
+            heapq.heappop(self._heap)
+        times = [self._heap[0][0]] if self._heap else []
+        if (grace := self._mesh.next_deadline()) is not None:
+            times.append(grace)
+        return min(times, default=None)
+
+    # --- from the signalling service ---
+
+    def signaling(
+        self,
+        event: Welcome | MemberJoined | MemberLeft | MemberUpdated | SignalIn | Refused,
+        now: float,
+    ) -> list[NodeOutput]:
+        """Something came from the signalling service."""
+        match event:
+            case SignalIn():
+                return self._signal(event, now)
+            case Welcome(resumed=True):
+                return self._mesh_said(self._mesh.resumed(), now)
+            case Welcome():
+                return self._mesh_said(
+                    self._mesh.welcome(event.members, event.seat_timeout, now), now
+                )
+            case MemberJoined():
+                return self._mesh_said(self._mesh.joined(event.member), now)
+            case MemberLeft():
+                return self._mesh_said(self._mesh.left(event), now)
+            case MemberUpdated():
+                return self._mesh_said(self._mesh.updated(event), now)
+            case Refused():
+                # A signal to nobody: presence or a deadline settles it.
+                return []
+
+    def signaling_lost(self, now: float) -> list[NodeOutput]:
+        """The signalling service can't be reached."""
+        return self._mesh_said(self._mesh.signaling_lost(), now)
+
+    def _signal(self, signal: SignalIn, now: float) -> list[NodeOutput]:
+        known = self._mesh.sender(signal.sender, signal.incarnation)
+        if known == Sender.PAST:
+            return []
+        if known == Sender.UNKNOWN:
+            return [
+                self._bad(
+                    signal.sender,
+                    ProtocolError(
+                        f"a signal of incarnation {signal.incarnation} of {signal.sender!r}, "
+                        "which is not in the room",
+                        code="unknown_sender",
+                        field="$.incarnation",
+                    ),
+                )
+            ]
+        peer = self._peers[signal.sender]
+        if signal.to_incarnation != self._incarnation:
+            return [self._signal_out(peer, 0, Stale(self._incarnation, peer.link.epoch))]
+        try:
+            message = decode_link(signal.body)
+        except ProtocolError as error:
+            return [self._bad(signal.sender, error)]
+        return self._link_said(signal.sender, peer.link.message(signal.epoch, message, now), now)
+
+    # --- from the connections ---
+
+    def operation_done(
+        self, peer_id: str, incarnation: str, epoch: int, sdp: str, now: float
+    ) -> list[NodeOutput]:
+        """`MakeOffer` or `AcceptOffer` succeeded."""
+        link = self._find(peer_id, incarnation)
+        if link is None:
+            return []
+        done = link.offer_made if link.dials else link.answer_made
+        return self._link_said(peer_id, done(epoch, sdp, now), now)
+
+    def operation_failed(
+        self,
+        peer_id: str,
+        incarnation: str,
+        epoch: int,
+        operation: Operation,
+        error: MeshError,
+        now: float,
+    ) -> list[NodeOutput]:
+        """An operation did not succeed."""
+        link = self._find(peer_id, incarnation)
+        if link is None:
+            return []
+        return self._link_said(peer_id, link.operation_failed(epoch, operation, error, now), now)
+
+    def connection_opened(
+        self, peer_id: str, incarnation: str, epoch: int, now: float
+    ) -> list[NodeOutput]:
+        """The message channel is open."""
+        link = self._find(peer_id, incarnation)
+        return [] if link is None else self._link_said(peer_id, link.opened(epoch, now), now)
+
+    def connection_lost(
+        self, peer_id: str, incarnation: str, epoch: int, reason: str, now: float
+    ) -> list[NodeOutput]:
+        """The connection is over."""
+        link = self._find(peer_id, incarnation)
+        return [] if link is None else self._link_said(peer_id, link.lost(epoch, reason, now), now)
+
+    def frame_received(
+        self, peer_id: str, incarnation: str, epoch: int, data: bytes, now: float
+    ) -> list[NodeOutput]:
+        """A frame arrived over the connection."""
+        link = self._find(peer_id, incarnation)
+        if link is None or epoch != link.epoch or link.state not in _UP:
+            return []
+        out = self._link_said(peer_id, link.heard(epoch, now), now)
+        peer = self._peers[peer_id]
+        try:
+            match frame := frames.decode(data):
+                case frames.Data() | frames.More():
+                    message = peer.delivery.received(frame, len(data))
+                    if message is not None:
+                        out.append(Deliver(peer_id, epoch, message))
+                case frames.Ping():
+                    out.append(SendFrame(peer_id, epoch, frames.encode_pong(frame.nonce)))
+                case frames.Pong():
+                    link.pong(epoch, frame.nonce, now)
+                case frames.Credit():
+                    peer.delivery.credited(frame)
+                case frames.Bye():
+                    out += self._mesh_said(self._mesh.departed(peer_id, incarnation), now)
+        except ProtocolError as error:
+            # What follows on this connection can't be trusted to be understood.
+            out.append(self._bad(peer_id, error))
+            out += self._link_said(peer_id, link.lost(epoch, str(error), now), now)
+        return out
+
+    def taken(self, peer_id: str, incarnation: str, epoch: int, charge: int) -> list[NodeOutput]:
+        """The application took a message that came over this connection."""
+        link = self._find(peer_id, incarnation)
+        if link is None or epoch != link.epoch:
+            return []
+        credit = self._peers[peer_id].delivery.taken(charge)
+        return [] if credit is None else [SendFrame(peer_id, epoch, credit)]
+
+    # --- time and the end ---
+
+    def tick(self, now: float) -> list[NodeOutput]:
+        """Time has passed."""
+        out = self._mesh_said(self._mesh.tick(now), now)
+        while self._heap and self._heap[0][0] <= now:
+            at, peer_id = heapq.heappop(self._heap)
+            peer = self._peers.get(peer_id)
+            if peer is not None and peer.armed == at:
+                peer.armed = None
+                out += self._link_said(peer_id, peer.link.tick(now), now)
+        return out
+
+    def close(self, now: float) -> list[NodeOutput]:
+        """This peer leaves: every link ends."""
+        out: list[NodeOutput] = [
+            SendFrame(peer_id, peer.link.epoch, frames.encode_bye())
+            for peer_id, peer in self._peers.items()
+            if peer.link.alive
+        ]
+        return out + self._mesh_said(self._mesh.close(), now)
+
+    # --- putting outputs together ---
+
+    def _find(self, peer_id: str, incarnation: str) -> Link | None:
+        peer = self._peers.get(peer_id)
+        if peer is None or peer.member.incarnation != incarnation:
+            return None
+        return peer.link
+
+    def _bad(self, peer_id: str, error: ProtocolError) -> Tell:
+        return Tell(BadInput(peer_id=peer_id, error=error))
+
+    def _signal_out(self, peer: _Peer, epoch: int, body: LinkMessage) -> Signal:
+        return Signal(
+            SignalOut(peer.member.peer_id, peer.member.incarnation, epoch, Raw(encode(body)))
+        )
+
+    def _mesh_said(self, outputs: list[MeshOutput], now: float) -> list[NodeOutput]:
+        out: list[NodeOutput] = []
+        for output in outputs:
+            match output:
+                case OpenLink(member, dials):
+                    link = Link(
+                        self._config,
+                        dials=dials,
+                        incarnation=self._incarnation,
+                        random=self._random,
+                    )
+                    self._peers[member.peer_id] = _Peer(member, link, Delivery(self._config))
+                    out.append(
+                        Tell(
+                            PeerJoined(
+                                peer_id=member.peer_id,
+                                incarnation=member.incarnation,
+                                name=member.name,
+                                metadata=member.metadata,
+                            )
+                        )
+                    )
+                    out += self._link_said(member.peer_id, link.start(now), now)
+                case CloseLink(peer_id, incarnation, reason):
+                    peer = self._peers[peer_id]
+                    out += self._link_said(peer_id, peer.link.close(reason, now), now)
+                    del self._peers[peer_id]
+                    out.append(
+                        Tell(
+                            PeerLeft(
+                                peer_id=peer_id,
+                                incarnation=incarnation,
+                                name=peer.member.name,
+                                reason=reason,
+                            )
+                        )
+                    )
+                case Renamed(member):
+                    self._peers[member.peer_id].member = member
+                    out.append(
+                        Tell(
+                            PeerUpdated(
+                                peer_id=member.peer_id,
+                                incarnation=member.incarnation,
+                                name=member.name,
+                                metadata=member.metadata,
+                            )
+                        )
+                    )
+                case Reachable(peer_id, reachable):
+                    link = self._peers[peer_id].link
+                    out += self._link_said(peer_id, link.set_reachable(reachable, now), now)
+        return out
+
+    def _link_said(self, peer_id: str, outputs: list[LinkOutput], now: float) -> list[NodeOutput]:
+        peer = self._peers[peer_id]
+        out: list[NodeOutput] = []
+        for output in outputs:
+            match output:
+                case SendSignal(epoch, body):
+                    out.append(self._signal_out(peer, epoch, body))
+                case Operate(epoch, operation):
+                    out.append(Run(peer_id, peer.member.incarnation, epoch, operation))
+                case Ping(nonce):
+                    out.append(SendFrame(peer_id, peer.link.epoch, frames.encode_ping(nonce)))
+                case Refuse(error):
+                    out.append(self._bad(peer_id, error))
+                case StateChanged():
+                    out += self._state_changed(peer, output, now)
+        deadline = peer.link.next_deadline()
+        if deadline is not None and deadline != peer.armed:
+            peer.armed = deadline
+            heapq.heappush(self._heap, (deadline, peer_id))
+        return out
+
+    def _state_changed(self, peer: _Peer, change: StateChanged, now: float) -> list[NodeOutput]:
+        out: list[NodeOutput] = []
+        peer_id, link = peer.member.peer_id, peer.link
+        if change.previous is LinkState.CHECKING and change.state is LinkState.CONNECTED:
+            peer.delivery = Delivery(self._config)
+            out.append(SendFrame(peer_id, link.epoch, peer.delivery.first_credit()))
+        if link.peer_state is not peer.told:
+            previous, peer.told = peer.told, link.peer_state
+            out.append(
+                Tell(
+                    PeerStateChanged(
+                        peer_id=peer_id,
+                        incarnation=peer.member.incarnation,
+                        name=peer.member.name,
+                        previous=previous,
+                        state=link.peer_state,
+                        path=Path.DIRECT if link.peer_state is PeerState.CONNECTED else None,
+                        reason=change.reason,
+                        epoch=link.epoch,
+                    )
+                )
+            )
+        if change.state is not LinkState.CLOSED:
+            out += self._mesh_said(self._mesh.link_alive(peer_id, alive=link.alive), now)
+        return out
