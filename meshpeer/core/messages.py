@@ -117,8 +117,10 @@ class Join(Struct, frozen=True, tag="join"):
     on_conflict: Literal["reject", "takeover", "rename"] = "reject"
     token: Token | None = None
     """The resume token of an earlier `Welcome`; absent at the first join."""
+    session: Token | None = None
+    """`Welcome.session` of the latest `Welcome` that arrived here; absent before the first."""
     received: Count = 0
-    """How many counted messages this incarnation has received on this seat."""
+    """How many counted messages this incarnation has received in that session."""
 
 
 class SignalOut(Struct, frozen=True, tag="signal"):
@@ -168,6 +170,10 @@ class Welcome(Struct, frozen=True, tag="welcome"):
     After a welcome that is not resumed both counts begin again at zero and ``members`` (everybody
     else in the room) replaces what was known. After a resumed one ``members`` is empty: what
     changed meanwhile follows as the messages that were missed.
+
+    A welcome may be lost with its socket. So each that is not resumed begins a ``session`` with a
+    name of its own, and a join shows the session that its count belongs to; a count of another
+    session, or of none, is never resumed from.
     """
 
     version: Version
@@ -176,9 +182,13 @@ class Welcome(Struct, frozen=True, tag="welcome"):
     incarnation: Incarnation
     token: Token
     seat_timeout: Seconds
+    session: Token | None = None
+    """None: this service can't resume."""
     resumed: bool = False
     received: Count = 0
-    """How many of the client's counted messages the relay has; the client sends the rest again."""
+    """How many of the client's counted messages the relay has, by the count of the session that the
+    join named (0 when that one is over). The client sends the rest again: after a resumed welcome
+    under the numbers they had, else from 1."""
     members: list[Member] = []
 
 
