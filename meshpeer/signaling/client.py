@@ -1,0 +1,332 @@
+"""The asyncio shell around `meshpeer.core.session`: one task, one timer, bounded queues.
+
+A transport that speaks the relay's protocol is this class and a way to make a `Wire`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from abc import abstractmethod
+from collections import deque
+from contextlib import suppress
+from random import random
+from typing import Protocol
+
+import structlog
+from msgspec.structs import replace
+
+from meshpeer.config import MeshConfig
+from meshpeer.core.messages import Join, Metadata, SignalOut, Welcome
+from meshpeer.core.session import (
+    Connect,
+    Disconnect,
+    Fail,
+    Lost,
+    Output,
+    Session,
+    State,
+    Tell,
+    Transmit,
+)
+from meshpeer.errors import ClosedError, MeshClosed, SignalingUnavailable, UnexpectedInput
+from meshpeer.signaling.base import SignalingEvent, SignalingLost, SignalingTransport
+
+__all__ = ["CLOSE_TIMEOUT", "MAX_EVENTS", "RelayTransport", "Wire"]
+
+CLOSE_TIMEOUT = 1.0
+"""Seconds that the last words on a connection may take."""
+MAX_EVENTS = 256
+"""Events that wait to be received, and messages that wait to be sent, before reading pauses."""
+
+_log = structlog.get_logger("meshpeer.signaling")
+
+
+class Wire(Protocol):
+    """A connection to the relay that keeps message boundaries and order."""
+
+    async def send(self, data: bytes) -> None:
+        """Send a message; waits while too much is buffered.
+
+        Raises `SignalingUnavailable` when the connection is gone.
+        """
+        ...
+
+    async def recv(self) -> bytes | str:
+        """The next message. Raises `SignalingUnavailable`, with the reason, at the end."""
+        ...
+
+    async def close(self) -> None:
+        """Send out what is buffered, then close. The caller has the deadline."""
+        ...
+
+    def abort(self) -> None:
+        """Close at once, whatever is buffered; nothing happens when it is closed already."""
+        ...
+
+
+class _Line:
+    """One connection from the session's `Connect` to its `Disconnect` or its end."""
+
+    def __init__(self) -> None:
+        self.outgoing: deque[bytes] = deque()
+        self.wake = asyncio.Event()
+        self.hung_up = False
+        self.scope: asyncio.Timeout | None = None
+        """What the line's reading half runs in; expired to make it stop."""
+
+    def hang_up(self) -> None:
+        self.hung_up = True
+        self.wake.set()
+        if self.scope is not None:
+            self.scope.reschedule(asyncio.get_running_loop().time())
+
+
+class RelayTransport(SignalingTransport):
+    """Runs a `Session` over the wires that `_connect` makes.
+
+    ``service`` names the other end in error texts.
+    """
+
+    def __init__(self, config: MeshConfig | None = None, *, service: str = "the relay") -> None:
+        self._config = config or MeshConfig()
+        self._session = Session(self._config, random=random, service=service)
+        self._log = _log.bind(service=service)
+        self._runner: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._line: _Line | None = None
+        self._called = asyncio.Event()
+        self._events: deque[SignalingEvent] = deque()
+        self._arrived = asyncio.Event()
+        self._room = asyncio.Event()
+        self._end: Exception | None = None
+        self._closed = False
+
+    @abstractmethod
+    async def _connect(self) -> Wire:
+        """Make a connection, or raise `SignalingUnavailable` with a text that a person can act on.
+
+        The session has the deadline: it is cancelled after `ANSWER_TIMEOUT` seconds, and must
+        leave nothing behind then.
+        """
+
+    # --- SignalingTransport --------------------------------------------------------------------
+
+    async def open(self, join: Join) -> Welcome:
+        """Take a seat; see `SignalingTransport.open`.
+
+        A join without a token gets one of its own, so that a seat whose welcome was lost on the
+        way is still ours.
+        """
+        self._check_open()
+        if join.token is None:
+            join = replace(join, token=secrets.token_urlsafe(32))
+        loop = asyncio.get_running_loop()
+        outputs = self._session.open(join, loop.time())
+        self._log = self._log.bind(room=join.room, peer_id=join.peer_id)
+        self._runner = loop.create_task(self._run(), name=f"meshpeer signaling {join.peer_id}")
+        self._do(outputs)
+        welcome = await self.receive()
+        if not isinstance(welcome, Welcome):
+            raise UnexpectedInput(f"open must be awaited before receive: it got {welcome!r}")
+        return welcome
+
+    @property
+    def last_failure(self) -> str | None:
+        """Why the latest try to reach the relay failed; None after a success."""
+        return self._session.last_failure
+
+    def send(self, signal: SignalOut) -> None:
+        """Send a signal; see `SignalingTransport.send` and `Session.send`."""
+        self._check_open()
+        self._do(self._session.send(signal))
+
+    def update(self, name: str | None, metadata: Metadata | None) -> None:
+        """Tell the room a new name or metadata; see `SignalingTransport.update`."""
+        self._check_open()
+        self._do(self._session.update(name, metadata))
+
+    async def receive(self) -> SignalingEvent:
+        """The next thing that happened; see `SignalingTransport.receive`."""
+        while not self._events:
+            if self._end is not None:
+                raise self._end.with_traceback(None)
+            if self._runner is None:
+                raise UnexpectedInput("the transport is new: open it first")
+            self._arrived.clear()
+            await self._arrived.wait()
+        event = self._events.popleft()
+        self._room.set()
+        return event
+
+    async def close(self) -> None:
+        """Give the seat up and end; see `SignalingTransport.close`."""
+        if not self._closed:
+            self._closed = True
+            self._events.clear()
+            self._finish(MeshClosed("the signalling transport is closed"))
+            if self._session.state is not State.CLOSED:
+                self._do(self._session.close(asyncio.get_running_loop().time()))
+        if self._runner is None:
+            return
+        try:
+            await asyncio.wait({self._runner}, timeout=CLOSE_TIMEOUT)
+        finally:
+            self._runner.cancel()
+            await asyncio.wait({self._runner})
+        if not self._runner.cancelled():
+            self._runner.result()
+
+    # --- the session's outputs -----------------------------------------------------------------
+
+    def _do(self, outputs: list[Output]) -> None:
+        for output in outputs:
+            match output:
+                case Connect():
+                    self._line = _Line()
+                    self._called.set()
+                case Transmit(data):
+                    if self._line is not None:
+                        self._line.outgoing.append(data)
+                        self._line.wake.set()
+                case Disconnect():
+                    if self._line is not None:
+                        self._line.hang_up()
+                        self._line = None
+                case Tell(event):
+                    if isinstance(event, Welcome):
+                        self._log.info("seated", resumed=event.resumed)
+                    self._tell(event)
+                case Lost(reason, retry_in):
+                    self._log.info("signalling lost", reason=reason, retry_in=retry_in)
+                    self._tell(SignalingLost(reason, retry_in))
+                case Fail(error):
+                    self._log.info("signalling ended", error=str(error))
+                    self._finish(error)
+        self._arm()
+
+    def _tell(self, event: SignalingEvent) -> None:
+        self._events.append(event)
+        self._arrived.set()
+
+    def _finish(self, error: Exception) -> None:
+        if self._end is None:
+            self._end = error
+        self._arrived.set()
+        self._called.set()
+
+    def _arm(self) -> None:
+        deadline = self._session.next_deadline()
+        if self._timer is not None:
+            if self._timer.when() == deadline:
+                return
+            self._timer.cancel()
+            self._timer = None
+        if deadline is not None:
+            self._timer = asyncio.get_running_loop().call_at(deadline, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        # A timer may fire a clock tick early; the session would then do nothing, and be asked
+        # again at once.
+        self._do(self._session.tick(asyncio.get_running_loop().time()))
+
+    def _check_open(self) -> None:
+        if isinstance(self._end, ClosedError):
+            raise self._end.with_traceback(None)
+        if self._end is not None:
+            raise MeshClosed(f"the signalling transport has ended: {self._end}") from self._end
+
+    # --- the task ------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        try:
+            while self._session.state is not State.CLOSED:
+                await self._called.wait()
+                self._called.clear()
+                if (line := self._line) is not None:
+                    await self._converse(line)
+        except Exception as exc:
+            # A fault of the code here or of a wire: `receive` must not wait for ever because of it.
+            self._finish(exc)
+            raise
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    async def _converse(self, line: _Line) -> None:
+        """One connection, from the attempt to its end."""
+        loop = asyncio.get_running_loop()
+        wire: Wire | None = None
+        try:
+            async with asyncio.timeout(None) as line.scope:
+                wire = await self._connect()
+        except TimeoutError:
+            if not line.hung_up:
+                raise
+        except SignalingUnavailable as exc:
+            if not line.hung_up:
+                self._log.debug("no connection", reason=str(exc))
+                self._line = None
+                self._do(self._session.connection_failed(str(exc), loop.time()))
+        finally:
+            line.scope = None
+        if wire is None:
+            return
+        try:
+            if line.hung_up:
+                return
+            self._do(self._session.connected(loop.time()))
+            async with asyncio.TaskGroup() as group:
+                writer = group.create_task(self._write(line, wire))
+                if await self._read(line, wire):
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(CLOSE_TIMEOUT):
+                            await writer
+                            await wire.close()
+                writer.cancel()
+        finally:
+            wire.abort()
+
+    async def _read(self, line: _Line, wire: Wire) -> bool:
+        """Feed the session until the line is hung up (True) or the wire is gone (False)."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(None) as line.scope:
+                while not line.hung_up:
+                    while len(self._events) >= MAX_EVENTS or len(line.outgoing) >= MAX_EVENTS:
+                        self._room.clear()
+                        await self._room.wait()
+                    data = await wire.recv()
+                    if not line.hung_up:
+                        self._do(self._session.received(data, loop.time()))
+        except TimeoutError:
+            if not line.hung_up:
+                raise
+        except SignalingUnavailable as exc:
+            if not line.hung_up:
+                self._line = None
+                self._do(self._session.dropped(str(exc), loop.time()))
+                return False
+        finally:
+            line.scope = None
+        return True
+
+    async def _write(self, line: _Line, wire: Wire) -> None:
+        """Send what is to be sent; ends with the wire, or when all is said on a hung-up line."""
+        while True:
+            while line.outgoing:
+                try:
+                    await wire.send(line.outgoing.popleft())
+                except SignalingUnavailable:
+                    # The reading half learns it too, and the session from that. Nothing piles up
+                    # meanwhile, or that half might wait for room.
+                    line.outgoing = deque(maxlen=0)
+                    self._room.set()
+                    return
+                self._room.set()
+            if line.hung_up:
+                return
+            line.wake.clear()
+            await line.wake.wait()
