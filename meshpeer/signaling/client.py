@@ -60,8 +60,11 @@ class Wire(Protocol):
         """Send out what is buffered, then close. The caller has the deadline."""
         ...
 
-    def abort(self) -> None:
-        """Close at once, whatever is buffered; nothing happens when it is closed already."""
+    async def abort(self) -> None:
+        """Close at once, whatever is buffered, and return when nothing is left of it.
+
+        May be called when it is closed already.
+        """
         ...
 
 
@@ -287,7 +290,7 @@ class RelayTransport(SignalingTransport):
                             await wire.close()
                 writer.cancel()
         finally:
-            wire.abort()
+            await wire.abort()
 
     async def _read(self, line: _Line, wire: Wire) -> bool:
         """Feed the session until the line is hung up (True) or the wire is gone (False)."""

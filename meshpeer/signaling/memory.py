@@ -84,9 +84,13 @@ class _MemoryWire:
         return data
 
     async def close(self) -> None:
-        self.abort()
+        self._drop()
 
-    def abort(self) -> None:
+    async def abort(self) -> None:
+        self._drop()
+
+    def cut(self) -> None:
+        self.end("the connection was cut", lose_unread=True)
         self._drop()
 
     def deliver(self, data: bytes) -> bool:
@@ -126,8 +130,7 @@ class MemoryTransport(RelayTransport):
     def cut(self) -> None:
         """Drop the connection now, as a network does. It is made again by itself."""
         if self._wire is not None:
-            self._wire.end("the connection was cut", lose_unread=True)
-            self._wire.abort()
+            self._wire.cut()
 
     def block(self) -> None:
         """`cut`, and let no connection be made until `unblock`."""
@@ -212,8 +215,7 @@ class MemoryHub:
     def cut(self) -> None:
         """Drop every connection now; the seats are kept and resumed."""
         for wire in list(self._wires.values()):
-            wire.end("the connection was cut", lose_unread=True)
-            wire.abort()
+            wire.cut()
 
     def block(self) -> None:
         """`cut`, and let no connection be made until `unblock`."""

@@ -1,0 +1,159 @@
+"""Signalling over a WebSocket (RFC 6455) to the relay: the wire, and words for what went wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import re
+import socket
+import ssl
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import (
+    ConnectionClosed,
+    InvalidHandshake,
+    InvalidProxy,
+    InvalidStatus,
+    ProxyError,
+    WebSocketException,
+)
+from websockets.uri import WebSocketURI, parse_uri
+
+from meshpeer.config import MeshConfig
+from meshpeer.errors import ConfigError, SignalingUnavailable
+from meshpeer.signaling.client import CLOSE_TIMEOUT, RelayTransport
+
+__all__ = ["KEEPALIVE", "MAX_SIZE", "WebSocketTransport"]
+
+KEEPALIVE = 10.0
+"""Seconds between pings; a relay that does not answer one within as long is taken for gone."""
+MAX_SIZE = 16 * 1024 * 1024
+"""Bytes that a message from the relay may have: a welcome lists a room of thousands."""
+
+_EXAMPLE = "a relay's URL looks like ws://localhost:3001 or wss://relay.example.org"
+
+
+def _parse(url: str) -> WebSocketURI:
+    try:
+        uri = parse_uri(url)
+        uri.host.encode("idna")
+    except WebSocketException as exc:
+        raise ConfigError(f"{url!r} is not the URL of a relay: {exc}; {_EXAMPLE}") from None
+    except (ValueError, AttributeError, TypeError) as exc:
+        # A port out of range, a bracket left open, a host name that can't be one, not a str.
+        raise ConfigError(f"{url!r} is not a URL: {exc}; {_EXAMPLE}") from None
+    return uri
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+class _WebSocketWire:
+    def __init__(self, websocket: ClientConnection, service: str) -> None:
+        self._websocket = websocket
+        self._service = service
+
+    async def send(self, data: bytes) -> None:
+        try:
+            await self._websocket.send(data, text=True)
+        except ConnectionClosed as exc:
+            raise SignalingUnavailable(self._why(exc)) from exc
+
+    async def recv(self) -> bytes:
+        try:
+            return await self._websocket.recv(decode=False)
+        except ConnectionClosed as exc:
+            raise SignalingUnavailable(self._why(exc)) from exc
+
+    async def close(self) -> None:
+        await self._websocket.close()
+
+    async def abort(self) -> None:
+        self._websocket.transport.abort()
+        await self._websocket.wait_closed()
+        if (keepalive := self._websocket.keepalive_task) is not None:
+            await asyncio.wait({keepalive})
+
+    def _why(self, exc: ConnectionClosed) -> str:
+        if exc.rcvd is not None:
+            reason = f" {exc.rcvd.reason}" if exc.rcvd.reason else ""
+            return f"{self._service} closed the connection ({exc.rcvd.code}{reason})"
+        if exc.sent is not None:
+            reason = exc.sent.reason or f"code {exc.sent.code}"
+            return f"the connection to {self._service} was given up ({reason})"
+        return f"the connection to {self._service} broke"
+
+
+class WebSocketTransport(RelayTransport):
+    """The relay's client. ``url`` is that of the relay: ``ws://`` or ``wss://``, host, port.
+
+    Raises `ConfigError` when ``url`` can't be one. Proxies named in the environment are used, but
+    not for a relay on this machine.
+    """
+
+    def __init__(self, url: str, *, config: MeshConfig | None = None) -> None:
+        self._uri = _parse(url)
+        self._url = url
+        # Without a user's password or a query, which may hold secrets.
+        host = f"[{self._uri.host}]" if ":" in self._uri.host else self._uri.host
+        scheme = "wss" if self._uri.secure else "ws"
+        path = "" if self._uri.path == "/" else self._uri.path
+        self._shown = f"{scheme}://{host}:{self._uri.port}{path}"
+        super().__init__(config, service=f"the relay at {self._shown}")
+
+    async def _connect(self) -> _WebSocketWire:
+        try:
+            websocket = await connect(
+                self._url,
+                compression=None,
+                max_size=MAX_SIZE,
+                ping_interval=KEEPALIVE,
+                ping_timeout=KEEPALIVE,
+                open_timeout=None,
+                close_timeout=CLOSE_TIMEOUT,
+                proxy=None if _is_loopback(self._uri.host) else True,
+            )
+        except (OSError, WebSocketException, ValueError, ImportError) as exc:
+            raise SignalingUnavailable(self._why(exc)) from exc
+        return _WebSocketWire(websocket, f"the relay at {self._shown}")
+
+    def _why(self, exc: Exception) -> str:
+        """What went wrong, and what to try."""
+        url = self._shown
+        match exc:
+            case InvalidStatus():
+                return (
+                    f"what answers at {url} is not a relay (HTTP status "
+                    f"{exc.response.status_code}): are the port and the path right?"
+                )
+            case InvalidProxy() | ProxyError() | ImportError():
+                return f"{url} can't be reached through the proxy of the environment: {exc}"
+            case InvalidHandshake():
+                return f"what answers at {url} is not a relay ({exc}): is the port right?"
+            case ssl.SSLCertVerificationError():
+                return f"the TLS certificate of {url} is not trusted: {exc.verify_message}"
+            case ssl.SSLError():
+                return f"no TLS at {url} ({exc.reason or exc}): does this relay speak ws:// only?"
+            case socket.gaierror():
+                return (
+                    f"the name {self._uri.host!r} can't be resolved ({exc.strerror}): is "
+                    f"{url} spelt right, and is there a network?"
+                )
+            case OSError():
+                return (
+                    f"no relay answers at {url} ({_cause(exc)}): is it running? "
+                    "`meshpeer relay` starts one"
+                )
+            case _:
+                return f"{url} can't be reached: {exc}"
+
+
+def _cause(exc: OSError) -> str:
+    # A name with several addresses fails with one error that has the others in its text only.
+    numbers = [exc.errno] if exc.errno else re.findall(r"\[Errno (\d+)\]", str(exc))
+    return ", ".join(sorted({os.strerror(int(n)).lower() for n in numbers})) or str(exc)
