@@ -268,11 +268,10 @@ class Rooms:
 
     def _decode(self, data: bytes | str) -> ClientMessage | ProtocolError:
         limit = self._config.max_message_size
-        # A character of text is at least a byte; what has more bytes than that is decoded once.
+        # Of text these are characters, of which each is a byte at least: near enough for a limit
+        # that only keeps the work for one message small.
         if len(data) > limit:
-            return ProtocolError(
-                f"the message has {len(data)} bytes, the limit is {limit}", code="too_large"
-            )
+            return ProtocolError(f"the message has more than {limit} bytes", code="too_large")
         try:
             return decode_client(data)
         except ProtocolError as exc:

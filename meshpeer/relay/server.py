@@ -1,0 +1,277 @@
+"""The relay's sockets: WebSocket and HTTP around `meshpeer.core.rooms`.
+
+One task a socket reads, decides through `Rooms`, and writes to whoever it concerns. Writing never
+waits: a member that does not read is cut off at ``max_unread`` bytes (and may come back and
+resume), so that it can neither hold up the others nor the relay's memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http
+import itertools
+import json
+import logging
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from types import TracebackType
+from typing import Any, Final, Self
+from weakref import WeakSet
+
+import structlog
+from websockets.asyncio.server import Server, ServerConnection, broadcast, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+
+from meshpeer.config import RelayConfig
+from meshpeer.core.rooms import ConnId, Output, Rooms, Send
+from meshpeer.errors import MeshClosed, NetworkError, UsageError
+
+__all__ = ["Relay"]
+
+_CLOSE_TIMEOUT: Final = 2.0
+"""Seconds that a client has to answer a close before its connection is aborted."""
+_DETAILS: Final = frozenset({"message refused"})
+"""What a member can cause as often as it likes, and an operator does not want to read each time."""
+
+_log = structlog.get_logger("meshpeer.relay")
+# Without a handler of its own, what a port scanner does would show up on the standard error of a
+# program that has not configured logging.
+_http_log = logging.getLogger("meshpeer.relay.http")
+_http_log.addHandler(logging.NullHandler())
+
+
+def _note(event: str, **facts: object) -> None:
+    # Not configured, structlog prints everything; a library is silent until it is asked to speak.
+    if structlog.is_configured():
+        (_log.debug if event in _DETAILS else _log.info)(event, **facts)
+
+
+@dataclass(slots=True, eq=False)
+class _Client:
+    socket: ServerConnection
+    reading: asyncio.Timeout = field(default_factory=lambda: asyncio.timeout(None))
+    """Around the reading of the socket; let expire to end it from elsewhere."""
+    close: tuple[int, str] | None = None
+    """The code and reason to close with, once `Rooms` has shut this socket."""
+
+
+class Relay:
+    """A relay server. ``async with Relay(RelayConfig(port=0)) as relay: relay.url``.
+
+    WebSocket (RFC 6455) on ``/`` and ``/ws``; one JSON text message a frame, binary frames are
+    taken as well. ``GET /healthz`` answers with its figures. All state is in memory.
+    """
+
+    def __init__(self, config: RelayConfig | None = None) -> None:
+        self._config = config or RelayConfig()
+        self._rooms = Rooms(self._config, new_token=lambda: secrets.token_urlsafe(24), note=_note)
+        self._clients: dict[ConnId, _Client] = {}
+        # Every connection, those that have not finished their handshake as well.
+        self._sockets: WeakSet[ServerConnection] = WeakSet()
+        self._ids = itertools.count(1)
+        self._version = version("meshpeer")
+        self._server: Server | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._closing = False
+        self._started_at = 0.0
+
+    async def start(self) -> None:
+        """Listen. Raises `NetworkError` when the address can't be had, `UsageError` a second time.
+
+        Cancelled or failed, it leaves nothing open.
+        """
+        if self._server is not None or self._closing:
+            raise UsageError("a Relay is started once; make another one")
+        config = self._config
+        self._loop = asyncio.get_running_loop()
+        self._started_at = self._loop.time()
+        server = serve(
+            self._serve,
+            config.host,
+            config.port,
+            process_request=self._respond,
+            compression=None,
+            open_timeout=config.join_timeout,
+            ping_interval=config.keepalive_interval,
+            ping_timeout=config.keepalive_interval,
+            close_timeout=_CLOSE_TIMEOUT,
+            max_size=config.max_message_size,
+            # At a lower mark a keepalive ping would wait for room in the buffer of a client that
+            # does not read, instead of finding that it does not answer.
+            write_limit=config.max_unread,
+            logger=_http_log,
+            # A factory by its documentation, a class only by its annotation.
+            create_connection=self._connection,  # type: ignore[arg-type]
+        )
+        try:
+            self._server = await server
+        except OSError as exc:
+            raise NetworkError(
+                f"can't listen on {config.host} port {config.port}: {exc.strerror or exc}; "
+                "stop what uses it, or choose another port (0 takes a free one)"
+            ) from exc
+        _note("relay listens", url=self.url)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    @property
+    def port(self) -> int:
+        """The port it listens on. Raises `MeshClosed` unless it listens."""
+        return self._address()[1]
+
+    @property
+    def url(self) -> str:
+        """A URL for clients on this machine. Raises `MeshClosed` unless it listens."""
+        host, port = self._address()
+        # The wildcard addresses mean "all of mine" to a server, and nothing to a client.
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+        return f"ws://[{host}]:{port}" if ":" in host else f"ws://{host}:{port}"
+
+    async def serve_forever(self) -> None:
+        """Wait until the relay is closed. Cancelling it leaves the relay as it is: `close` it."""
+        self._address()
+        if self._server is not None:
+            await self._server.wait_closed()
+
+    async def close(self) -> None:
+        """Say goodbye to every client, with a time to come back, and end.
+
+        Takes as long as the slowest client takes to answer, two seconds at most; then what is left
+        is aborted. May be called at any time and more than once. When it is cancelled everything is
+        aborted at once.
+        """
+        if self._server is None:
+            self._closing = True
+            return
+        if not self._closing:
+            self._closing = True
+            _note("relay closes", url=self.url)
+            self._server.close(close_connections=False)
+            self._apply(self._rooms.shut_down(self._loop.time()))
+        try:
+            async with asyncio.timeout(_CLOSE_TIMEOUT):
+                await self._server.wait_closed()
+        except TimeoutError:
+            self._abort()
+            await self._server.wait_closed()
+        except asyncio.CancelledError:
+            self._abort()
+            raise
+
+    def _abort(self) -> None:
+        for socket in self._sockets:
+            socket.transport.abort()
+
+    def _address(self) -> tuple[str, int]:
+        if self._server is None or not self._server.sockets:
+            raise MeshClosed("the relay does not listen: start it first")
+        host, port = self._server.sockets[0].getsockname()[:2]
+        return host, port
+
+    # --- a socket --------------------------------------------------------------------------------
+
+    def _connection(self, *args: Any, **kwargs: Any) -> ServerConnection:
+        socket = ServerConnection(*args, **kwargs)
+        self._sockets.add(socket)
+        return socket
+
+    def _respond(self, socket: ServerConnection, request: Request) -> Response | None:
+        """Answer plain HTTP; None lets the WebSocket handshake go on (RFC 6455, section 4.2)."""
+        path = request.path.partition("?")[0]
+        if path in ("/", "/ws"):
+            return None
+        if path != "/healthz":
+            return socket.respond(
+                http.HTTPStatus.NOT_FOUND, "The relay is at / and /ws, its health at /healthz.\n"
+            )
+        if request.method != "GET":
+            response = socket.respond(http.HTTPStatus.METHOD_NOT_ALLOWED, "Use GET.\n")
+            response.headers["Allow"] = "GET"
+            return response
+        figures = {
+            "status": "ok",
+            "rooms": self._rooms.rooms,
+            "members": self._rooms.members,
+            "connections": self._rooms.connections,
+            "version": self._version,
+            "uptime": round(self._loop.time() - self._started_at, 3),
+        }
+        response = socket.respond(http.HTTPStatus.OK, json.dumps(figures) + "\n")
+        del response.headers["Content-Type"]
+        response.headers["Content-Type"] = "application/json"
+        response.headers["Cache-Control"] = "no-store"
+        return response
+
+    async def _serve(self, socket: ServerConnection) -> None:
+        if self._closing:
+            return
+        conn = next(self._ids)
+        client = self._clients[conn] = _Client(socket)
+        self._rooms.opened(conn, self._loop.time())
+        self._arm()
+        try:
+            async with client.reading:
+                while client.close is None:
+                    data = await socket.recv(decode=False)
+                    self._apply(self._rooms.received(conn, data, self._loop.time()))
+        except (ConnectionClosed, TimeoutError):
+            pass  # it is gone, or it was shut; what follows is the same
+        finally:
+            if self._clients.pop(conn, None):
+                self._apply(self._rooms.dropped(conn, self._loop.time()))
+        if client.close is not None:
+            await socket.close(*client.close)
+
+    # --- what Rooms wants done -------------------------------------------------------------------
+
+    def _apply(self, outputs: Iterable[Output]) -> None:
+        for output in outputs:
+            client = self._clients.get(output.conn)
+            if client is None:
+                continue  # cut off while these outputs were being carried out
+            if isinstance(output, Send):
+                self._write(output.conn, client, output.data)
+            else:
+                del self._clients[output.conn]
+                client.close = (output.code, output.reason)
+                client.reading.reschedule(self._loop.time())
+        self._arm()
+
+    def _write(self, conn: ConnId, client: _Client, data: bytes) -> None:
+        transport = client.socket.transport
+        unread = transport.get_write_buffer_size()
+        if unread > self._config.max_unread:
+            _note("cut off: does not read", conn=conn, unread=unread)
+            del self._clients[conn]
+            transport.abort()
+            self._rooms.dropped(conn, self._loop.time())
+        else:
+            # Writes to the transport at once, whatever its buffer holds; never waits.
+            broadcast([client.socket], data, text=True)
+
+    def _arm(self) -> None:
+        at = self._rooms.next_deadline()
+        if self._timer is not None:
+            if self._timer.when() == at:
+                return
+            self._timer.cancel()
+            self._timer = None
+        if at is not None:
+            self._timer = self._loop.call_at(at, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._apply(self._rooms.tick(self._loop.time()))
