@@ -1,0 +1,636 @@
+"""The session alone: each row of its table, what it says when, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec import Raw
+
+from meshpeer.config import MeshConfig
+from meshpeer.core.messages import (
+    VERSION,
+    Ack,
+    Goodbye,
+    Join,
+    Leave,
+    Member,
+    MemberJoined,
+    MemberLeft,
+    MemberUpdated,
+    Refused,
+    RelayMessage,
+    SignalIn,
+    SignalOut,
+    Update,
+    Welcome,
+    decode_client,
+    encode,
+)
+from meshpeer.core.session import (
+    ACK_AFTER,
+    ACK_EVERY,
+    ANSWER_TIMEOUT,
+    MAX_SIGNAL,
+    TABLE,
+    Connect,
+    Disconnect,
+    Fail,
+    Input,
+    Lost,
+    Output,
+    Session,
+    State,
+    Tell,
+    Transmit,
+)
+from meshpeer.errors import (
+    IdentityReplaced,
+    InvalidData,
+    MessageTooLarge,
+    PeerIdTaken,
+    RefusedError,
+    RoomFull,
+    SignalingBacklog,
+    UnexpectedInput,
+)
+
+CONFIG = MeshConfig(signaling_retry_first=0.5, signaling_retry_max=30.0, max_pending_signals=10)
+JOIN = Join(version=VERSION, room="lobby", peer_id="ann", incarnation="ann-one-1", name="Ann")
+WELCOME = Welcome(
+    version=VERSION,
+    room="lobby",
+    peer_id="ann",
+    incarnation="ann-one-1",
+    token="t" * 16,
+    session="s" * 16,
+    seat_timeout=30.0,
+)
+BOB = Member(peer_id="bob", incarnation="bob-one-1")
+SIGNAL_IN = SignalIn(
+    sender="bob", incarnation="bob-one-1", to_incarnation="ann-one-1", epoch=1, body=Raw(b"{}")
+)
+
+
+def signal(epoch: int = 1) -> SignalOut:
+    return SignalOut(to="bob", to_incarnation="bob-one-1", epoch=epoch, body=Raw(b'{"x":1}'))
+
+
+def replaced(message: Any, **changes: Any) -> Any:
+    return type(message)(**{f: getattr(message, f) for f in message.__struct_fields__} | changes)
+
+
+def said(outputs: list[Output]) -> list[Any]:
+    """What is transmitted among the outputs, decoded."""
+    return [decode_client(output.data) for output in outputs if isinstance(output, Transmit)]
+
+
+class Ann:
+    """A session and its clock."""
+
+    def __init__(self, config: MeshConfig = CONFIG, *, random: float = 0.0) -> None:
+        self.random = random
+        self.session = Session(config, random=lambda: self.random)
+        self.now = 1000.0
+
+    @property
+    def state(self) -> State:
+        return self.session.state
+
+    def open(self, join: Join = JOIN) -> list[Output]:
+        return self.session.open(join, self.now)
+
+    def connected(self) -> list[Output]:
+        return self.session.connected(self.now)
+
+    def hears(self, message: RelayMessage) -> list[Output]:
+        return self.session.received(encode(message), self.now)
+
+    def dropped(self) -> list[Output]:
+        return self.session.dropped("cut", self.now)
+
+    def waits(self) -> list[Output]:
+        """Until the next deadline, which must be there."""
+        deadline = self.session.next_deadline()
+        assert deadline is not None
+        assert self.session.tick(deadline - 0.001) == []
+        self.now = deadline
+        return self.session.tick(self.now)
+
+    def reach(self, state: State) -> Ann:
+        steps: dict[State, Callable[[], object]] = {
+            State.NEW: lambda: None,
+            State.CONNECTING: self.open,
+            State.JOINING: lambda: (self.open(), self.connected()),
+            State.SEATED: self.seat,
+            State.WAITING: lambda: (self.open(), self.session.connection_failed("no", self.now)),
+            State.CLOSED: lambda: self.session.close(self.now),
+        }
+        steps[state]()
+        assert self.state is state
+        return self
+
+    def seat(self) -> list[Output]:
+        self.open()
+        self.connected()
+        return self.hears(WELCOME)
+
+    def comes_back(self, **welcome: Any) -> list[Output]:
+        """After a drop: reconnect and hear a resumed welcome."""
+        assert self.waits() == [Connect()]
+        self.connected()
+        return self.hears(replaced(WELCOME, **({"resumed": True} | welcome)))
+
+
+# --- the table ----------------------------------------------------------------------------------
+
+CALLS: dict[Input, Callable[[Ann], list[Output]]] = {
+    Input.OPEN: lambda ann: ann.open(),
+    Input.CONNECTED: lambda ann: ann.connected(),
+    Input.CONNECTION_FAILED: lambda ann: ann.session.connection_failed("no", ann.now),
+    Input.DROPPED: lambda ann: ann.dropped(),
+    Input.SEND: lambda ann: ann.session.send(signal()),
+    Input.UPDATE: lambda ann: ann.session.update("Anna", None),
+    Input.CLOSE: lambda ann: ann.session.close(ann.now),
+    Input.TICK: lambda ann: ann.session.tick(ann.now + 100),
+    Input.RECEIVED: lambda ann: ann.session.received(b"{", ann.now),
+}
+MESSAGES: dict[Input, RelayMessage] = {
+    Input.WELCOME: WELCOME,
+    Input.JOINED: MemberJoined(member=BOB),
+    Input.LEFT: MemberLeft(peer_id="bob", incarnation="bob-one-1", reason="left"),
+    Input.UPDATED: MemberUpdated(peer_id="bob", incarnation="bob-one-1"),
+    Input.SIGNAL: SIGNAL_IN,
+    Input.REFUSED: Refused(code="room_full", text="full"),
+    Input.GOODBYE: Goodbye(reason="shutdown"),
+    Input.ACK: Ack(received=0),
+}
+
+
+def snapshot(session: Session) -> dict[str, Any]:
+    state = dict(vars(session))
+    del state["_input"]  # the one that is being taken: of no meaning afterwards
+    state["_deadlines"] = session.next_deadline()
+    state["_pending"] = list(session._pending)
+    state["_backoff"] = session._backoff.attempts
+    return state
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("state", State)
+def test_every_call_in_every_state(state: State, name: Input) -> None:
+    ann = Ann().reach(state)
+    before = snapshot(ann.session)
+    if name in TABLE[state]:
+        CALLS[name](ann)
+        assert ann.state in TABLE[state][name]
+    else:
+        with pytest.raises(UnexpectedInput, match=f"{state.value}.*{name.value}"):
+            CALLS[name](ann)
+        assert snapshot(ann.session) == before
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+@pytest.mark.parametrize("state", [State.JOINING, State.SEATED])
+def test_every_message_in_every_state(state: State, name: Input) -> None:
+    ann = Ann().reach(state)
+    outputs = ann.hears(MESSAGES[name])
+    if name in TABLE[state]:
+        assert ann.state in TABLE[state][name]
+    else:
+        assert ann.state is State.WAITING
+        assert outputs[0] == Disconnect()
+        tag = name.value.removeprefix("message:")
+        assert f"{tag!r} to a client that is {state.value}" in str(ann.session.last_failure)
+
+
+def test_every_input_is_in_the_tests_and_every_state_in_the_table() -> None:
+    assert set(CALLS) | set(MESSAGES) == set(Input)
+    assert set(TABLE) == set(State)
+    reached = {state for row in TABLE.values() for states in row.values() for state in states}
+    assert reached == set(State) - {State.NEW}
+
+
+# --- the way to a seat ---------------------------------------------------------------------------
+
+
+def test_a_seat_is_taken_in_three_steps() -> None:
+    ann = Ann()
+    assert ann.open() == [Connect()]
+    assert said(ann.connected()) == [JOIN]
+    assert ann.hears(WELCOME) == [Tell(WELCOME)]
+    assert ann.state is State.SEATED
+    assert ann.session.next_deadline() is None
+    assert ann.session.last_failure is None
+
+
+def test_what_a_caller_puts_into_the_counts_of_its_join_is_not_believed() -> None:
+    ann = Ann()
+    ann.open(replaced(JOIN, session="x" * 16, received=7))
+    assert said(ann.connected()) == [JOIN]
+
+
+def test_signals_and_updates_before_the_seat_follow_the_welcome() -> None:
+    ann = Ann()
+    ann.open()
+    assert ann.session.send(signal(1)) == []
+    assert ann.session.update("Anna", None) == []  # will be in the join
+    assert said(ann.connected()) == [replaced(JOIN, name="Anna")]
+    assert ann.session.update(None, {"mood": "fine"}) == []  # came too late for the join
+    assert said(ann.hears(WELCOME)) == [signal(1), Update(metadata={"mood": "fine"})]
+
+
+@pytest.mark.parametrize("state", [State.CONNECTING, State.JOINING])
+def test_no_answer_within_the_deadline(state: State) -> None:
+    ann = Ann().reach(state)
+    began = ann.now
+    assert ann.waits() == [Disconnect()]
+    assert ann.now == began + ANSWER_TIMEOUT
+    assert ann.state is State.WAITING
+    assert "within 5 seconds" in str(ann.session.last_failure)
+
+
+def test_before_the_first_welcome_nothing_is_told_but_remembered() -> None:
+    ann = Ann()
+    ann.open()
+    assert ann.session.connection_failed("connection refused", ann.now) == []
+    assert ann.session.last_failure == "connection refused"
+    assert ann.waits() == [Connect()]
+    ann.connected()
+    assert ann.dropped() == []
+    assert ann.session.last_failure == "cut"
+    ann.waits()
+    ann.connected()
+    assert ann.hears(WELCOME) == [Tell(WELCOME)]
+    assert ann.session.last_failure is None
+
+
+def test_waits_double_up_to_the_longest_and_are_random() -> None:
+    ann = Ann(MeshConfig(signaling_retry_first=0.5, signaling_retry_max=3.0))
+    ann.open()
+    waits = []
+    for _ in range(5):
+        ann.session.connection_failed("no", ann.now)
+        before = ann.now
+        ann.waits()
+        waits.append(ann.now - before)
+    assert waits == [0.5, 1.0, 2.0, 3.0, 3.0]
+    ann.random = 0.75
+    ann.session.connection_failed("no", ann.now)
+    assert ann.session.next_deadline() == ann.now + 0.75
+
+
+def test_a_seat_that_does_not_last_does_not_reset_the_wait() -> None:
+    ann = Ann().reach(State.SEATED)
+    waits = []
+    for stay in (0.0, 0.0, 0.0, 2.0, 0.0):
+        ann.now += stay
+        (lost,) = ann.dropped()
+        assert isinstance(lost, Lost)
+        waits.append(lost.retry_in)
+        ann.comes_back()
+    # The first seat had not been waited for, so that it did not last says nothing.
+    assert waits == [0.5, 1.0, 2.0, 0.5, 1.0]
+
+
+# --- a no ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("peer_id_taken", PeerIdTaken),
+        ("room_full", RoomFull),
+        ("unsupported_version", RefusedError),
+        ("something_new", RefusedError),
+    ],
+)
+def test_refused_for_good(code: str, error: type[RefusedError]) -> None:
+    ann = Ann().reach(State.JOINING)
+    refused = Refused(code=code, text="because", field="$.room")
+    disconnect, fail = ann.hears(refused)
+    assert disconnect == Disconnect()
+    assert isinstance(fail, Fail)
+    assert type(fail.error) is error
+    assert str(fail.error) == "because"
+    assert (fail.error.code, fail.error.field) == (code, "$.room")
+    assert ann.state is State.CLOSED
+    assert ann.session.next_deadline() is None
+
+
+@pytest.mark.parametrize(("retry_after", "wait"), [(25.0, 1.0), (0.4, 0.4), (0.0, 0.1)])
+def test_an_id_whose_holder_is_away_is_tried_again_soon(retry_after: float, wait: float) -> None:
+    ann = Ann().reach(State.JOINING)
+    refused = Refused(code="peer_id_taken", text="ann is away", retry_after=retry_after)
+    assert ann.hears(refused) == [Disconnect()]
+    assert ann.session.last_failure == "ann is away"
+    assert ann.session.next_deadline() == ann.now + wait
+
+
+def test_too_many_joins_wait_like_a_failure() -> None:
+    ann = Ann().reach(State.JOINING)
+    assert ann.hears(Refused(code="rate_limited", text="slower")) == [Disconnect()]
+    assert ann.session.last_failure == "slower"
+    assert ann.session.next_deadline() == ann.now + 0.5
+
+
+def test_a_rejoin_that_is_refused_while_the_holder_lives_ends_the_session() -> None:
+    ann = Ann().reach(State.SEATED)
+    ann.dropped()
+    ann.waits()
+    ann.connected()
+    _, fail = ann.hears(Refused(code="peer_id_taken", text="somebody took it"))
+    assert isinstance(fail, Fail)
+    assert isinstance(fail.error, PeerIdTaken)
+
+
+@pytest.mark.parametrize("state", [State.JOINING, State.SEATED])
+def test_replaced_does_not_come_back(state: State) -> None:
+    ann = Ann().reach(state)
+    disconnect, fail = ann.hears(Goodbye(reason="replaced"))
+    assert disconnect == Disconnect()
+    assert isinstance(fail, Fail)
+    assert isinstance(fail.error, IdentityReplaced)
+    assert fail.error.reason == "replaced"
+    assert "'ann'" in str(fail.error)
+    assert ann.session.next_deadline() is None
+
+
+def test_a_refusal_in_the_seat_is_told_and_counted() -> None:
+    ann = Ann().reach(State.SEATED)
+    refused = Refused(code="no_such_peer", text="gone", message=1, to="bob")
+    assert ann.hears(refused) == [Tell(refused)]
+    ann.dropped()
+    ann.waits()
+    assert said(ann.connected())[0].received == 1
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "random", "wait"),
+    [(2.0, 0.0, 1.0), (2.0, 0.5, 2.0), (0.0, 0.0, 0.05), (3600.0, 0.0, 15.0), (None, 0.0, 0.5)],
+)
+def test_a_shutdown_says_when_to_come_back(
+    retry_after: float | None, random: float, wait: float
+) -> None:
+    ann = Ann(random=random).reach(State.SEATED)
+    goodbye = Goodbye(reason="shutdown", retry_after=retry_after)
+    disconnect, lost = ann.hears(goodbye)
+    assert disconnect == Disconnect()
+    assert lost == Lost("the relay said goodbye (shutdown)", wait)
+    assert ann.session.next_deadline() == ann.now + wait
+
+
+# --- a loss, and what comes after -----------------------------------------------------------------
+
+
+def test_a_loss_is_told_once() -> None:
+    ann = Ann().reach(State.SEATED)
+    assert ann.dropped() == [Lost("cut", 0.5)]
+    ann.waits()
+    assert ann.session.connection_failed("still down", ann.now) == []
+    assert ann.session.last_failure == "still down"
+    ann.waits()
+    ann.connected()
+    resumed = replaced(WELCOME, resumed=True)
+    assert ann.hears(resumed) == [Tell(resumed)]
+    assert ann.dropped() == [Lost("cut", 2.0)]
+
+
+def test_what_the_relay_has_not_got_is_sent_again_and_nothing_else() -> None:
+    ann = Ann().reach(State.SEATED)
+    for epoch in (1, 2, 3):
+        assert said(ann.session.send(signal(epoch))) == [signal(epoch)]
+    assert ann.hears(Ack(received=1)) == []
+    assert ann.session.pending == 2
+    ann.dropped()
+    assert ann.session.send(signal(4)) == []
+    ann.waits()
+    assert said(ann.connected()) == [replaced(JOIN, token="t" * 16, session="s" * 16)]
+    outputs = ann.hears(replaced(WELCOME, resumed=True, received=2))
+    assert said(outputs) == [signal(3), signal(4)]
+    assert isinstance(outputs[0], Tell)
+    assert ann.hears(Ack(received=4)) == []
+    assert ann.session.pending == 0
+
+
+def test_a_new_seat_gets_the_signals_but_no_update_that_was_in_the_join() -> None:
+    ann = Ann().reach(State.SEATED)
+    for epoch in (1, 2):
+        ann.session.send(signal(epoch))
+    ann.session.update("Anna", {"n": 1})
+    ann.dropped()
+    ann.session.send(signal(3))
+    ann.waits()
+    assert said(ann.connected()) == [
+        replaced(JOIN, name="Anna", metadata={"n": 1}, token="t" * 16, session="s" * 16)
+    ]
+    ann.session.update("Annie", None)
+    # The relay still knows of the first of them, although it could not resume.
+    anew = replaced(WELCOME, session="n" * 16, received=1)
+    assert said(ann.hears(anew)) == [signal(2), signal(3), Update(name="Annie")]
+    ann.hears(Ack(received=3))
+    assert ann.session.pending == 0
+    ann.dropped()
+    ann.waits()
+    (join,) = said(ann.connected())
+    assert (join.session, join.received, join.name) == ("n" * 16, 0, "Annie")
+
+
+def test_both_counts_begin_again_with_a_new_seat() -> None:
+    ann = Ann().reach(State.SEATED)
+    ann.session.send(signal(1))
+    ann.hears(Ack(received=1))
+    for _ in range(5):
+        ann.hears(SIGNAL_IN)
+    ann.dropped()
+    ann.comes_back(resumed=False, session="n" * 16)
+    ann.hears(SIGNAL_IN)
+    ann.session.send(signal(2))
+    ann.dropped()
+    ann.waits()
+    assert said(ann.connected())[0].received == 1
+    assert said(ann.hears(replaced(WELCOME, session="n" * 16, resumed=True))) == [signal(2)]
+
+
+def test_renamed_it_asks_for_the_name_it_got() -> None:
+    ann = Ann()
+    ann.open(replaced(JOIN, on_conflict="rename"))
+    ann.connected()
+    ann.hears(replaced(WELCOME, peer_id="ann-2"))
+    ann.dropped()
+    ann.waits()
+    assert said(ann.connected())[0].peer_id == "ann-2"
+
+
+# --- acknowledgements -----------------------------------------------------------------------------
+
+
+def test_it_acknowledges_every_so_many_messages() -> None:
+    ann = Ann().reach(State.SEATED)
+    for count in range(1, 2 * ACK_EVERY + 1):
+        expected = [Ack(received=count)] if count % ACK_EVERY == 0 else []
+        assert said(ann.hears(SIGNAL_IN)) == expected
+    assert ann.session.next_deadline() is None
+
+
+def test_it_acknowledges_within_so_many_seconds() -> None:
+    ann = Ann().reach(State.SEATED)
+    ann.hears(SIGNAL_IN)
+    first = ann.now
+    ann.now += 1
+    ann.hears(SIGNAL_IN)
+    assert said(ann.waits()) == [Ack(received=2)]
+    assert ann.now == first + ACK_AFTER
+    assert ann.session.next_deadline() is None
+
+
+def test_a_join_acknowledges_too() -> None:
+    ann = Ann().reach(State.SEATED)
+    for _ in range(ACK_EVERY - 1):
+        ann.hears(SIGNAL_IN)
+    ann.dropped()
+    ann.comes_back()
+    assert ann.session.next_deadline() is None
+    assert said(ann.hears(SIGNAL_IN)) == []
+
+
+# --- bounds and bad input -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", [State.WAITING, State.SEATED])
+def test_a_backlog_has_a_bound(state: State) -> None:
+    ann = Ann().reach(state)
+    for epoch in range(CONFIG.max_pending_signals):
+        ann.session.send(signal(epoch))
+    before = snapshot(ann.session)
+    with pytest.raises(SignalingBacklog, match="10 signals wait for the relay"):
+        ann.session.send(signal(99))
+    with pytest.raises(SignalingBacklog):
+        ann.session.update("Anna", None)
+    assert snapshot(ann.session) == before
+
+
+def test_an_update_of_nothing_is_not_sent() -> None:
+    ann = Ann().reach(State.SEATED)
+    assert ann.session.update(None, None) == []
+    assert ann.session.pending == 0
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda session: session.update(" white space ", None),
+        lambda session: session.update(None, {"x": object()}),
+        lambda session: session.update(None, {"x": "y" * 5000}),
+        lambda session: session.send(replaced(signal(), to="")),
+    ],
+)
+def test_what_the_relay_could_not_decode_is_not_sent(call: Callable[[Session], object]) -> None:
+    ann = Ann().reach(State.SEATED)
+    before = snapshot(ann.session)
+    with pytest.raises(InvalidData, match="can't be sent to the relay"):
+        call(ann.session)
+    assert snapshot(ann.session) == before
+
+
+def test_a_join_that_does_not_fit_the_schema_raises() -> None:
+    ann = Ann()
+    with pytest.raises(InvalidData, match="peer_id"):
+        ann.open(replaced(JOIN, peer_id=""))
+    assert ann.state is State.NEW
+
+
+def test_a_signal_that_the_relay_would_not_take_is_refused_here() -> None:
+    ann = Ann().reach(State.SEATED)
+    huge = replaced(signal(), body=Raw(b'"' + b"x" * MAX_SIGNAL + b'"'))
+    with pytest.raises(MessageTooLarge, match=str(MAX_SIGNAL)):
+        ann.session.send(huge)
+    assert ann.session.pending == 0
+
+
+BAD_WELCOMES: dict[str, dict[str, object]] = {
+    "room": {"room": "another"},
+    "incarnation": {"incarnation": "somebody-else"},
+    "peer_id": {"peer_id": "bob"},
+    "session": {"resumed": True},
+    "received": {"received": 1},
+}
+
+
+@pytest.mark.parametrize("field", BAD_WELCOMES)
+def test_a_welcome_for_somebody_else(field: str) -> None:
+    ann = Ann().reach(State.JOINING)
+    assert ann.hears(replaced(WELCOME, **BAD_WELCOMES[field])) == [Disconnect()]
+    assert ann.state is State.WAITING
+    ann.waits()
+    assert said(ann.connected()) == [JOIN]
+    assert ann.hears(WELCOME) == [Tell(WELCOME)]
+
+
+def test_a_welcome_of_another_version() -> None:
+    ann = Ann().reach(State.JOINING)
+    _, fail = ann.hears(replaced(WELCOME, version=VERSION + 1))
+    assert isinstance(fail, Fail)
+    assert isinstance(fail.error, RefusedError)
+    assert fail.error.code == "unsupported_version"
+
+
+@pytest.mark.parametrize("received", [1, 4])
+def test_an_acknowledgement_of_what_was_not_sent(received: int) -> None:
+    ann = Ann().reach(State.SEATED)
+    for epoch in range(3):
+        ann.session.send(signal(epoch))
+    ann.hears(Ack(received=2))
+    disconnect, lost = ann.hears(Ack(received=received))
+    assert disconnect == Disconnect()
+    assert isinstance(lost, Lost)
+    assert f"acknowledged {received} messages" in lost.reason
+    assert ann.session.pending == 1
+
+
+def test_a_resumed_welcome_that_has_what_was_never_sent() -> None:
+    ann = Ann().reach(State.SEATED)
+    ann.dropped()
+    ann.session.send(signal())
+    ann.waits()
+    ann.connected()
+    assert ann.hears(replaced(WELCOME, resumed=True, received=1)) == [Disconnect()]
+    assert ann.session.pending == 1
+
+
+@given(
+    state=st.sampled_from([State.JOINING, State.SEATED]),
+    data=st.one_of(st.binary(max_size=200), st.text(max_size=200)),
+)
+@settings(max_examples=200, deadline=None)
+def test_junk_costs_a_reconnect_and_nothing_else(state: State, data: bytes | str) -> None:
+    ann = Ann().reach(state)
+    ann.session.send(signal())
+    outputs = ann.session.received(data, ann.now)
+    assert outputs[0] == Disconnect()
+    assert [type(output) for output in outputs[1:]] == ([Lost] if state is State.SEATED else [])
+    assert ann.state is State.WAITING
+    assert ann.session.pending == 1
+
+
+# --- the end --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("state", "outputs"),
+    [
+        (State.NEW, []),
+        (State.CONNECTING, [Disconnect()]),
+        (State.JOINING, [Transmit(encode(Leave())), Disconnect()]),
+        (State.SEATED, [Transmit(encode(Leave())), Disconnect()]),
+        (State.WAITING, []),
+    ],
+)
+def test_close(state: State, outputs: list[Output]) -> None:
+    ann = Ann().reach(state)
+    assert ann.session.close(ann.now) == outputs
+    assert ann.state is State.CLOSED
+    assert ann.session.next_deadline() is None
