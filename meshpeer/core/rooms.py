@@ -369,7 +369,7 @@ class Rooms:
         self._welcome(conn, seat, join, out)
         # Updates of the old count may be lost; the join has the latest values.
         if (join.name, join.metadata) != (seat.name, seat.metadata):
-            self._update(conn, seat, Update(name=join.name, metadata=join.metadata), out)
+            self._set_values(seat, join.name, join.metadata, out)
 
     def _take_over(self, conn: ConnId, seat: _Seat, join: Join, out: list[Output]) -> None:
         """A new process shows the token: the one before it is gone, whether it knows or not."""
@@ -520,17 +520,9 @@ class Rooms:
         self._push(to, encode(forwarded), out)
 
     def _update(self, conn: ConnId, seat: _Seat, update: Update, out: list[Output]) -> None:  # noqa: ARG002
-        if update.name is not None:
-            seat.name = update.name
-        if update.metadata is not None:
-            seat.metadata = update.metadata
-        updated = MemberUpdated(
-            peer_id=seat.peer_id,
-            incarnation=seat.incarnation,
-            name=seat.name,
-            metadata=seat.metadata,
-        )
-        self._tell(seat, updated, out)
+        name = seat.name if update.name is None else update.name
+        metadata = seat.metadata if update.metadata is None else update.metadata
+        self._set_values(seat, name, metadata, out)
 
     def _leave(self, conn: ConnId, seat: _Seat, leave: Leave, out: list[Output]) -> None:  # noqa: ARG002
         out.append(Shut(conn, CLOSE_LEFT, "left"))
@@ -551,6 +543,16 @@ class Rooms:
         del self._seated[conn]
         seat.conn = None
         self._away[seat] = now + self._config.seat_timeout
+
+    def _set_values(
+        self, seat: _Seat, name: str | None, metadata: Metadata, out: list[Output]
+    ) -> None:
+        seat.name = name
+        seat.metadata = metadata
+        updated = MemberUpdated(
+            peer_id=seat.peer_id, incarnation=seat.incarnation, name=name, metadata=metadata
+        )
+        self._tell(seat, updated, out)
 
     def _remove(self, seat: _Seat, reason: str, out: list[Output]) -> None:
         room = self._rooms[seat.room]

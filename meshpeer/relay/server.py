@@ -20,7 +20,6 @@ from types import TracebackType
 from typing import Any, Final, Self
 from weakref import WeakSet
 
-import structlog
 from websockets.asyncio.server import Server, ServerConnection, broadcast, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
@@ -28,6 +27,7 @@ from websockets.http11 import Request, Response
 from meshpeer.config import RelayConfig
 from meshpeer.core.rooms import ConnId, Output, Rooms, Send
 from meshpeer.errors import MeshClosed, NetworkError, UsageError
+from meshpeer.log import Log
 
 __all__ = ["Relay"]
 
@@ -36,7 +36,7 @@ _CLOSE_TIMEOUT: Final = 2.0
 _DETAILS: Final = frozenset({"message refused"})
 """What a member can cause as often as it likes, and an operator does not want to read each time."""
 
-_log = structlog.get_logger("meshpeer.relay")
+_log = Log(part="relay")
 # Without a handler of its own, what a port scanner does would show up on the standard error of a
 # program that has not configured logging.
 _http_log = logging.getLogger("meshpeer.relay.http")
@@ -44,9 +44,7 @@ _http_log.addHandler(logging.NullHandler())
 
 
 def _note(event: str, **facts: object) -> None:
-    # Not configured, structlog prints everything; a library is silent until it is asked to speak.
-    if structlog.is_configured():
-        (_log.debug if event in _DETAILS else _log.info)(event, **facts)
+    (_log.debug if event in _DETAILS else _log.info)(event, **facts)
 
 
 @dataclass(slots=True, eq=False)
