@@ -1,10 +1,15 @@
-"""What holds for every test: nothing is left behind."""
+"""What holds for every test: nothing is left behind, and no time on the wall is asserted."""
 
 from __future__ import annotations
 
 import gc
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# By itself Hypothesis fails an example that takes longer than 200 ms, or data that is slow to draw.
+settings.register_profile("meshpeer", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("meshpeer")
 
 pytest_plugins = ["pytester"]
 
