@@ -504,8 +504,8 @@ class Rooms:
 
     def _signal(self, conn: ConnId, seat: _Seat, signal: SignalOut, out: list[Output]) -> None:  # noqa: ARG002
         to = self._rooms[seat.room].get(signal.to)
-        if to is None:
-            text = f"nobody in room {seat.room!r} has the peer id {signal.to!r}"
+        if to is None or to is seat:
+            text = f"nobody else in room {seat.room!r} has the peer id {signal.to!r}"
             self._refuse(
                 seat, "no_such_peer", text, out, field="$.to", message=seat.received, to=signal.to
             )

@@ -515,12 +515,13 @@ def test_a_signal_is_stamped_and_its_body_passes_as_it_is(bench: Bench) -> None:
     assert bench.take(bob)[1:] == []
 
 
-def test_a_signal_to_nobody_is_refused_with_its_number(bench: Bench) -> None:
+@pytest.mark.parametrize("to", ["nobody", "ann"])
+def test_a_signal_to_nobody_else_is_refused_with_its_number(bench: Bench, to: str) -> None:
     ann, _ = bench.member("ann")
     bench.say(ann, Update(name="first"))
-    (refused,) = bench.say(ann, signal("nobody"))
+    (refused,) = bench.say(ann, signal(to))
     assert isinstance(refused, Refused)
-    assert (refused.code, refused.to, refused.message) == ("no_such_peer", "nobody", 2)
+    assert (refused.code, refused.to, refused.message) == ("no_such_peer", to, 2)
     assert refused.field == "$.to"
 
 
