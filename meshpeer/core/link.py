@@ -159,6 +159,7 @@ def _table() -> tuple[Row, ...]:
     # An answer. One that nobody asked for is not listed: it is refused.
     row(_S.OFFERED, Input.ANSWER, "dials, current", _S.CHECKING, ("accept_answer",), "answered")
     row(_DIALS, Input.ANSWER, "dials, older", None, (), "an epoch that is over")
+    row(_S.FAILED, Input.ANSWER, "dials, current", None, (), "an attempt that failed")
 
     # Candidates may overtake the offer they belong to: they are kept for it.
     row((_S.OFFERED, _S.CHECKING, *_UP), Input.CANDIDATES, "dials, current", None,
@@ -180,10 +181,18 @@ def _table() -> tuple[Row, ...]:
         "the other side is ahead: {}")
     row(_S.OFFERING, Input.DIAL, "dials, current", None, (), "dialling already")
 
-    # The side that waits tells that our offer is behind what it knows.
-    row(_DIALS, Input.STALE, ("dials, current", "dials, newer"), _S.OFFERING, ("dial",),
+    # The side that waits tells that our offer is behind what it knows. Once it has answered this
+    # epoch, that was about an earlier offer, which came late or twice.
+    row(_DIALS, Input.STALE, "dials, newer", _S.OFFERING, ("dial",),
         "the other side is ahead of our offer")
+    row((_S.OFFERING, _S.OFFERED), Input.STALE, "dials, current", _S.OFFERING, ("dial",),
+        "the other side is ahead of our offer")
+    row((_S.CHECKING, *_UP), Input.STALE, "dials, current", None, (), "an offer that is over")
+    row(_S.FAILED, Input.STALE, "dials, current", None, (), "an attempt that failed")
     row(_DIALS, Input.STALE, "dials, older", None, (), "an epoch that is over")
+    # What we sent was for an incarnation that is over; the current one dials when it is ready.
+    row(_WAITS, Input.STALE, ("waits, older", "waits, current", "waits, newer"), None, (),
+        "the other side is to dial")
 
     # Operations and the connection.
     row(_S.OFFERING, Input.OFFER_MADE, "current", _S.OFFERED, ("send_offer",), "offer sent")
@@ -211,10 +220,8 @@ def _table() -> tuple[Row, ...]:
         row(answering, on, "waits, again", _S.FAILED, ("count_failure", "drop"), reason)
     row(_S.WAITING, Input.DEADLINE, ("waits, first", "waits, again"), _S.FAILED,
         ("count_failure", "ask"), "not dialled within {} s")
-    row(_S.FAILED, Input.DEADLINE, ("dials, first", "dials, again"), _S.OFFERING, ("dial",),
-        "trying again")
-    row(_S.FAILED, Input.DEADLINE, ("waits, first", "waits, again"), None, ("ask", "wait_more"),
-        "asking again")
+    row(_S.FAILED, Input.DEADLINE, "dials, again", _S.OFFERING, ("dial",), "trying again")
+    row(_S.FAILED, Input.DEADLINE, "waits, again", None, ("ask", "wait_more"), "asking again")
     row(_S.FAILED, Input.DEADLINE, "unreachable", None, ("wait_more",), "no signalling to the peer")
 
     # Signals get to the peer again.
@@ -339,7 +346,6 @@ class Link:
         "_arg",
         "_backoff",
         "_config",
-        "_connected_at",
         "_deadlines",
         "_detail",
         "_failures",
@@ -383,7 +389,6 @@ class Link:
         self._backoff = Backoff(config.retry_first, config.retry_max, jitter=0.5)
         self._failures = 0
         self._recovering = False
-        self._connected_at = 0.0
         self._heard_at = 0.0
         self._ping_nonce = 0
         self._pinged_at: float | None = None
@@ -485,7 +490,7 @@ class Link:
 
     def ping(self, now: float) -> Ping:
         """Measure the round trip now."""
-        self._ping_nonce = (self._ping_nonce + 1) & 0xFFFFFFFF
+        self._ping_nonce = (self._ping_nonce + 1) & 0x7FFFFFFF
         self._pinged_at = now
         return Ping(self._ping_nonce)
 
@@ -509,6 +514,11 @@ class Link:
                     out += self._ping_due(now)
                 case "silence" if self.state is LinkState.CONNECTED:
                     out += self._silence_due(at, now)
+                case "stable" if self.state is LinkState.CONNECTED:
+                    # It has earned a new beginning; one that did not hold is the same trouble
+                    # going on, however often it connected in between.
+                    self._failures = 0
+                    self._backoff.reset()
                 case "state" if self.state is LinkState.FAILED and not self.reachable:
                     out += self._feed(Input.DEADLINE, "unreachable", now)
                 case "state":
@@ -539,11 +549,6 @@ class Link:
         if condition == "current" and not (
             self.state in (*_IDLE, LinkState.CLOSED) and on is not Input.DEADLINE
         ):
-            # A connection that held has earned a new beginning; one that did not is the same
-            # trouble going on, however often it connected in between.
-            if self.state in _UP and now - self._connected_at >= self._config.stable_after:
-                self._failures = 0
-                self._backoff.reset()
             condition = f"{self._role}, {'again' if self._failures else 'first'}"
         return self._feed(on, condition, now, detail=detail)
 
@@ -573,12 +578,13 @@ class Link:
             case LinkState.CONNECTED:
                 self._deadlines.clear("state")
                 if previous is LinkState.CHECKING:
-                    self._connected_at = self._heard_at = now
+                    self._heard_at = now
                     self.connections += 1
                     self._recovering = True
                     # Measured at once, so that users see a round trip from the first moment.
                     self._out.append(self.ping(now))
                 self._deadlines.set("silence", now + self._config.silence_timeout)
+                self._deadlines.set("stable", now + self._config.stable_after)
                 self._deadlines.set("ping", now + self._ping_after)
             case LinkState.DISCONNECTED:
                 self._deadlines.set("state", now + self._config.disconnected_timeout)
@@ -591,9 +597,11 @@ class Link:
                 self._deadlines.clear_all()
             case _:
                 pass  # An attempt has one deadline for all its states; it was set when it began.
+        if row.next is not LinkState.CONNECTED:
+            self._deadlines.clear("silence")
+            self._deadlines.clear("stable")
         if row.next not in _UP:
             self._deadlines.clear("ping")
-            self._deadlines.clear("silence")
         self._out.append(StateChanged(previous, row.next, self._detail))
 
     @property

@@ -1,0 +1,822 @@
+"""The link's table: each path a user would name, and every pair of state and input."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from meshpeer.config import MeshConfig
+from meshpeer.core.events import PeerState
+from meshpeer.core.link import (
+    TABLE,
+    AcceptAnswer,
+    AcceptOffer,
+    AddCandidates,
+    CloseConnection,
+    Input,
+    Link,
+    LinkOutput,
+    LinkState,
+    MakeOffer,
+    Operate,
+    Ping,
+    Refuse,
+    Row,
+    SendSignal,
+    StateChanged,
+)
+from meshpeer.core.messages import (
+    MAX_CANDIDATES,
+    Answer,
+    Candidates,
+    Dial,
+    IceCandidate,
+    LinkMessage,
+    Offer,
+    Stale,
+)
+from meshpeer.core.timing import Backoff, Deadlines
+from meshpeer.errors import ConnectionFailed, MeshError, ProtocolError, UnexpectedInput
+
+S = LinkState
+CONFIG = MeshConfig()
+ONE = IceCandidate("candidate:1 1 udp 1 192.0.2.1 9 typ host", "0", 0)
+OTHER = "other-incarnation"
+MINE = "this-incarnation"
+
+
+def half() -> float:
+    return 0.5
+
+
+def make(*, dials: bool) -> Link:
+    return Link(CONFIG, dials=dials, incarnation=MINE, random=half)
+
+
+def state_of(link: Link) -> LinkState:
+    """Its state; a call, since a type checker takes an attribute to stay as it was."""
+    return link.state
+
+
+def step(link: Link) -> tuple[float, list[LinkOutput]]:
+    """Let time pass until the next deadline."""
+    at = link.next_deadline()
+    assert at is not None, link.state
+    return at, link.tick(at)
+
+
+def until(link: Link, state: LinkState) -> tuple[float, list[LinkOutput]]:
+    """Let time pass until the link is in ``state``; the time, and what the last tick put out."""
+    while True:
+        at, outputs = step(link)
+        if link.state is state:
+            return at, outputs
+
+
+def reason(outputs: list[LinkOutput]) -> str:
+    (change,) = (o for o in outputs if isinstance(o, StateChanged))
+    return change.reason
+
+
+def changed(previous: LinkState, state: LinkState, why: str) -> StateChanged:
+    return StateChanged(previous, state, why)
+
+
+def offered(epoch: int = 1) -> Link:
+    link = make(dials=True)
+    link.start(0.0)
+    if epoch > 1:
+        link.message(0, Stale(OTHER, epoch - 1), 0.0)
+    link.offer_made(epoch, "offer", 0.0)
+    assert (link.state, link.epoch) == (S.OFFERED, epoch)
+    return link
+
+
+def connected(*, dials: bool, epoch: int = 1) -> Link:
+    """Connected since 0.0."""
+    if dials:
+        link = offered(epoch)
+        link.message(epoch, Answer("answer"), 0.0)
+    else:
+        link = make(dials=False)
+        link.start(0.0)
+        link.message(epoch, Offer("offer"), 0.0)
+        link.answer_made(epoch, "answer", 0.0)
+    link.opened(epoch, 0.0)
+    assert link.state is S.CONNECTED
+    return link
+
+
+# --- the paths a user would name ------------------------------------------------------------------
+
+
+def test_the_side_that_dials_connects() -> None:
+    link = make(dials=True)
+    assert state_of(link) is S.NEW
+    assert link.start(10.0) == [
+        Operate(1, MakeOffer()),
+        changed(S.NEW, S.OFFERING, "dialling"),
+    ]
+    assert state_of(link) is S.OFFERING
+    assert link.next_deadline() == 18.0
+    assert link.offer_made(1, "v=0 o", 10.1) == [
+        SendSignal(1, Offer("v=0 o")),
+        changed(S.OFFERING, S.OFFERED, "offer sent"),
+    ]
+    assert link.message(1, Answer("v=0 a"), 10.2) == [
+        Operate(1, AcceptAnswer("v=0 a")),
+        changed(S.OFFERED, S.CHECKING, "answered"),
+    ]
+    assert link.next_deadline() == 18.0, "one deadline for the whole attempt"
+    assert link.opened(1, 10.3) == [
+        Ping(1),
+        changed(S.CHECKING, S.CONNECTED, "connected"),
+    ]
+    assert link.peer_state is PeerState.CONNECTED
+    assert link.alive
+    assert link.connections == 1
+    link.pong(1, 1, 10.35)
+    assert link.rtt == pytest.approx(0.05)
+
+
+def test_the_side_that_waits_answers() -> None:
+    link = make(dials=False)
+    assert link.start(0.0) == [changed(S.NEW, S.WAITING, "waiting to be dialled")]
+    assert link.peer_state is PeerState.NEW
+    assert link.message(1, Offer("v=0 o"), 1.0) == [
+        Operate(1, AcceptOffer("v=0 o")),
+        changed(S.WAITING, S.ANSWERING, "dialled"),
+    ]
+    assert link.answer_made(1, "v=0 a", 1.1) == [
+        SendSignal(1, Answer("v=0 a")),
+        changed(S.ANSWERING, S.CHECKING, "answer sent"),
+    ]
+    assert link.opened(1, 1.2)[-1] == changed(S.CHECKING, S.CONNECTED, "connected")
+    assert link.message(1, Offer("v=0 o"), 1.3) == [], "the same offer again"
+
+
+def test_candidates_that_come_before_their_offer_are_kept_for_it() -> None:
+    link = make(dials=False)
+    link.start(0.0)
+    assert link.message(2, Candidates([ONE]), 0.0) == []
+    assert link.message(2, Candidates([ONE], end=True), 0.0) == []
+    assert link.message(1, Candidates([ONE, ONE, ONE]), 0.0) == [], "older than those kept"
+    assert link.message(2, Offer("o"), 0.0) == [
+        Operate(2, AcceptOffer("o")),
+        Operate(2, AddCandidates((ONE, ONE), end=True)),
+        changed(S.WAITING, S.ANSWERING, "dialled"),
+    ]
+    assert link.message(2, Candidates([ONE]), 0.0) == [
+        Operate(2, AddCandidates((ONE,), end=False))
+    ], "and those that come after it go straight on"
+
+
+def test_candidates_kept_for_an_offer_have_a_bound_and_are_dropped_with_their_epoch() -> None:
+    link = make(dials=False)
+    link.start(0.0)
+    for _ in range(3):
+        link.message(2, Candidates([ONE] * (MAX_CANDIDATES - 1)), 0.0)
+    (_, kept, _) = link.message(2, Offer("o"), 0.0)
+    assert kept == Operate(2, AddCandidates((ONE,) * MAX_CANDIDATES, end=False))
+    link.message(3, Candidates([ONE]), 0.0)
+    for epoch in (4, 5):
+        assert link.message(epoch, Offer("o"), 0.0) == [
+            Operate(epoch - 2 if epoch == 4 else 4, CloseConnection()),
+            Operate(epoch, AcceptOffer("o")),
+        ]
+
+
+def test_both_dial_and_ours_wins() -> None:
+    link = offered()
+    for epoch in (0, 1, 2):
+        assert link.message(epoch, Offer("theirs"), 0.1) == []
+    assert link.state is S.OFFERED
+    # Connected, another offer says that the other side sees things differently: begin anew.
+    link.message(1, Answer("a"), 0.2)
+    link.opened(1, 0.3)
+    assert link.message(7, Offer("theirs"), 1.0) == [
+        Operate(1, CloseConnection()),
+        Operate(8, MakeOffer()),
+        changed(S.CONNECTED, S.OFFERING, "both dial: the smaller id dials again"),
+    ]
+
+
+def test_the_side_that_waits_tells_that_an_offer_is_behind_and_the_other_dials_past_it() -> None:
+    waits = connected(dials=False, epoch=7)
+    assert waits.message(1, Offer("o"), 1.0) == [SendSignal(7, Stale(MINE, 7))]
+    assert waits.state is S.CONNECTED
+    dials = offered(1)
+    assert dials.message(0, Stale(OTHER, 7), 1.0) == [
+        Operate(1, CloseConnection()),
+        Operate(8, MakeOffer()),
+        changed(S.OFFERED, S.OFFERING, "the other side is ahead of our offer"),
+    ]
+    assert [type(o) for o in waits.message(8, Offer("o"), 2.0)] == [Operate, Operate, StateChanged]
+
+
+def test_a_late_stale_does_not_end_a_connection_of_its_epoch() -> None:
+    link = connected(dials=True, epoch=3)
+    assert link.message(0, Stale(OTHER, 3), 1.0) == []
+    assert link.message(0, Stale(OTHER, 2), 1.0) == []
+    assert link.state is S.CONNECTED
+
+
+def test_a_late_answer_to_an_attempt_that_failed_is_no_fault_of_the_other_side() -> None:
+    link = offered()
+    link.tick(8.0)
+    link.offer_made(2, "o", 8.1)
+    link.tick(16.0)
+    assert link.state is S.FAILED
+    assert link.message(2, Answer("late"), 16.1) == []
+
+
+@pytest.mark.parametrize("dials", [True, False])
+def test_a_lost_connection_is_replaced_at_once(dials: bool) -> None:
+    link = connected(dials=dials)
+    outputs = link.lost(1, "closed by the other side", 3.0)
+    why = "connection lost: closed by the other side"
+    if dials:
+        assert outputs == [
+            Operate(1, CloseConnection()),
+            Operate(2, MakeOffer()),
+            changed(S.CONNECTED, S.OFFERING, why),
+        ]
+    else:
+        assert outputs == [
+            Operate(1, CloseConnection()),
+            SendSignal(1, Dial(why)),
+            changed(S.CONNECTED, S.WAITING, why),
+        ]
+    assert link.peer_state is PeerState.DISCONNECTED, "it was connected, and comes back"
+    assert link.lost(1, "again", 3.1) == [] or dials
+    assert link.lost(0, "older", 3.1) == []
+
+
+@pytest.mark.parametrize("dials", [True, False])
+def test_silence_and_back(dials: bool) -> None:
+    link = connected(dials=dials)
+    link.heard(1, 1.0)
+    outputs: list[LinkOutput] = []
+    at = 0.0
+    while link.state is S.CONNECTED:
+        at, more = step(link)
+        outputs += more
+    assert at == 3.5, "2.5 s after the last that was heard"
+    assert outputs[-1] == changed(S.CONNECTED, S.DISCONNECTED, "nothing heard for 2.5 s")
+    assert len(outputs) > 1, "it was pinged first"
+    assert all(isinstance(o, Ping) for o in outputs[:-1])
+    assert link.alive
+    assert link.peer_state is PeerState.DISCONNECTED
+    assert link.heard(0, 3.6) == [], "an older connection proves nothing"
+    assert link.heard(1, 4.0) == [changed(S.DISCONNECTED, S.CONNECTED, "heard again")]
+    assert link.connections == 1
+    assert state_of(link) is S.CONNECTED
+
+
+def test_silence_that_lasts_ends_the_connection() -> None:
+    link = connected(dials=True)
+    at, outputs = until(link, S.OFFERING)
+    assert at == 7.5
+    assert outputs == [
+        Operate(1, CloseConnection()),
+        Operate(2, MakeOffer()),
+        changed(S.DISCONNECTED, S.OFFERING, "did not come back within 5 s"),
+    ]
+
+
+def test_one_side_pings_as_long_as_both_hear_each_other() -> None:
+    links = {dials: connected(dials=dials) for dials in (True, False)}
+    pings = {True: 0, False: 0}
+    now = 0.0
+    while now < 60.0:
+        dials, now = min(
+            ((dials, link.next_deadline() or 0.0) for dials, link in links.items()),
+            key=lambda item: item[1],
+        )
+        for output in links[dials].tick(now):
+            assert isinstance(output, Ping)
+            pings[dials] += 1
+            links[not dials].heard(1, now)
+            links[dials].heard(1, now)
+    assert pings == {True: 60, False: 0}
+    assert {link.state for link in links.values()} == {S.CONNECTED}
+
+
+def test_a_stalled_loop_is_not_silence_of_the_peer() -> None:
+    link = connected(dials=True)
+    outputs = link.tick(9.0)  # it was due at 2.5: this process stood still
+    assert link.state is S.CONNECTED
+    assert {type(o) for o in outputs} == {Ping}
+    at, _ = until(link, S.DISCONNECTED)
+    assert at == 10.0, "whoever is really gone is found out a little later"
+
+
+def test_failing_twice_waits_and_the_wait_doubles() -> None:
+    link = make(dials=True)
+    link.start(0.0)
+    waits = []
+    began = 0.0
+    for attempt in range(9):
+        link.offer_made(link.epoch, "o", began)
+        failed_at, outputs = step(link)
+        assert failed_at == began + CONFIG.connect_timeout
+        if attempt == 0:
+            assert reason(outputs) == "not connected within 8 s"
+            assert state_of(link) is S.OFFERING, "the first failure is tried again at once"
+            began = failed_at
+            continue
+        assert state_of(link) is S.FAILED
+        assert link.peer_state is PeerState.FAILED
+        assert outputs[0] == Operate(link.epoch, CloseConnection())
+        began, outputs = step(link)
+        waits.append(began - failed_at)
+        assert reason(outputs) == "trying again"
+    # random() is 0.5 and half of each wait is random.
+    assert waits == [0.75 * wait for wait in (1, 2, 4, 8, 16, 30, 30, 30)]
+
+
+def test_the_side_that_waits_asks_and_keeps_asking() -> None:
+    link = make(dials=False)
+    link.start(0.0)
+    assert link.tick(8.0) == [
+        SendSignal(0, Dial("not dialled within 8 s")),
+        changed(S.WAITING, S.FAILED, "not dialled within 8 s"),
+    ]
+    for _ in range(10):
+        _, outputs = step(link)
+        assert outputs == [SendSignal(0, Dial("asking again"))]
+    assert link.message(1, Offer("o"), 300.0)[-1] == changed(S.FAILED, S.ANSWERING, "dialled")
+
+
+def test_a_connection_that_held_begins_anew_with_failures_and_waits() -> None:
+    link = make(dials=True)
+    link.start(0.0)
+    until(link, S.FAILED)
+    for held, expected in ((4.9, S.FAILED), (5.1, S.OFFERING)):
+        now = 0.0
+        while state_of(link) is not S.OFFERING:
+            now, _ = step(link)
+        link.offer_made(link.epoch, "o", now)
+        link.message(link.epoch, Answer("a"), now)
+        link.opened(link.epoch, now)
+        end = now + held
+        while (at := link.next_deadline()) is not None and at <= end:
+            link.heard(link.epoch, at)
+            link.tick(at)
+        link.lost(link.epoch, "lost", end)
+        assert state_of(link) is expected, held
+    # And so does the wait: the next failure waits as long as the very first.
+    failed_at, _ = until(link, S.FAILED)
+    assert link.next_deadline() == failed_at + 0.75
+
+
+def test_a_connection_on_which_nothing_is_heard_has_not_held() -> None:
+    link = make(dials=True)
+    link.start(0.0)
+    dialled = []
+    now = 0.0
+    while now < 120.0:
+        if link.state is S.OFFERING:
+            dialled.append(now)
+            link.offer_made(link.epoch, "o", now)
+            link.message(link.epoch, Answer("a"), now)
+            link.opened(link.epoch, now)
+        now, _ = step(link)
+    gaps = [b - a for a, b in itertools.pairwise(dialled)]
+    assert gaps == [7.5, 7.5 + 0.75, 7.5 + 1.5, 7.5 + 3, 7.5 + 6, 7.5 + 12, 7.5 + 22.5]
+
+
+def test_without_signalling_nothing_is_tried_and_with_it_at_once() -> None:
+    for dials in (True, False):
+        link = make(dials=dials)
+        link.start(0.0)
+        link.set_reachable(False, 0.0)
+        until(link, S.FAILED)
+        now = 0.0
+        for _ in range(20):
+            now, outputs = step(link)
+            assert outputs == [], "no signal, no operation"
+        outputs = link.set_reachable(True, now)
+        if dials:
+            assert isinstance(outputs[0], Operate)
+            assert reason(outputs) == "signalling is back"
+        else:
+            assert outputs == [SendSignal(0, Dial("signalling is back"))]
+
+
+def test_the_side_that_waits_reports_a_failure_and_the_other_dials_again() -> None:
+    link = connected(dials=True)
+    assert link.message(1, Dial("no route"), 1.0) == [
+        Operate(1, CloseConnection()),
+        Operate(2, MakeOffer()),
+        changed(S.CONNECTED, S.OFFERING, "the other side failed: no route"),
+    ]
+    assert link.message(1, Dial("no route"), 1.0) == [], "it is dialling already"
+
+
+def test_a_failed_operation_ends_the_attempt_but_a_bad_candidate_does_not() -> None:
+    for error in (ConnectionFailed("no route"), ProtocolError("bad sdp", code="bad_sdp")):
+        link = offered()
+        link.message(1, Answer("a"), 0.0)
+        refused = [Refuse(error)] if isinstance(error, ProtocolError) else []
+        candidates = AddCandidates((ONE,), end=False)
+        assert link.operation_failed(1, candidates, error, 0.1) == refused
+        assert state_of(link) is S.CHECKING
+        outputs = link.operation_failed(1, AcceptAnswer("a"), error, 0.2)
+        assert outputs[: len(refused)] == refused
+        assert state_of(link) is S.OFFERING
+        assert reason(outputs) == str(error)
+        assert link.operation_failed(1, AcceptAnswer("a"), error, 0.3) == refused, "an older epoch"
+
+
+def test_an_epoch_at_the_end_of_the_numbers_harms_nobody() -> None:
+    link = offered()
+    link.message(0, Stale(OTHER, 2**31 - 1), 0.0)
+    assert link.epoch == 2**31 - 1
+    for _ in range(50):
+        step(link)
+        assert link.epoch == 2**31 - 1, "what the schema does not take is not sent"
+
+
+# --- a connection that is lost right after each connect -------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rapid_connects_and_losses_are_slowed_down(seed: int) -> None:
+    rng = random.Random(seed)
+    links = {
+        dials: Link(CONFIG, dials=dials, incarnation=MINE, random=rng.random)
+        for dials in (True, False)
+    }
+    dials: list[float] = []
+    queue: list[tuple[bool, list[LinkOutput]]] = [
+        (True, links[True].start(0.0)),
+        (False, links[False].start(0.0)),
+    ]
+    now = 0.0
+    while now <= 60.0:
+        while queue:
+            who, outputs = queue.pop(0)
+            link, other = links[who], links[not who]
+            for output in outputs:
+                match output:
+                    case Operate(epoch, MakeOffer()):
+                        dials.append(now)
+                        queue.append((who, link.offer_made(epoch, "o", now)))
+                    case Operate(epoch, AcceptOffer()):
+                        queue.append((who, link.answer_made(epoch, "a", now)))
+                    case SendSignal(epoch, body):
+                        queue.append((not who, other.message(epoch, body, now)))
+                    case Operate(epoch, AcceptAnswer()):
+                        for end in (True, False):
+                            queue.append((end, links[end].opened(epoch, now)))
+                            queue.append((end, links[end].lost(epoch, "cut", now)))
+                    case Refuse(error):
+                        raise AssertionError(error)
+                    case _:
+                        pass
+        now = min(link.next_deadline() or 0.0 for link in links.values())
+        for who, link in links.items():
+            if (link.next_deadline() or 0.0) <= now:
+                queue.append((who, link.tick(now)))
+    # Both sides wait 0.5..1, 1..2, 2..4, 4..8, 8..16, 15..30 s, and either end of a wait dials.
+    assert 4 <= len(dials) <= 16
+    for begin in range(60):
+        assert sum(begin <= at < begin + 1 for at in dials) <= 4
+
+
+# --- all pairs of state and input -----------------------------------------------------------------
+
+Feed = Callable[[Link], list[LinkOutput]]
+NOW = 100.0
+FAULT = ConnectionFailed("fault")
+
+
+def in_state(state: LinkState, *, dials: bool, failed: bool) -> Link | None:
+    """A link in ``state`` at epoch 5 (0 where there was no attempt), or None if there is none."""
+    link = make(dials=dials)
+    if state is S.NEW:
+        return None if failed else link
+    link.start(0.0)
+    if failed or state is S.FAILED:
+        until(link, S.FAILED)
+    if state in (S.FAILED, S.WAITING):
+        if state is S.WAITING and (dials or failed):
+            return None
+        if not dials and state is S.FAILED:
+            link.message(5, Offer("o"), 0.0)
+            link.lost(5, "lost", 0.0)
+        elif dials:
+            link.message(5, Dial(""), 0.0)
+            link.lost(link.epoch, "lost", 0.0)
+        return link
+    if state is S.CLOSED:
+        link.close("bye", 0.0)
+        return link
+    if dials:
+        link.message(0, Stale(OTHER, 4), 0.0)
+        steps: list[Feed] = [
+            lambda link: link.offer_made(link.epoch, "o", 0.0),
+            lambda link: link.message(link.epoch, Answer("a"), 0.0),
+        ]
+    else:
+        link.message(5, Offer("o"), 0.0)
+        steps = [lambda link: link.answer_made(link.epoch, "a", 0.0)]
+    steps += [lambda link: link.opened(link.epoch, 0.0), lambda link: link.tick(2.5)]
+    for feed in steps:
+        if state_of(link) is state:
+            return link
+        feed(link)
+    return link if state_of(link) is state else None
+
+
+def has_answer_to_come(link: Link) -> bool:
+    """Whether the other side may know of the attempt, and so have an opinion on it."""
+    return link.state in (S.OFFERED, S.CHECKING, S.CONNECTED, S.DISCONNECTED)
+
+
+def feeds(link: Link) -> Iterator[tuple[Input, str, Feed]]:
+    """Every input at every age of epoch, and the condition that the table should know it by."""
+    role = "dials" if link.dials else "waits"
+    nth = "again" if link._failures else "first"
+    attempt = link.state not in (S.WAITING, S.FAILED, S.CLOSED)
+    messages: list[tuple[Input, Callable[[int], LinkMessage]]] = [
+        (Input.OFFER, lambda _: Offer("o")),
+        (Input.ANSWER, lambda _: Answer("a")),
+        (Input.CANDIDATES, lambda _: Candidates([ONE])),
+        (Input.DIAL, lambda _: Dial("why")),
+        (Input.STALE, lambda epoch: Stale(OTHER, epoch)),
+    ]
+    shell: list[tuple[Input, Callable[[Link, int], list[LinkOutput]]]] = [
+        (Input.OFFER_MADE, lambda link, epoch: link.offer_made(epoch, "o", NOW)),
+        (Input.ANSWER_MADE, lambda link, epoch: link.answer_made(epoch, "a", NOW)),
+        (Input.OPENED, lambda link, epoch: link.opened(epoch, NOW)),
+        (Input.LOST, lambda link, epoch: link.lost(epoch, "cut", NOW)),
+        (
+            Input.OPERATION_FAILED,
+            lambda link, epoch: link.operation_failed(epoch, MakeOffer(), FAULT, NOW),
+        ),
+    ]
+    for age, epoch in (("older", link.epoch - 1), ("current", link.epoch), ("newer", 9)):
+        if epoch < 0:
+            continue
+        for on, message in messages:
+            condition = f"{role}, {age}"
+            if on is Input.DIAL and condition == "dials, current" and has_answer_to_come(link):
+                condition = f"dials, {nth}"
+            yield (
+                on,
+                condition,
+                lambda link, e=epoch, m=message: link.message(e, m(e), NOW),  # type: ignore[misc]
+            )
+        for on, call in shell:
+            condition = age
+            if on in (Input.LOST, Input.OPERATION_FAILED) and age == "current" and attempt:
+                condition = f"{role}, {nth}"
+            yield on, condition, lambda link, e=epoch, c=call: c(link, e)  # type: ignore[misc]
+    yield Input.START, role, lambda link: link.start(NOW)
+    yield Input.CLOSE, "", lambda link: link.close("why", NOW)
+
+
+def slots(link: Link) -> dict[str, Any]:
+    """Everything that a link is, by value."""
+
+    def value(thing: Any) -> Any:
+        match thing:
+            case Deadlines():
+                return dict(thing._at)
+            case Backoff():
+                return thing.attempts
+            case (int() as epoch, list() as held, end):
+                return epoch, tuple(held), end
+            case list():
+                return tuple(thing)
+            case _:
+                return thing
+
+    # These three belong to the input that is being looked at.
+    names = (name for name in Link.__slots__ if name not in ("_arg", "_detail", "_out"))
+    return {name: value(getattr(link, name)) for name in names}
+
+
+ACTIONS: dict[str, Callable[[Link, Link, LinkOutput], bool]] = {
+    # What an action must put out, given the link before, the link after, and the output.
+    "dial": lambda old, new, o: o == Operate(new.epoch, MakeOffer()) and new.epoch > old.epoch,
+    "answer": lambda old, new, o: o == Operate(9, AcceptOffer("o")) and new.epoch == 9,
+    "reply_stale": lambda old, new, o: o == SendSignal(old.epoch, Stale(MINE, old.epoch)),
+    "accept_answer": lambda old, new, o: o == Operate(old.epoch, AcceptAnswer("a")),
+    "add_candidates": lambda old, new, o: o == Operate(old.epoch, AddCandidates((ONE,), False)),
+    "send_offer": lambda old, new, o: o == SendSignal(old.epoch, Offer("o")),
+    "send_answer": lambda old, new, o: o == SendSignal(old.epoch, Answer("a")),
+    "ask": lambda old, new, o: isinstance(o, SendSignal) and isinstance(o.body, Dial),
+    "close": lambda old, new, o: o == Operate(old.epoch, CloseConnection()),
+}
+SILENT = {"count_failure", "hold_candidates", "wait_more"}
+HAS_CONNECTION = {S.OFFERING, S.OFFERED, S.ANSWERING, S.CHECKING, S.CONNECTED, S.DISCONNECTED}
+FROM_PEER = {Input.OFFER, Input.ANSWER, Input.CANDIDATES, Input.DIAL, Input.STALE}
+INDEX = {(row.state, row.input, row.condition): row for row in TABLE}
+
+
+def expected(row: Row, before: Link) -> list[str]:
+    names = []
+    for action in row.actions:
+        if action in ("dial", "answer", "drop") and before.state in HAS_CONNECTION:
+            names.append("close")
+        if action not in SILENT and action != "drop":
+            names.append(action)
+    return names
+
+
+CASES = [
+    (state, dials, failed)
+    for state in S
+    for dials in (True, False)
+    for failed in (False, True)
+    if in_state(state, dials=dials, failed=failed) is not None
+]
+
+
+@pytest.mark.parametrize(("state", "dials", "failed"), CASES)
+def test_listed_rows_do_what_they_say_and_nothing_else_changes_anything(
+    state: LinkState, dials: bool, failed: bool
+) -> None:
+    first = in_state(state, dials=dials, failed=failed)
+    assert first is not None
+    for on, condition, feed in feeds(first):
+        link, before = (in_state(state, dials=dials, failed=failed) for _ in range(2))
+        assert link is not None
+        assert before is not None
+        row = INDEX.get((state, on, condition))
+        where = f"{state}, {on}, {condition}"
+        if row is None:
+            if on in FROM_PEER:
+                (refused,) = feed(link)
+                assert isinstance(refused, Refuse), where
+                assert isinstance(refused.error, ProtocolError)
+                assert refused.error.code == f"unexpected_{on}"
+                assert on in str(refused.error)
+            else:
+                with pytest.raises(UnexpectedInput, match=r".+"):
+                    feed(link)
+            assert slots(link) == slots(before), where
+            continue
+        outputs = feed(link)
+        assert link.state is row.next, where
+        changes = [o for o in outputs if isinstance(o, StateChanged)]
+        if state is row.next:
+            assert not changes, where
+        else:
+            assert outputs[-1:] == changes, where
+            assert (changes[0].previous, changes[0].state) == (state, row.next), where
+            assert changes[0].reason, where
+            assert "{" not in changes[0].reason, where
+        said = [o for o in outputs if not isinstance(o, StateChanged | Ping)]
+        names = expected(row, before)
+        assert len(said) == len(names), (where, said, names)
+        for name, output in zip(names, said, strict=True):
+            assert ACTIONS[name](before, link, output), (where, name, output)
+        if not row.actions and state is row.next:
+            assert slots(link) == slots(before), where
+        assert link._failures == before._failures + row.actions.count("count_failure"), where
+
+
+# --- any sequence of inputs -----------------------------------------------------------------------
+
+
+class Recorded(Link):
+    """A link that remembers which rows it took."""
+
+    def __init__(self, *, dials: bool, rng: random.Random) -> None:
+        super().__init__(CONFIG, dials=dials, incarnation=MINE, random=rng.random)
+        self.rows: set[Row] = set()
+
+    def _set_state(self, row: Row, now: float) -> None:
+        self.rows.add(row)
+        super()._set_state(row, now)
+
+
+def any_input(link: Link, rng: random.Random, now: float) -> list[LinkOutput]:
+    epoch = max(0, link.epoch + rng.choice((-1, 0, 0, 0, 0, 1, 2)))
+    own = max(0, link.epoch + rng.choice((-1, 0, 0, 0)))
+    error: MeshError = rng.choice((FAULT, ProtocolError("fault")))
+    operation = rng.choice((MakeOffer(), AddCandidates((), end=True)))
+    progress: dict[LinkState, Callable[[], list[LinkOutput]]] = {
+        S.NEW: lambda: link.start(now),
+        S.WAITING: lambda: link.message(epoch, Offer("o"), now),
+        S.OFFERING: lambda: link.offer_made(link.epoch, "o", now),
+        S.OFFERED: lambda: link.message(link.epoch, Answer("a"), now),
+        S.ANSWERING: lambda: link.answer_made(link.epoch, "a", now),
+        S.CHECKING: lambda: link.opened(link.epoch, now),
+    }
+    if link.state in progress and rng.random() < 0.4:
+        return progress[link.state]()
+    choices: list[tuple[int, Callable[[], list[LinkOutput]]]] = [
+        (4, lambda: link.message(epoch, Offer("o"), now)),
+        (4, lambda: link.message(epoch, Answer("a"), now)),
+        (2, lambda: link.message(epoch, Candidates([ONE]), now)),
+        (2, lambda: link.message(epoch, Dial("why"), now)),
+        (2, lambda: link.message(epoch, Stale(OTHER, epoch), now)),
+        (6, lambda: link.offer_made(own, "o", now)),
+        (6, lambda: link.answer_made(own, "a", now)),
+        (6, lambda: link.opened(own, now)),
+        (1, lambda: link.lost(own, "cut", now)),
+        (1, lambda: link.operation_failed(own, operation, error, now)),
+        (2, lambda: link.heard(own, now)),
+        (2, lambda: link.set_reachable(rng.random() < 0.5, now)),
+        (3, lambda: link.tick(now)),
+    ]
+    (feed,) = rng.choices([f for _, f in choices], [weight for weight, _ in choices])
+    try:
+        return feed()
+    except UnexpectedInput:
+        return []
+
+
+def walk(seed: int, steps: int) -> Iterator[tuple[Recorded, list[LinkOutput]]]:
+    """Any inputs, in any order; then the end, and some more."""
+    rng = random.Random(seed)
+    link = Recorded(dials=rng.random() < 0.5, rng=rng)
+    now = 0.0
+    for _ in range(steps):
+        if rng.random() < 0.3 and (at := link.next_deadline()) is not None:
+            now = max(now, at)
+            yield link, link.tick(now)
+        yield link, any_input(link, rng, now)
+    yield link, link.close("bye", now)
+    yield link, any_input(link, rng, now)
+    yield link, link.close("bye", now)
+
+
+def test_every_row_of_the_table_can_be_reached() -> None:
+    missing = set(TABLE)
+    for seed in range(3000):
+        for link, _ in walk(seed, seed % 100):
+            missing -= link.rows
+        if not missing:
+            return
+    raise AssertionError(missing)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 2**32))
+def test_no_state_lasts_for_ever_and_no_connection_is_left_open(seed: int) -> None:
+    link: Link | None = None
+    open_epoch: int | None = None
+    state = S.NEW
+    for link, outputs in walk(seed, 200):
+        for output in outputs:
+            match output:
+                case Operate(epoch, CloseConnection()):
+                    assert epoch == open_epoch, "it closes what it has"
+                    open_epoch = None
+                case Operate(epoch, MakeOffer() | AcceptOffer()):
+                    assert open_epoch is None, "the old connection is closed first"
+                    open_epoch = epoch
+                case Operate(epoch, AcceptAnswer() | AddCandidates()):
+                    assert epoch == open_epoch
+                case StateChanged(previous, new, why):
+                    assert previous is state
+                    assert why
+                    state = new
+                case _:
+                    pass
+        assert link.state is state, "every change of state is told"
+        assert (open_epoch is not None) == (link.state in HAS_CONNECTION)
+        if link.state in (S.NEW, S.CLOSED):
+            assert link.next_deadline() is None
+        else:
+            assert link.next_deadline() is not None, link.state
+    assert link is not None
+    assert link.state is S.CLOSED
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32), st.integers(0, 150))
+def test_left_alone_every_attempt_ends_in_time(seed: int, steps: int) -> None:
+    rng = random.Random(seed)
+    link = Recorded(dials=rng.random() < 0.5, rng=rng)
+    link.start(0.0)
+    now = 0.0
+    for _ in range(steps):
+        if rng.random() < 0.3 and (at := link.next_deadline()) is not None:
+            now = max(now, at)
+            link.tick(now)
+        any_input(link, rng, now)
+    while link.state is not S.FAILED:
+        at, _ = step(link)
+        # silence, its wait, and two attempts; or for who waits, one attempt and the wait for a dial
+        assert at <= now + 2.5 + 5.0 + 8.0 + 8.0
+
+
+def test_all_fields_of_outputs_are_values() -> None:
+    """The outputs are compared by value above; an object that is compared by identity would lie."""
+    for kind in (Operate, SendSignal, Ping, StateChanged, Refuse):
+        assert dataclasses.fields(kind)
+        assert kind.__eq__ is not object.__eq__
