@@ -66,7 +66,8 @@ def test_every_number_is_in_the_table_below(owner: type) -> None:
 def test_bounds(owner: type, name: str, low: float, high: float) -> None:
     for good in (low, high):
         assert getattr(_make(owner, name, good), name) == good
-    for bad in (low - 0.01, high + 1, -1, math.nan, math.inf, -math.inf, True, None, "1", [1]):
+    below = low - (1 if isinstance(low, int) else 0.01)
+    for bad in (below, high + 1, -1, math.nan, math.inf, -math.inf, True, None, "1", [1]):
         with pytest.raises(ConfigError) as caught:
             _make(owner, name, bad)
         text = str(caught.value)

@@ -321,10 +321,8 @@ def encode(message: Message) -> bytes:
 
 def _decode(decoder: msgspec.json.Decoder[T], data: bytes | str, who: str) -> T:
     try:
-        # Parts that are not looked into are not decoded either, so that UTF-8 is checked here.
-        if isinstance(data, str):
-            data = data.encode()
-        elif not data.isascii():
+        # The decoder does not look at the UTF-8 of parts that it skips.
+        if isinstance(data, bytes) and not data.isascii():
             data.decode()
         return decoder.decode(data)
     except msgspec.ValidationError as exc:
