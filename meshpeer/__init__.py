@@ -1,1 +1,149 @@
-"""Peers that find each other, connect directly, and stay connected."""
+"""Peers that find each other, connect directly over WebRTC data channels, and stay connected.
+
+::
+
+    async with PeerManager("ws://localhost:3001", room="lobby", name="echo bot") as mesh:
+        async for message in mesh.messages():
+            await message.sender.send(message.data)
+
+Names are loaded when they are first used, so that a host that only runs the relay never loads
+aiortc.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from meshpeer.config import IceServer, MeshConfig, RelayConfig
+    from meshpeer.core.events import (
+        BadInput,
+        Closed,
+        Event,
+        Joined,
+        MeshState,
+        Path,
+        PeerJoined,
+        PeerLeft,
+        PeerState,
+        PeerStateChanged,
+        PeerUpdated,
+        Replaced,
+        SignalingChanged,
+    )
+    from meshpeer.errors import (
+        ChannelClosed,
+        ClosedError,
+        ConfigError,
+        ConnectionFailed,
+        IdentityReplaced,
+        InvalidData,
+        MeshClosed,
+        MeshError,
+        MeshTimeout,
+        MessageTooLarge,
+        NetworkError,
+        PeerClosed,
+        PeerIdTaken,
+        ProtocolError,
+        RateLimited,
+        RefusedError,
+        RoomFull,
+        SignalingBacklog,
+        SignalingUnavailable,
+        SlowReader,
+        TooManyRooms,
+        UnexpectedInput,
+        UsageError,
+    )
+    from meshpeer.manager import MeshStats, PeerManager, PeerStats
+    from meshpeer.peer import Channel, ChannelOpened, Message, Peer
+    from meshpeer.relay import Relay
+    from meshpeer.signaling.base import SignalingTransport
+    from meshpeer.signaling.memory import MemoryHub
+    from meshpeer.signaling.websocket import WebSocketTransport
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BadInput",
+    "Channel",
+    "ChannelClosed",
+    "ChannelOpened",
+    "Closed",
+    "ClosedError",
+    "ConfigError",
+    "ConnectionFailed",
+    "Event",
+    "IceServer",
+    "IdentityReplaced",
+    "InvalidData",
+    "Joined",
+    "MemoryHub",
+    "MeshClosed",
+    "MeshConfig",
+    "MeshError",
+    "MeshState",
+    "MeshStats",
+    "MeshTimeout",
+    "Message",
+    "MessageTooLarge",
+    "NetworkError",
+    "Path",
+    "Peer",
+    "PeerClosed",
+    "PeerIdTaken",
+    "PeerJoined",
+    "PeerLeft",
+    "PeerManager",
+    "PeerState",
+    "PeerStateChanged",
+    "PeerStats",
+    "PeerUpdated",
+    "ProtocolError",
+    "RateLimited",
+    "RefusedError",
+    "Relay",
+    "RelayConfig",
+    "Replaced",
+    "RoomFull",
+    "SignalingBacklog",
+    "SignalingChanged",
+    "SignalingTransport",
+    "SignalingUnavailable",
+    "SlowReader",
+    "TooManyRooms",
+    "UnexpectedInput",
+    "UsageError",
+    "WebSocketTransport",
+    "__version__",
+]
+
+# Where each name lives; looked through in this order, the light modules first.
+_MODULES = (
+    "meshpeer.errors",
+    "meshpeer.config",
+    "meshpeer.core.events",
+    "meshpeer.signaling.base",
+    "meshpeer.signaling.memory",
+    "meshpeer.signaling.websocket",
+    "meshpeer.relay",
+    "meshpeer.peer",
+    "meshpeer.manager",
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for module_name in _MODULES:
+            module = import_module(module_name)
+            if name in module.__all__:
+                value = getattr(module, name)
+                globals()[name] = value
+                return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

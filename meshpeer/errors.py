@@ -7,6 +7,7 @@
     │   ├── ConfigError           a setting is out of its range            (also ValueError)
     │   ├── InvalidData           data that can't be sent                  (also TypeError)
     │   ├── MessageTooLarge       data over the limit                      (also ValueError)
+    │   ├── SlowReader            an iterator was not read and fell too far behind
     │   └── UnexpectedInput       a state machine was fed what its table does not list
     ├── ClosedError               what was called on is closed
     │   ├── MeshClosed            the manager
@@ -48,6 +49,7 @@ __all__ = [
     "RoomFull",
     "SignalingBacklog",
     "SignalingUnavailable",
+    "SlowReader",
     "TooManyRooms",
     "UnexpectedInput",
     "UsageError",
@@ -72,6 +74,10 @@ class InvalidData(UsageError, TypeError):
 
 class MessageTooLarge(UsageError, ValueError):
     """A message over ``max_message_size``; nothing of it was sent."""
+
+
+class SlowReader(UsageError):
+    """An iterator was not read and fell too far behind; what it missed is lost to it."""
 
 
 class UnexpectedInput(UsageError):

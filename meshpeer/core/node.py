@@ -53,7 +53,10 @@ from meshpeer.core.messages import (
 )
 from meshpeer.errors import MeshError, ProtocolError
 
-__all__ = ["Deliver", "Node", "NodeOutput", "Run", "SendFrame", "Signal", "Tell"]
+__all__ = ["FLUSH", "Deliver", "Node", "NodeOutput", "Ponged", "Run", "SendFrame", "Signal", "Tell"]
+
+FLUSH = 0x8000_0000
+"""Nonces from here on are the shell's, for `Ponged`; those below are the link's own pings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +95,21 @@ class Deliver:
 
 
 @dataclass(frozen=True, slots=True)
+class Ponged:
+    """The other side answered a ping of the shell's: all that was sent before it has arrived."""
+
+    peer_id: str
+    nonce: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tell:
     """Tell the application."""
 
     event: Event
 
 
-NodeOutput = Signal | Run | SendFrame | Deliver | Tell
+NodeOutput = Signal | Run | SendFrame | Deliver | Ponged | Tell
 
 
 _UP = (LinkState.CONNECTED, LinkState.DISCONNECTED)
@@ -272,6 +283,8 @@ class Node:
                         out.append(Deliver(peer_id, epoch, message))
                 case frames.Ping():
                     out.append(SendFrame(peer_id, epoch, frames.encode_pong(frame.nonce)))
+                case frames.Pong() if frame.nonce >= FLUSH:
+                    out.append(Ponged(peer_id, frame.nonce))
                 case frames.Pong():
                     link.pong(epoch, frame.nonce, now)
                 case frames.Credit():

@@ -1,0 +1,338 @@
+"""`PeerManager`: a room's peers, found, connected and kept connected."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType, TracebackType
+from typing import Any, Self, TypeVar
+
+import msgspec
+
+from meshpeer.config import MeshConfig
+from meshpeer.core.events import Event, MeshState, Path, PeerState
+from meshpeer.core.messages import VERSION, Join, Metadata, decode_client, encode
+from meshpeer.errors import ConfigError, MeshTimeout, PeerClosed, ProtocolError
+from meshpeer.peer import Message, Outgoing, Peer
+from meshpeer.rtc.base import ConnectionFactory
+from meshpeer.shell import Callback, Shell
+from meshpeer.signaling.base import SignalingTransport
+from meshpeer.signaling.websocket import WebSocketTransport
+
+__all__ = ["MeshStats", "PeerManager", "PeerStats"]
+
+E = TypeVar("E", bound=Event)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerStats:
+    """One peer in a `MeshStats`. Counts are since the peer came."""
+
+    peer_id: str
+    incarnation: str
+    name: str | None
+    state: PeerState
+    ice_state: str
+    path: Path | None
+    rtt: float | None
+    """Seconds."""
+    epoch: int
+    """Connection attempts."""
+    connections: int
+    """How many of them succeeded."""
+    messages_sent: int
+    messages_received: int
+    bytes_sent: int
+    bytes_received: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeshStats:
+    """A snapshot of a `PeerManager`."""
+
+    peer_id: str
+    room: str
+    state: MeshState
+    peers: Mapping[str, PeerStats]
+
+
+class PeerManager:
+    """Enters a room, connects to everybody in it, and keeps it so.
+
+    ``signaling`` is the URL of a relay (``ws://`` or ``wss://``) or a `SignalingTransport`.
+    ``peer_id`` is random when it is not given. ``metadata`` is JSON-able and small (4096 bytes).
+    ``resume_token`` is the `resume_token` of an earlier process with this ``peer_id``: it gets the
+    id back at once, even if the relay has not noticed yet that the earlier one is dead.
+
+    Raises `ConfigError` for arguments that can't be right. Nothing is contacted before `start`.
+    """
+
+    def __init__(
+        self,
+        signaling: str | SignalingTransport,
+        *,
+        room: str,
+        peer_id: str | None = None,
+        name: str | None = None,
+        metadata: Metadata | None = None,
+        config: MeshConfig | None = None,
+        resume_token: str | None = None,
+        connection_factory: ConnectionFactory | None = None,
+    ) -> None:
+        config = config or MeshConfig()
+        join = Join(
+            version=VERSION,
+            room=room,
+            peer_id=secrets.token_hex(8) if peer_id is None else peer_id,
+            incarnation=secrets.token_urlsafe(16),
+            name=name,
+            metadata=metadata or {},
+            on_conflict=config.on_conflict,
+            token=resume_token,
+        )
+        join = _checked(join)
+
+        def factory() -> ConnectionFactory:
+            if connection_factory is not None:
+                return connection_factory
+            # Late, so that importing meshpeer does not import aiortc and av.
+            from meshpeer.rtc.connection import connection_factory as make
+
+            return make(config)
+
+        transport = (
+            WebSocketTransport(signaling, config=config)
+            if isinstance(signaling, str)
+            else signaling
+        )
+        # Jitter, not a secret.
+        self._shell = Shell(transport, join, config, factory, random.random)
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Enter the room; returns when the relay has given us a seat.
+
+        Raises `PeerIdTaken`, `RoomFull` or another `RefusedError` when the relay says no,
+        `SignalingUnavailable` when it can't be reached within ``MeshConfig.join_timeout``,
+        `MeshClosed` when it was started before. After an error, or when it is cancelled, the
+        manager is closed and nothing is left behind.
+        """
+        await self._shell.start()
+
+    async def close(self) -> None:
+        """Leave the room: says goodbye, closes every connection, and leaves nothing behind.
+
+        Waits up to half of ``MeshConfig.close_timeout`` for what was sent to arrive, and as long
+        again for connections that do not close. May be called more than once, and at any time.
+        When it is cancelled it waits for no arrivals, tears down, and then raises.
+        """
+        await self._shell.close()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    # --- what it knows ---
+
+    @property
+    def peer_id(self) -> str:
+        """Our id in the room. Under ``on_conflict="rename"`` it is final after `start`."""
+        return self._shell.join.peer_id
+
+    @property
+    def incarnation(self) -> str:
+        """Random, and another one for every `PeerManager`."""
+        return self._shell.join.incarnation
+
+    @property
+    def room(self) -> str:
+        """The room."""
+        return self._shell.join.room
+
+    @property
+    def state(self) -> MeshState:
+        """``new → joining → joined ⇄ reconnecting → closed``: how it stands with the relay."""
+        return self._shell.state
+
+    @property
+    def resume_token(self) -> str | None:
+        """The secret that lets a later process take over this peer id; None before `start`."""
+        return self._shell.token
+
+    @property
+    def peers(self) -> Mapping[str, Peer]:
+        """Everybody else in the room by id, connected or not: a live, read-only view."""
+        return MappingProxyType(self._shell.peers)
+
+    def stats(self) -> MeshStats:
+        """A snapshot: how each peer is connected, and what went to and fro."""
+        return MeshStats(
+            peer_id=self.peer_id,
+            room=self.room,
+            state=self.state,
+            peers={
+                peer_id: PeerStats(
+                    peer_id=peer_id,
+                    incarnation=peer.incarnation,
+                    name=peer.name,
+                    state=peer.state,
+                    ice_state=peer.ice_state,
+                    path=peer.path,
+                    rtt=peer.rtt,
+                    **self._shell.counts(peer_id),
+                )
+                for peer_id, peer in self._shell.peers.items()
+            },
+        )
+
+    # --- waiting ---
+
+    async def wait_for_peers(self, count: int = 1, timeout: float | None = None) -> list[Peer]:
+        """Wait until at least ``count`` peers are connected, and return those that are.
+
+        ``timeout`` is in seconds, None for no limit. Raises `MeshTimeout`, `MeshClosed`. Cancelling
+        it changes nothing.
+        """
+
+        def connected() -> list[Peer] | None:
+            peers = [p for p in self._shell.peers.values() if p.state is PeerState.CONNECTED]
+            return peers if len(peers) >= count else None
+
+        def missing() -> str:
+            states = ", ".join(f"{p.id} {p.state}" for p in self._shell.peers.values())
+            return f"{count} connected peers (there are: {states or 'none'})"
+
+        return await self._wait_until(connected, timeout, missing)
+
+    async def wait_for_peer(self, peer_id: str, timeout: float | None = None) -> Peer:
+        """Wait until this peer is there and connected.
+
+        ``timeout`` is in seconds, None for no limit. Raises `MeshTimeout`, `MeshClosed`. Cancelling
+        it changes nothing.
+        """
+
+        def connected() -> Peer | None:
+            peer = self._shell.peers.get(peer_id)
+            return peer if peer is not None and peer.state is PeerState.CONNECTED else None
+
+        def missing() -> str:
+            peer = self._shell.peers.get(peer_id)
+            state = "not in the room" if peer is None else str(peer.state)
+            return f"peer {peer_id!r} to be connected (it is {state})"
+
+        return await self._wait_until(connected, timeout, missing)
+
+    async def _wait_until(
+        self, found: Callable[[], T | None], timeout: float | None, missing: Callable[[], str]
+    ) -> T:
+        scope = asyncio.timeout(timeout)
+        try:
+            async with scope:
+                while (value := found()) is None:
+                    self._shell.check_running()
+                    await self._shell.bell.wait()
+                return value
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise MeshTimeout(f"waited {timeout:g} s for {missing()}") from None
+
+    # --- messages and events ---
+
+    async def broadcast(self, data: Any, channel: str = "default") -> list[Peer]:
+        """Send to every peer that is connected now; encoded once. Returns those it was sent to.
+
+        Returns when all have accepted it, as in `Peer.send`; a peer that leaves meanwhile is left
+        out. Raises `InvalidData`, `MessageTooLarge`, `MeshClosed`. When it is cancelled, some peers
+        may have been sent it and others not.
+        """
+        shell = self._shell
+        shell.check_running()
+        message = Outgoing.of(data, channel, shell.max_message_size)
+        peers = [p for p in shell.peers.values() if p.state is PeerState.CONNECTED]
+        sent: list[Peer] = []
+
+        async def send(peer: Peer) -> None:
+            try:
+                await shell.send(peer, message)
+            except PeerClosed:
+                return
+            sent.append(peer)
+
+        async with asyncio.TaskGroup() as group:
+            for peer in peers:
+                group.create_task(send(peer))
+        return sent
+
+    def messages(self, channel: str | None = None) -> AsyncIterator[Message]:
+        """Iterate over the messages of all peers, or over those of one channel.
+
+        Every caller gets every message from the moment of this call. What arrived before anybody
+        asked is kept for the first who does. Who reads slowly slows the senders down: up to
+        ``MeshConfig.receive_window`` bytes a peer wait here. The iterator ends with the manager;
+        when something else than `close` ended it, it raises that.
+        """
+        return self._shell.messages(channel)
+
+    def events(self) -> AsyncIterator[Event]:
+        """Iterate over everything that happens from the moment of this call.
+
+        Ends after `Closed`. Raises `SlowReader` when more than ``MeshConfig.max_pending_events``
+        were not read.
+        """
+        return self._shell.events()
+
+    def on(self, kind: type[E], callback: Callable[[E], object]) -> Callable[[], None]:
+        """Call ``callback(event)`` for each event of this kind; returns a function that ends it.
+
+        Callbacks run in order, after the state has changed, each kind of callback in a task of its
+        own; a coroutine function is awaited before the next event. What it raises is logged.
+        """
+        wanted: Callback = callback
+        return self._shell.on(kind, wanted)
+
+    def update(self, *, name: str | None = None, metadata: Metadata | None = None) -> None:
+        """Tell the room a new display name or new metadata; None leaves it as it is.
+
+        Raises `ConfigError` for values that can't be right, `MeshClosed`, and `SignalingBacklog`
+        when the relay is away and too much waits for it.
+        """
+        join = self._shell.join
+        changed = msgspec.structs.replace(
+            join,
+            name=join.name if name is None else name,
+            metadata=join.metadata if metadata is None else metadata,
+        )
+        _checked(changed)
+        self._shell.update(name, metadata)
+
+    def __repr__(self) -> str:
+        return f"<PeerManager {self.peer_id!r} in {self.room!r} {self.state}>"
+
+
+def _checked(join: Join) -> Join:
+    """What the relay would make of it, before it is asked. Raises `ConfigError`."""
+    try:
+        checked = decode_client(encode(join))
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise ConfigError(f"metadata must be JSON-able: {exc}") from None
+    except ProtocolError as exc:
+        field = exc.field.removeprefix("$.")
+        value = getattr(join, field, None)
+        said = str(exc).removeprefix("malformed message from the client: ")
+        raise ConfigError(f"{field} can't be {value!r:.80}: {said}") from None
+    assert isinstance(checked, Join)
+    return checked

@@ -1,0 +1,389 @@
+"""The public faces of the others in the room: `Peer`, `Message` and `Channel`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+from meshpeer.core.delivery import OVERHEAD
+from meshpeer.core.events import Event, Path, PeerState
+from meshpeer.core.frames import MAX_CHANNEL, Kind, encode_message, encode_value
+from meshpeer.errors import (
+    ChannelClosed,
+    ConfigError,
+    InvalidData,
+    MessageTooLarge,
+    PeerClosed,
+)
+from meshpeer.rtc.base import RawChannel
+from meshpeer.streams import Bell, Stream
+
+__all__ = ["Channel", "ChannelOpened", "Message", "Outgoing", "Peer", "PeerHost", "PeerRecord"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Something a peer sent."""
+
+    sender: Peer
+    data: Any
+    """What was given to `Peer.send`: str, bytes, or what JSON makes of the rest."""
+    channel: str
+    path: Path
+    """How it came."""
+    received_at: float
+    """When it arrived here, in seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message ready to be sent; made once, however many peers get it."""
+
+    frames: tuple[bytes, ...]
+    size: int
+    """Bytes of the message."""
+    charge: int
+    """Bytes of credit that it costs."""
+
+    @classmethod
+    def of(cls, data: Any, channel: str, limit: int) -> Outgoing:
+        """Encode ``data``. Raises `InvalidData`, `MessageTooLarge`, `ConfigError`."""
+        kind: Kind
+        kind, payload = encode_value(data)
+        if len(payload) > limit:
+            raise MessageTooLarge(
+                f"the message has {len(payload)} bytes, the limit is {limit} "
+                "(MeshConfig.max_message_size): send it in parts"
+            )
+        _check_label("channel", channel)
+        frames = tuple(encode_message(kind, channel, payload))
+        return cls(frames, len(payload), sum(map(len, frames)) + OVERHEAD)
+
+
+def _check_label(what: str, label: str) -> None:
+    if not 0 < len(label.encode(errors="replace")) <= MAX_CHANNEL:
+        raise ConfigError(
+            f"{what} must be a name of 1 to {MAX_CHANNEL} bytes of UTF-8, not {label!r}"
+        )
+
+
+class PeerHost(Protocol):
+    """What a `Peer` needs of its manager."""
+
+    @property
+    def max_message_size(self) -> int: ...
+    def link_facts(self, peer: Peer) -> tuple[PeerState, float | None]: ...
+    async def send(self, peer: Peer, message: Outgoing) -> None: ...
+    async def flush(self, peer: Peer, timeout: float | None) -> None: ...
+    def open_channel(
+        self,
+        peer: Peer,
+        label: str,
+        *,
+        ordered: bool,
+        max_retransmits: int | None,
+        max_packet_life_time: int | None,
+    ) -> Channel: ...
+
+
+@dataclass(eq=False, slots=True)
+class PeerRecord:
+    """What the manager keeps of a peer, out of the public interface."""
+
+    name: str | None
+    metadata: dict[str, Any]
+    ice_state: str = "new"
+    closed_reason: str | None = None
+    bell: Bell = field(default_factory=Bell)
+    """Rings when the state, the credit or the buffer has changed."""
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by the message whose turn it is."""
+    channels: set[Channel] = field(default_factory=set)
+    flush_sent: int = 0
+    """Flush pings sent, and the number of the latest that was answered."""
+    flush_answered: int = 0
+    sent_epoch: int = 0
+    """The connection that the latest message went over."""
+    confirmed: int = 0
+    """How many of the messages sent are known to have arrived, or were told to be lost."""
+    messages_sent: int = 0
+    messages_received: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+
+class Peer:
+    """Somebody in the room, as one incarnation: a process that restarts comes as another `Peer`."""
+
+    __slots__ = ("__weakref__", "_host", "_id", "_incarnation", "_record")
+
+    def __init__(self, host: PeerHost, peer_id: str, incarnation: str, record: PeerRecord) -> None:
+        self._host = host
+        self._id = peer_id
+        self._incarnation = incarnation
+        self._record = record
+
+    @property
+    def id(self) -> str:
+        """The name the peer is addressed by, unique in the room."""
+        return self._id
+
+    @property
+    def incarnation(self) -> str:
+        """Random, and another one for every process that holds the id."""
+        return self._incarnation
+
+    @property
+    def name(self) -> str | None:
+        """What people read; not unique."""
+        return self._record.name
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the peer's application tells of itself."""
+        return self._record.metadata
+
+    @property
+    def state(self) -> PeerState:
+        """``new → connecting → connected ⇄ disconnected → failed``, and ``closed``."""
+        if self._record.closed_reason is not None:
+            return PeerState.CLOSED
+        return self._host.link_facts(self)[0]
+
+    @property
+    def ice_state(self) -> str:
+        """The ICE state of the current connection, in W3C WebRTC's words."""
+        return self._record.ice_state
+
+    @property
+    def path(self) -> Path | None:
+        """How data flows now; None while it does not."""
+        return Path.DIRECT if self.state is PeerState.CONNECTED else None
+
+    @property
+    def closed_reason(self) -> str | None:
+        """Why the peer is gone; None while it is there."""
+        return self._record.closed_reason
+
+    @property
+    def rtt(self) -> float | None:
+        """The latest round trip in seconds; None before the first."""
+        return None if self._record.closed_reason is not None else self._host.link_facts(self)[1]
+
+    async def send(self, data: Any, channel: str = "default") -> None:
+        """Send str, bytes or JSON-able data; returns when it is accepted.
+
+        Messages of one sender arrive in the order in which they were accepted. Waits while the peer
+        is not connected, while the application over there does not keep up, and while more than
+        ``MeshConfig.send_buffer`` bytes wait to go out.
+
+        Raises `InvalidData`, `MessageTooLarge` (over ``MeshConfig.max_message_size`` or over the
+        other side's limit), `PeerClosed` when the peer is gone, `MeshClosed`. When it is cancelled,
+        nothing of the message was sent.
+        """
+        await self._host.send(self, Outgoing.of(data, channel, self._host.max_message_size))
+
+    async def flush(self, timeout: float | None = None) -> None:
+        """Wait until everything accepted so far has arrived over there.
+
+        ``timeout`` is in seconds, None for no limit. Raises `MeshTimeout`, `ConnectionFailed` when
+        the connection broke meanwhile, so that some may not have arrived, `PeerClosed`,
+        `MeshClosed`. Cancelling it changes nothing of what was sent.
+        """
+        await self._host.flush(self, timeout)
+
+    async def open_channel(
+        self,
+        label: str,
+        *,
+        ordered: bool = True,
+        max_retransmits: int | None = None,
+        max_packet_life_time: int | None = None,
+    ) -> Channel:
+        """Open a plain data channel on the current connection (W3C WebRTC, createDataChannel).
+
+        Returns when it is open; the other side gets a `ChannelOpened` event. Unlike messages, a
+        plain channel ends with its connection, and nothing holds the sender back but its buffer.
+        ``max_retransmits`` (a number) or ``max_packet_life_time`` (milliseconds), not both, make it
+        partially reliable (RFC 8831, section 6.4).
+
+        Raises `PeerClosed` when the peer is gone, `ChannelClosed` when the connection ends first,
+        `ConfigError` for wrong options, `MeshClosed`. Waits for the peer to be connected. When it
+        is cancelled, the channel is closed.
+        """
+        _check_label("label", label)
+        if max_retransmits is not None and max_packet_life_time is not None:
+            raise ConfigError(
+                "a channel has max_retransmits or max_packet_life_time, not both "
+                f"(given {max_retransmits} and {max_packet_life_time})"
+            )
+        for name, value in (
+            ("max_retransmits", max_retransmits),
+            ("max_packet_life_time", max_packet_life_time),
+        ):
+            if value is not None and not 0 <= value <= 65535:
+                raise ConfigError(f"{name} must be between 0 and 65535, not {value!r}")
+        while self.state is not PeerState.CONNECTED:
+            if self.state is PeerState.CLOSED:
+                raise PeerClosed(
+                    f"peer {self._id!r} is gone ({self._record.closed_reason})",
+                    reason=self._record.closed_reason or "closed",
+                )
+            await self._record.bell.wait()
+        channel = self._host.open_channel(
+            self,
+            label,
+            ordered=ordered,
+            max_retransmits=max_retransmits,
+            max_packet_life_time=max_packet_life_time,
+        )
+        try:
+            await channel.wait_open()
+        except BaseException:
+            await channel.close()
+            raise
+        return channel
+
+    def __repr__(self) -> str:
+        name = "" if self.name is None else f" {self.name!r}"
+        return f"<Peer {self._id!r}{name} {self.state}>"
+
+
+class Channel:
+    """A plain data channel (RFC 8831). Iterate over it to read; str or bytes, as they were sent.
+
+    What is not read is kept up to ``limit`` bytes. Beyond it a channel that may lose messages loses
+    the oldest, any other one is closed: WebRTC gives a receiver no way to hold the sender back.
+    """
+
+    def __init__(
+        self,
+        raw: RawChannel,
+        peer: Peer,
+        *,
+        limit: int,
+        send_buffer: int,
+        closed: Callable[[Channel], None],
+    ) -> None:
+        self._raw = raw
+        self._peer = peer
+        self._limit = limit
+        self._send_buffer = send_buffer
+        self._closed = closed
+        self._waiting = 0
+        self._bell = Bell()
+        self._stream: Stream[str | bytes] = Stream()
+        self._closed_because: str | None = None
+        raw.listen(
+            on_open=self._bell.ring,
+            on_message=self._on_message,
+            on_low=self._bell.ring,
+            on_close=self._on_close,
+            low=send_buffer // 2,
+        )
+
+    @property
+    def label(self) -> str:
+        """The name given by the side that opened it; not unique."""
+        return self._raw.label
+
+    @property
+    def peer(self) -> Peer:
+        """The peer at the other end."""
+        return self._peer
+
+    @property
+    def state(self) -> str:
+        """``connecting → open → closing → closed``."""
+        return "closed" if self._closed_because is not None else self._raw.state
+
+    async def send(self, data: str | bytes) -> None:
+        """Send one message; waits while more than ``MeshConfig.send_buffer`` bytes wait to go out.
+
+        Raises `ChannelClosed`, `InvalidData` for anything but str and bytes, `MessageTooLarge` over
+        65536 bytes. When it is cancelled, nothing was sent.
+        """
+        if not isinstance(data, str | bytes):
+            raise InvalidData(f"a plain channel sends str or bytes, not {type(data).__name__}")
+        size = len(data.encode()) if isinstance(data, str) else len(data)
+        if size > MAX_PLAIN:
+            raise MessageTooLarge(
+                f"the message has {size} bytes, a plain channel takes {MAX_PLAIN}: "
+                "use Peer.send, or send it in parts"
+            )
+        await self.wait_open()
+        while self._raw.buffered_amount > self._send_buffer:
+            await self._bell.wait()
+            self._check_open()
+        self._raw.send(data)
+
+    async def wait_open(self) -> None:
+        """Wait until it is open. Raises `ChannelClosed` when it closes first."""
+        while True:
+            self._check_open()
+            if self._raw.state == "open":
+                return
+            await self._bell.wait()
+
+    def _check_open(self) -> None:
+        if self._closed_because is not None:
+            raise ChannelClosed(
+                f"channel {self.label!r} to {self._peer.id!r} is closed ({self._closed_because})",
+                reason=self._closed_because,
+            )
+
+    async def close(self) -> None:
+        """Close it on both sides. What was received can still be read."""
+        self._end("closed here")
+
+    def __aiter__(self) -> AsyncIterator[str | bytes]:
+        return self._stream
+
+    # --- from the connection ---
+
+    def _on_message(self, data: str | bytes) -> None:
+        if self._closed_because is not None:
+            return
+        size = len(data)
+        self._waiting += size
+        self._stream.put(data, partial(self._taken, size))
+        while self._waiting > self._limit and self._raw.lossy and len(self._stream) > 1:
+            self._stream.take()
+        if self._waiting > self._limit and not self._raw.lossy:
+            self._end(f"more than {self._limit} bytes were not read")
+
+    def _taken(self, size: int) -> None:
+        self._waiting -= size
+
+    def _on_close(self) -> None:
+        self._end("closed by the other side, or with its connection")
+
+    def abandon(self, reason: str) -> None:
+        """The peer is gone, and its channels with it. Called by the manager."""
+        self._end(reason)
+
+    def _end(self, reason: str) -> None:
+        if self._closed_because is None:
+            self._closed_because = reason
+            self._closed(self)
+            self._raw.close()
+            self._stream.end()
+            self._bell.ring()
+
+    def __repr__(self) -> str:
+        return f"<Channel {self.label!r} to {self._peer.id!r} {self.state}>"
+
+
+MAX_PLAIN = 65_536
+"""Bytes of the largest message on a plain channel: what every endpoint takes (RFC 8841)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelOpened(Event):
+    """The other side opened a plain data channel."""
+
+    peer_id: str
+    channel: Channel

@@ -1,0 +1,266 @@
+"""A connection on aiortc: one RTCPeerConnection with the message channel and plain channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from aiortc import (
+    RTCConfiguration,
+    RTCDataChannel,
+    RTCIceServer,
+    RTCPeerConnection,
+    RTCSessionDescription,
+)
+from aiortc.sdp import SessionDescription, candidate_from_sdp
+
+from meshpeer.config import MeshConfig
+from meshpeer.errors import ChannelClosed, ConnectionFailed, ProtocolError, UsageError
+from meshpeer.rtc.base import ConnectionObserver, RawChannel, RemoteCandidate
+
+__all__ = ["AiortcConnection", "connection_factory"]
+
+# The message channel is agreed on beforehand ("negotiated"), so it opens with SCTP itself and not a
+# round trip later (RFC 8832 is what it saves).
+_MESSAGE_CHANNEL = "meshpeer"
+_MESSAGE_CHANNEL_ID = 0
+
+
+def connection_factory(
+    config: MeshConfig,
+) -> Callable[[ConnectionObserver], AiortcConnection]:
+    """What makes the connections of one manager."""
+
+    def make(observer: ConnectionObserver) -> AiortcConnection:
+        return AiortcConnection(observer, config)
+
+    return make
+
+
+class _Channel:
+    """`RawChannel` on an RTCDataChannel."""
+
+    def __init__(self, channel: RTCDataChannel) -> None:
+        self._channel = channel
+
+    @property
+    def label(self) -> str:
+        return self._channel.label
+
+    @property
+    def state(self) -> str:
+        return self._channel.readyState
+
+    @property
+    def buffered_amount(self) -> int:
+        return self._channel.bufferedAmount
+
+    @property
+    def lossy(self) -> bool:
+        channel = self._channel
+        return channel.maxRetransmits is not None or channel.maxPacketLifeTime is not None
+
+    def send(self, data: str | bytes) -> None:
+        if self._channel.readyState != "open":
+            raise ChannelClosed(f"channel {self.label!r} is {self.state}", reason=self.state)
+        self._channel.send(data)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def listen(
+        self,
+        *,
+        on_open: Callable[[], None],
+        on_message: Callable[[str | bytes], None],
+        on_low: Callable[[], None],
+        on_close: Callable[[], None],
+        low: int,
+    ) -> None:
+        self._channel.bufferedAmountLowThreshold = low
+        self._channel.on("open", on_open)
+        self._channel.on("message", on_message)
+        self._channel.on("bufferedamountlow", on_low)
+        self._channel.on("close", on_close)
+
+
+class AiortcConnection:
+    """`Connection` on aiortc. See `meshpeer.rtc.base` for the contract."""
+
+    def __init__(self, observer: ConnectionObserver, config: MeshConfig) -> None:
+        self._observer = observer
+        self._closed = False
+        self._lost = False
+        self._pc = RTCPeerConnection(
+            RTCConfiguration(
+                iceServers=[
+                    RTCIceServer(
+                        urls=server.urls if isinstance(server.urls, str) else list(server.urls),
+                        username=server.username,
+                        credential=server.credential,
+                    )
+                    for server in config.ice_servers
+                ]
+            )
+        )
+        self._channel: RTCDataChannel = self._pc.createDataChannel(
+            _MESSAGE_CHANNEL, negotiated=True, id=_MESSAGE_CHANNEL_ID
+        )
+        # Half of what `Peer.send` fills it to: low enough to wait for, high enough not to run dry.
+        self._channel.bufferedAmountLowThreshold = config.send_buffer // 2
+        self._channel.on("open", observer.connection_opened)
+        self._channel.on("message", self._on_message)
+        self._channel.on("bufferedamountlow", observer.buffer_low)
+        self._channel.on("close", self._on_channel_close)
+        self._pc.on("connectionstatechange", self._on_connection_state)
+        self._pc.on("iceconnectionstatechange", self._on_ice_state)
+        self._pc.on("datachannel", self._on_channel)
+
+    # --- negotiation ---
+
+    async def create_offer(self) -> str:
+        """The local offer, with every candidate that was found."""
+        try:
+            await self._pc.setLocalDescription(await self._pc.createOffer())
+        except Exception as exc:  # aiortc raises what comes; this is the boundary
+            raise ConnectionFailed(f"no offer could be made: {_describe(exc)}") from exc
+        return self._local_sdp()
+
+    async def accept_offer(self, sdp: str) -> str:
+        """The local answer to a remote offer."""
+        _parse(sdp)
+        try:
+            await self._pc.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
+            await self._pc.setLocalDescription(await self._pc.createAnswer())
+        except Exception as exc:
+            raise ConnectionFailed(f"the offer could not be answered: {_describe(exc)}") from exc
+        return self._local_sdp()
+
+    async def accept_answer(self, sdp: str) -> None:
+        """Give the remote answer to the connection."""
+        _parse(sdp)
+        try:
+            await self._pc.setRemoteDescription(RTCSessionDescription(sdp, "answer"))
+        except Exception as exc:
+            raise ConnectionFailed(f"the answer could not be used: {_describe(exc)}") from exc
+
+    async def add_candidates(self, candidates: Sequence[RemoteCandidate], end: bool) -> None:
+        """Give remote candidates to the connection; the good ones count even if others are bad."""
+        bad: list[str] = []
+        for line, mid, index in candidates:
+            if not line:  # RFC 8838, section 8.1, by way of W3C: an empty one says "no more"
+                end = True
+                continue
+            try:
+                candidate = candidate_from_sdp(line.removeprefix("candidate:"))
+                candidate.sdpMid = mid
+                candidate.sdpMLineIndex = index if index is not None or mid is not None else 0
+                await self._pc.addIceCandidate(candidate)
+            except Exception as exc:  # noqa: BLE001 - whatever its parser raises
+                bad.append(f"{line[:80]!r} ({_describe(exc)})")
+        if end:
+            await self._pc.addIceCandidate(None)
+        if bad:
+            raise ProtocolError(
+                f"{len(bad)} of {len(candidates)} ICE candidates are malformed, first {bad[0]}",
+                code="bad_candidate",
+                field="$.candidates",
+            )
+
+    def _local_sdp(self) -> str:
+        return str(self._pc.localDescription.sdp)
+
+    # --- data ---
+
+    @property
+    def buffered_amount(self) -> int:
+        """Bytes that wait in the message channel."""
+        return int(self._channel.bufferedAmount)
+
+    def send_frame(self, data: bytes) -> None:
+        """Put a frame into the message channel; dropped when it is not open."""
+        if self._channel.readyState == "open":
+            self._channel.send(data)
+
+    def open_channel(
+        self,
+        label: str,
+        *,
+        ordered: bool,
+        max_retransmits: int | None,
+        max_packet_life_time: int | None,
+    ) -> RawChannel:
+        """Open a plain data channel (W3C WebRTC, createDataChannel)."""
+        try:
+            channel = self._pc.createDataChannel(
+                label,
+                ordered=ordered,
+                maxRetransmits=max_retransmits,
+                maxPacketLifeTime=max_packet_life_time,
+            )
+        except ValueError as exc:
+            raise UsageError(f"channel {label!r} can't be opened: {exc}") from exc
+        return _Channel(channel)
+
+    def stats(self) -> dict[str, Any]:
+        """What aiortc says of itself."""
+        return {
+            "connection_state": self._pc.connectionState,
+            "ice_state": self._pc.iceConnectionState,
+            "buffered_amount": self.buffered_amount,
+        }
+
+    # --- the end ---
+
+    async def close(self) -> None:
+        """Close the RTCPeerConnection, which tells the other side at once (DTLS close_notify)."""
+        self._closed = True
+        await self._pc.close()
+
+    # --- from aiortc ---
+
+    def _on_message(self, data: str | bytes) -> None:
+        self._observer.frame_received(data.encode() if isinstance(data, str) else data)
+
+    def _on_connection_state(self) -> None:
+        if self._pc.connectionState in ("failed", "closed"):
+            self._on_lost(f"the connection {self._pc.connectionState}")
+
+    def _on_channel_close(self) -> None:
+        self._on_lost("the message channel closed")
+
+    def _on_lost(self, reason: str) -> None:
+        if not self._closed and not self._lost:
+            self._lost = True
+            self._observer.connection_lost(reason)
+
+    def _on_ice_state(self) -> None:
+        # To aiortc every connected transport is "completed"; the word for users is the common one.
+        state = self._pc.iceConnectionState
+        self._observer.ice_state_changed("connected" if state == "completed" else state)
+
+    def _on_channel(self, channel: RTCDataChannel) -> None:
+        if not self._closed:
+            self._observer.channel_opened(_Channel(channel))
+
+
+def _parse(sdp: str) -> None:
+    try:
+        description = SessionDescription.parse(sdp)
+        kinds = [media.kind for media in description.media]
+    except Exception as exc:  # its parser asserts, unpacks and indexes; all of it means "malformed"
+        raise ProtocolError(
+            f"the session description does not parse: {_describe(exc)}",
+            code="bad_sdp",
+            field="$.sdp",
+        ) from exc
+    if kinds != ["application"]:
+        raise ProtocolError(
+            f"the session description has the sections {kinds}, expected one data channel section",
+            code="bad_sdp",
+            field="$.sdp",
+        )
+
+
+def _describe(exc: Exception) -> str:
+    return f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__

@@ -1,0 +1,832 @@
+"""The asyncio shell around `core.node`: feeds it, does what it returns, keeps one timer.
+
+What it owns it awaits: a runner task holds a task group with the reader of the signalling
+transport, one worker for each peer whose connections have something to do, and one task for each
+callback. Nothing else runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet, finalize
+
+from msgspec.structs import replace
+
+from meshpeer.config import MeshConfig
+from meshpeer.core import frames
+from meshpeer.core.events import (
+    BadInput,
+    Closed,
+    Event,
+    Joined,
+    MeshState,
+    Path,
+    PeerJoined,
+    PeerLeft,
+    PeerState,
+    PeerStateChanged,
+    PeerUpdated,
+    Replaced,
+    SignalingChanged,
+)
+from meshpeer.core.link import AcceptAnswer, AcceptOffer, AddCandidates, CloseConnection, MakeOffer
+from meshpeer.core.messages import Join, SignalOut, Welcome
+from meshpeer.core.node import (
+    FLUSH,
+    Deliver,
+    Node,
+    NodeOutput,
+    Ponged,
+    Run,
+    SendFrame,
+    Signal,
+    Tell,
+)
+from meshpeer.errors import (
+    ChannelClosed,
+    ClosedError,
+    ConnectionFailed,
+    IdentityReplaced,
+    MeshClosed,
+    MeshError,
+    MeshTimeout,
+    PeerClosed,
+    ProtocolError,
+    SignalingBacklog,
+    SignalingUnavailable,
+    SlowReader,
+)
+from meshpeer.log import Log
+from meshpeer.peer import Channel, ChannelOpened, Message, Outgoing, Peer, PeerRecord
+from meshpeer.rtc.base import Connection, ConnectionFactory, RawChannel
+from meshpeer.signaling.base import SignalingEvent, SignalingLost, SignalingTransport
+from meshpeer.streams import Bell, Stream, Waiting
+
+__all__ = ["Callback", "Shell"]
+
+Callback = Callable[[Any], object]
+
+_MAX_CHANNELS = 256
+"""Plain data channels that one peer may have open."""
+
+
+class _Unread:
+    """What is owed to a sender once every reader has taken its message."""
+
+    __slots__ = ("_given_back", "readers")
+
+    def __init__(self, given_back: Callable[[], None]) -> None:
+        self._given_back = given_back
+        self.readers = 0
+
+    def taken(self) -> None:
+        self.readers -= 1
+        if self.readers <= 0:
+            self._given_back()
+
+
+@dataclass(slots=True)
+class _Lane:
+    """The operations on one peer's connections, which run one after another."""
+
+    queue: deque[Run] = field(default_factory=deque)
+    connection: Connection | None = None
+    key: tuple[str, int] | None = None
+    """Incarnation and epoch of the connection, or of the one that is being made."""
+    worker: asyncio.Task[None] | None = None
+    scope: asyncio.Timeout | None = None
+    """Around the operation that runs, to end it early when its connection is to be closed."""
+
+
+class _Observer:
+    """Brings what one connection tells to the shell, with the connection's name on it."""
+
+    __slots__ = ("_epoch", "_incarnation", "_peer_id", "_shell")
+
+    def __init__(self, shell: Shell, run: Run) -> None:
+        self._shell = shell
+        self._peer_id, self._incarnation, self._epoch = run.peer_id, run.incarnation, run.epoch
+
+    def connection_opened(self) -> None:
+        shell = self._shell
+        shell.do(
+            shell.node.connection_opened(self._peer_id, self._incarnation, self._epoch, shell.now())
+        )
+
+    def connection_lost(self, reason: str) -> None:
+        shell = self._shell
+        shell.do(
+            shell.node.connection_lost(
+                self._peer_id, self._incarnation, self._epoch, reason, shell.now()
+            )
+        )
+
+    def frame_received(self, data: bytes) -> None:
+        shell = self._shell
+        shell.do(
+            shell.node.frame_received(
+                self._peer_id, self._incarnation, self._epoch, data, shell.now()
+            )
+        )
+        # It may have been credit.
+        self.buffer_low()
+
+    def buffer_low(self) -> None:
+        record = self._shell.record(self._peer_id, self._incarnation)
+        if record is not None:
+            record.bell.ring()
+
+    def channel_opened(self, channel: RawChannel) -> None:
+        self._shell.channel_opened(self._peer_id, self._incarnation, channel)
+
+    def ice_state_changed(self, state: str) -> None:
+        shell = self._shell
+        record = shell.record(self._peer_id, self._incarnation)
+        if record is not None and shell.node.link(self._peer_id).epoch == self._epoch:
+            record.ice_state = state
+
+
+class _Finished(Exception):
+    """Ends the runner's task group."""
+
+
+class Shell:
+    """Everything of a `PeerManager` but its public face."""
+
+    def __init__(
+        self,
+        transport: SignalingTransport,
+        join: Join,
+        config: MeshConfig,
+        factory: Callable[[], ConnectionFactory],
+        random: Callable[[], float],
+    ) -> None:
+        self.config = config
+        self.join = join
+        self.state = MeshState.NEW
+        self.peers: dict[str, Peer] = {}
+        self.error: MeshError | None = None
+        """What ended it, when it was not `close`."""
+        self.token: str | None = join.token
+        self.node: Node
+        self.bell = Bell()
+        """Rings when a peer came, went or changed its state, and at the end."""
+        self.log = Log(room=join.room, peer_id=join.peer_id, incarnation=join.incarnation)
+        self._transport = transport
+        self._make_factory = factory
+        self._factory: ConnectionFactory
+        self._random = random
+        self._records: dict[str, PeerRecord] = {}
+        self._lanes: dict[str, _Lane] = {}
+        self._loop: asyncio.AbstractEventLoop
+        self._tasks: asyncio.TaskGroup | None = None
+        self._runner: asyncio.Task[None] | None = None
+        self._stop = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at: float | None = None
+        self._readers: WeakKeyDictionary[Stream[Message], str | None] = WeakKeyDictionary()
+        self._unclaimed: deque[tuple[Message, _Unread]] = deque()
+        self._watchers: WeakSet[Stream[Event]] = WeakSet()
+        self._callbacks: dict[Stream[Event], tuple[type[Event], Callback]] = {}
+        self._confirming: asyncio.Timeout | None = None
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Enter the room. See `PeerManager.start`."""
+        if self.state is not MeshState.NEW:
+            raise MeshClosed(
+                f"a PeerManager starts once; this one is {self.state}", reason=str(self.state)
+            )
+        self.state = MeshState.JOINING
+        self._loop = asyncio.get_running_loop()
+        try:
+            self._factory = self._make_factory()
+            welcome = await self._open()
+        except BaseException as exc:
+            self.error = exc if isinstance(exc, MeshError) else None
+            await self._transport.close()
+            self._ended("not started")
+            raise
+        self.node = Node(
+            self.config,
+            peer_id=welcome.peer_id,
+            incarnation=self.join.incarnation,
+            random=self._random,
+        )
+        self._runner = asyncio.create_task(self._run(welcome), name="meshpeer runner")
+
+    async def _open(self) -> Welcome:
+        scope = asyncio.timeout(self.config.join_timeout)
+        try:
+            async with scope:
+                return await self._transport.open(self.join)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+        why = self._transport.last_failure or "no answer"
+        raise SignalingUnavailable(
+            f"could not enter room {self.join.room!r} within {self.config.join_timeout:g} s: {why}"
+        )
+
+    async def close(self, reason: str = "closed") -> None:
+        """Leave the room. See `PeerManager.close`."""
+        if self._runner is None:
+            if self.state is MeshState.NEW:
+                await self._transport.close()
+                self._ended(reason)
+            return
+        self._stop.set()
+        for record in self._records.values():
+            record.bell.ring()
+        try:
+            await asyncio.shield(self._runner)
+        except asyncio.CancelledError:
+            # Whoever cancels is in a hurry: nothing is waited for but the ends of what is open.
+            if self._confirming is not None and not self._runner.done():
+                self._confirming.reschedule(self.now())
+            await asyncio.wait([self._runner])
+            raise
+
+    async def _run(self, welcome: Welcome) -> None:
+        reason = "closed"
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                for stream, (_, callback) in self._callbacks.items():
+                    self._spawn(self._call_back(stream, callback))
+                self._signaled(welcome)
+                self._spawn(self._read_signaling())
+                await self._stop.wait()
+                if self.error is None:
+                    await self._confirm_all()
+                else:
+                    reason = getattr(self.error, "reason", "failed")
+                raise _Finished
+        except* _Finished:
+            pass
+        finally:
+            self._tasks = None
+            await self._tear_down(reason)
+
+    async def _tear_down(self, reason: str) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self.do(self.node.close(self.now()))
+        if self._timer is not None:
+            self._timer.cancel()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._transport.close())
+                for lane in self._lanes.values():
+                    if lane.connection is not None:
+                        group.create_task(self._close_connection(lane.connection))
+        finally:
+            self._ended(reason)
+
+    def _ended(self, reason: str) -> None:
+        self.state = MeshState.CLOSED
+        self._tell(Closed(reason=reason, error=self.error))
+        for stream in list(self._readers):
+            stream.end(self.error)
+        for watcher in [*self._watchers, *self._callbacks]:
+            watcher.end()
+        self.bell.ring()
+
+    def _fail(self, error: MeshError) -> None:
+        """The signalling service ended us."""
+        self.error = error
+        if isinstance(error, IdentityReplaced):
+            self._tell(Replaced(peer_id=self.join.peer_id))
+        self.log.warning("ended by the signalling service", error=str(error))
+        self._stop.set()
+
+    def closed_error(self) -> MeshError:
+        """What a call on a closed manager raises."""
+        if isinstance(self.error, ClosedError):
+            return type(self.error)(str(self.error), reason=self.error.reason)
+        why = f" ({self.error})" if self.error is not None else ""
+        return MeshClosed(f"this PeerManager is {self.state}{why}", reason=str(self.state))
+
+    def check_running(self) -> None:
+        """Raise `MeshClosed` when it is not started, or is closed."""
+        if self.state in (MeshState.NEW, MeshState.CLOSED) or self._stop.is_set():
+            raise self.closed_error()
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        assert self._tasks is not None
+        return self._tasks.create_task(coroutine)
+
+    # --- signalling ---
+
+    async def _read_signaling(self) -> None:
+        while True:
+            try:
+                event = await self._transport.receive()
+            except MeshError as error:
+                self._fail(error)
+                return
+            self._signaled(event)
+
+    def _signaled(self, event: SignalingEvent) -> None:
+        now = self.now()
+        match event:
+            case SignalingLost(reason, retry_in):
+                self.log.info("signalling lost", reason=reason, retry_in=retry_in)
+                self.state = MeshState.RECONNECTING
+                self._tell(SignalingChanged(state=self.state, reason=reason, retry_in=retry_in))
+                self.do(self.node.signaling_lost(now))
+                return
+            case Welcome():
+                self.token = event.token
+                self.join = replace(self.join, peer_id=event.peer_id)
+                self.log = self.log.bind(peer_id=event.peer_id)
+                self.log.info("joined", resumed=event.resumed, members=len(event.members))
+                self.state = MeshState.JOINED
+                reason = "resumed" if event.resumed else "joined"
+                self._tell(SignalingChanged(state=self.state, reason=reason))
+                self._tell(
+                    Joined(
+                        peer_id=event.peer_id,
+                        room=event.room,
+                        incarnation=event.incarnation,
+                        resumed=event.resumed,
+                    )
+                )
+            case _:
+                pass
+        self.do(self.node.signaling(event, now))
+
+    def update(self, name: str | None, metadata: dict[str, Any] | None) -> None:
+        """Tell the room a new name or metadata."""
+        self.check_running()
+        self._transport.update(name, metadata)
+
+    # --- driving the node ---
+
+    def now(self) -> float:
+        """The event loop's clock."""
+        return self._loop.time()
+
+    def do(self, outputs: list[NodeOutput]) -> None:
+        """Do what the node said."""
+        for output in outputs:
+            match output:
+                case Deliver(peer_id, epoch, message):
+                    self._deliver(peer_id, epoch, message.data, message.channel, message.charge)
+                case SendFrame(peer_id, epoch, data):
+                    self._send_frame(peer_id, epoch, data)
+                case Ponged(peer_id, nonce):
+                    record = self._records[peer_id]
+                    record.flush_answered = max(record.flush_answered, nonce - FLUSH)
+                case Tell(event):
+                    self._told(event)
+                case Signal(message):
+                    self._send_signal(message)
+                case Run():
+                    self._enqueue(output)
+        self._arm()
+
+    def _send_frame(self, peer_id: str, epoch: int, data: bytes) -> None:
+        lane = self._lanes.get(peer_id)
+        if lane is None or lane.connection is None or lane.key is None:
+            return
+        if lane.key[1] == epoch:
+            lane.connection.send_frame(data)
+
+    def _send_signal(self, message: SignalOut) -> None:
+        try:
+            self._transport.send(message)
+        except SignalingBacklog as exc:
+            # The attempt it belongs to runs into its deadline, and is made again.
+            self.log.warning("signal dropped", to=message.to, error=str(exc))
+        except MeshClosed:
+            pass  # The transport has ended; its reader says so.
+
+    def _arm(self) -> None:
+        at = self.node.next_deadline()
+        if at == self._timer_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = at
+        self._timer = None if at is None else self._loop.call_at(at, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = self._timer_at = None
+        # The loop may call a hair early by its own clock's resolution.
+        self.do(self.node.tick(self.now()))
+
+    def record(self, peer_id: str, incarnation: str) -> PeerRecord | None:
+        """What is kept of this incarnation of a peer, while it is there."""
+        peer = self.peers.get(peer_id)
+        return self._records[peer_id] if peer and peer.incarnation == incarnation else None
+
+    # --- operations on connections ---
+
+    def _enqueue(self, run: Run) -> None:
+        lane = self._lanes.get(run.peer_id)
+        if lane is None:
+            lane = self._lanes[run.peer_id] = _Lane()
+        if isinstance(run.operation, CloseConnection):
+            key = (run.incarnation, run.epoch)
+            # What is still to be done for it is pointless now, and what is being done as well.
+            for waiting in [r for r in lane.queue if (r.incarnation, r.epoch) == key]:
+                lane.queue.remove(waiting)
+            if lane.key == key and lane.scope is not None:
+                lane.scope.reschedule(self.now())
+        lane.queue.append(run)
+        if lane.worker is None and self._tasks is not None:
+            lane.worker = self._spawn(self._work(run.peer_id, lane))
+
+    async def _work(self, peer_id: str, lane: _Lane) -> None:
+        try:
+            while lane.queue:
+                run = lane.queue.popleft()
+                if not isinstance(run.operation, CloseConnection):
+                    await self._operate(lane, run)
+                elif lane.connection is not None and lane.key == (run.incarnation, run.epoch):
+                    # It stays in the lane until it is closed: whoever ends this task closes it.
+                    await self._close_connection(lane.connection)
+                    lane.connection = lane.key = None
+        finally:
+            lane.worker = None
+        if lane.connection is None and peer_id not in self.peers:
+            self._lanes.pop(peer_id, None)
+
+    async def _operate(self, lane: _Lane, run: Run) -> None:
+        log = self.log.bind(peer=run.peer_id, epoch=run.epoch)
+        if isinstance(run.operation, MakeOffer | AcceptOffer):
+            assert lane.connection is None, "the old connection is closed before the new one speaks"
+            lane.connection = self._factory(_Observer(self, run))
+            lane.key = (run.incarnation, run.epoch)
+        connection = lane.connection
+        if connection is None or lane.key != (run.incarnation, run.epoch):
+            return
+        sdp = ""
+        try:
+            async with asyncio.timeout(None) as lane.scope:
+                match run.operation:
+                    case MakeOffer():
+                        sdp = await connection.create_offer()
+                    case AcceptOffer(offer):
+                        sdp = await connection.accept_offer(offer)
+                    case AcceptAnswer(answer):
+                        await connection.accept_answer(answer)
+                    case AddCandidates(candidates, end):
+                        await connection.add_candidates(
+                            [(c.candidate, c.sdp_mid, c.sdp_m_line_index) for c in candidates], end
+                        )
+                    case CloseConnection():
+                        raise AssertionError("closed in the worker")
+        except TimeoutError:
+            log.debug("operation given up", operation=type(run.operation).__name__)
+        except MeshError as error:
+            log.info("operation failed", operation=type(run.operation).__name__, error=str(error))
+            self.do(
+                self.node.operation_failed(
+                    run.peer_id, run.incarnation, run.epoch, run.operation, error, self.now()
+                )
+            )
+        else:
+            if sdp:
+                self.do(
+                    self.node.operation_done(
+                        run.peer_id, run.incarnation, run.epoch, sdp, self.now()
+                    )
+                )
+        finally:
+            lane.scope = None
+
+    async def _close_connection(self, connection: Connection) -> None:
+        scope = asyncio.timeout(self.config.close_timeout)
+        try:
+            async with scope:
+                await connection.close()
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            self.log.warning("a connection did not close", within=self.config.close_timeout)
+
+    # --- events ---
+
+    def _told(self, event: Event) -> None:
+        match event:
+            case PeerJoined():
+                record = PeerRecord(event.name, event.metadata)
+                self._records[event.peer_id] = record
+                self.peers[event.peer_id] = Peer(self, event.peer_id, event.incarnation, record)
+            case PeerUpdated():
+                record = self._records[event.peer_id]
+                record.name, record.metadata = event.name, event.metadata
+            case PeerLeft():
+                del self.peers[event.peer_id]
+                record = self._records.pop(event.peer_id)
+                record.closed_reason, record.ice_state = event.reason, "closed"
+                for channel in list(record.channels):
+                    channel.abandon(f"the peer is gone ({event.reason})")
+                record.bell.ring()
+                lane = self._lanes.get(event.peer_id)
+                if lane is not None and lane.worker is None and lane.connection is None:
+                    del self._lanes[event.peer_id]
+            case PeerStateChanged():
+                record = self._records[event.peer_id]
+                record.bell.ring()
+                self.log.info(
+                    "peer state",
+                    peer=event.peer_id,
+                    epoch=event.epoch,
+                    state=str(event.state),
+                    reason=event.reason,
+                )
+            case BadInput():
+                self.log.warning("refused", peer=event.peer_id, error=str(event.error))
+            case _:
+                pass
+        self._tell(event)
+
+    def _tell(self, event: Event) -> None:
+        self.bell.ring()
+        for stream, (kind, _) in self._callbacks.items():
+            if isinstance(event, kind):
+                self._offer(stream, event)
+        for stream in list(self._watchers):
+            self._offer(stream, event)
+
+    def _offer(self, stream: Stream[Event], event: Event) -> None:
+        if stream.ended:
+            return
+        if len(stream) >= self.config.max_pending_events:
+            limit = self.config.max_pending_events
+            stream.end(
+                SlowReader(
+                    f"{limit} events were not read (MeshConfig.max_pending_events); "
+                    "read faster, or ask for fewer"
+                )
+            )
+            self.log.warning("a reader of events was ended", behind=limit)
+            return
+        stream.put(event)
+
+    def events(self) -> Stream[Event]:
+        """A stream of every event from now on."""
+        stream: Stream[Event] = Stream()
+        if self.state is MeshState.CLOSED:
+            stream.end()
+        else:
+            self._watchers.add(stream)
+        return stream
+
+    def on(self, kind: type[Event], callback: Callback) -> Callable[[], None]:
+        """Call ``callback`` with every event of this kind. Returns what ends it."""
+        stream: Stream[Event] = Stream()
+        if self.state is not MeshState.CLOSED:
+            self._callbacks[stream] = (kind, callback)
+            if self._tasks is not None:
+                self._spawn(self._call_back(stream, callback))
+
+        def off() -> None:
+            self._callbacks.pop(stream, None)
+            stream.end()
+
+        return off
+
+    async def _call_back(self, stream: Stream[Event], callback: Callback) -> None:
+        with suppress(SlowReader):
+            async for event in stream:
+                try:
+                    result = callback(event)
+                    if inspect.isawaitable(result):
+                        await result
+                except Exception:  # the program's own; the mesh goes on
+                    self.log.exception("a callback raised", event_type=type(event).__name__)
+
+    # --- messages ---
+
+    def messages(self, channel: str | None) -> Stream[Message]:
+        """A stream of messages: what nobody has asked for yet, then everything from now on."""
+        stream: Stream[Message] = Stream()
+        if self.state is not MeshState.CLOSED:
+            self._readers[stream] = channel
+            # Who stops reading without a word must not hold the senders back.
+            loop = asyncio.get_running_loop()
+            finalize(stream, _abandon, loop, stream.waiting).atexit = False
+        unclaimed, self._unclaimed = self._unclaimed, deque()
+        for message, unread in unclaimed:
+            if channel in (None, message.channel):
+                unread.readers = 1
+                stream.put(message, unread.taken)
+            else:
+                self._unclaimed.append((message, unread))
+        if self.state is MeshState.CLOSED:
+            stream.end(self.error)
+        return stream
+
+    def _deliver(self, peer_id: str, epoch: int, data: Any, channel: str, charge: int) -> None:
+        peer, record = self.peers[peer_id], self._records[peer_id]
+        record.messages_received += 1
+        record.bytes_received += charge
+        message = Message(peer, data, channel, Path.DIRECT, time.time())
+        unread = _Unread(partial(self._given_back, peer_id, peer.incarnation, epoch, charge))
+        readers = [
+            stream
+            for stream, wanted in list(self._readers.items())
+            if wanted in (None, channel) and not stream.ended
+        ]
+        if not readers:
+            self._unclaimed.append((message, unread))
+            return
+        unread.readers = len(readers)
+        for stream in readers:
+            stream.put(message, unread.taken)
+
+    def _given_back(self, peer_id: str, incarnation: str, epoch: int, charge: int) -> None:
+        if self._tasks is not None:
+            self.do(self.node.taken(peer_id, incarnation, epoch, charge))
+
+    # --- what a Peer asks for ---
+
+    def counts(self, peer_id: str) -> dict[str, int]:
+        """The figures of a peer that is there, for the statistics."""
+        record, link = self._records[peer_id], self.node.link(peer_id)
+        return {
+            "epoch": link.epoch,
+            "connections": link.connections,
+            "messages_sent": record.messages_sent,
+            "messages_received": record.messages_received,
+            "bytes_sent": record.bytes_sent,
+            "bytes_received": record.bytes_received,
+        }
+
+    @property
+    def max_message_size(self) -> int:
+        """The largest message that may be sent, in bytes."""
+        return self.config.max_message_size
+
+    def link_facts(self, peer: Peer) -> tuple[PeerState, float | None]:
+        """State and round trip of a peer that is there."""
+        link = self.node.link(peer.id)
+        return link.peer_state, link.rtt
+
+    async def send(self, peer: Peer, message: Outgoing) -> None:
+        """Put a message into the peer's connection as soon as it may be."""
+        record = self._present(peer)
+        async with record.lock:
+            while True:
+                connection = self._writable(peer, message)
+                if connection is not None:
+                    break
+                await record.bell.wait()
+            self.node.delivery(peer.id).sent(message.charge)
+            for frame in message.frames:
+                connection.send_frame(frame)
+            record.messages_sent += 1
+            record.bytes_sent += message.charge
+            record.sent_epoch = self.node.link(peer.id).epoch
+
+    def _present(self, peer: Peer) -> PeerRecord:
+        self.check_running()
+        record = self.record(peer.id, peer.incarnation)
+        if record is None:
+            raise self._gone(peer)
+        return record
+
+    def _gone(self, peer: Peer) -> PeerClosed:
+        reason = peer.closed_reason or "closed"
+        return PeerClosed(f"peer {peer.id!r} is gone ({reason})", reason=reason)
+
+    def _writable(self, peer: Peer, message: Outgoing) -> Connection | None:
+        self._present(peer)
+        if self.node.link(peer.id).peer_state is not PeerState.CONNECTED:
+            return None
+        connection = self._lanes[peer.id].connection
+        delivery = self.node.delivery(peer.id)
+        delivery.check(message.charge, message.size)
+        if connection is None or connection.buffered_amount > self.config.send_buffer:
+            return None
+        return connection if delivery.may_send(message.charge) else None
+
+    async def flush(self, peer: Peer, timeout: float | None) -> None:
+        """Wait until everything accepted so far has arrived."""
+        self._present(peer)
+        scope = asyncio.timeout(timeout)
+        try:
+            async with scope:
+                await self._confirm(peer)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise MeshTimeout(
+                f"{peer.id!r} did not confirm within {timeout:g} s that everything has arrived"
+            ) from None
+
+    async def _confirm(self, peer: Peer) -> None:
+        """Send a ping behind everything else, and wait for its answer."""
+        record = self.record(peer.id, peer.incarnation)
+        if record is None:
+            raise self._gone(peer)
+        async with record.lock:
+            target, epoch = record.messages_sent, record.sent_epoch
+        if record.confirmed >= target:
+            return
+        link = self.node.link(peer.id)
+        record.flush_sent += 1
+        nonce = record.flush_sent
+        ping = frames.encode_ping(FLUSH | nonce & FLUSH - 1)
+        self._send_frame(peer.id, epoch, ping)
+        while record.flush_answered < nonce:
+            if record.closed_reason is not None:
+                raise self._gone(peer)
+            if link.epoch != epoch or not link.alive:
+                record.confirmed = target
+                raise ConnectionFailed(
+                    f"the connection to {peer.id!r} broke: what was sent may not have arrived"
+                )
+            await record.bell.wait()
+        record.confirmed = max(record.confirmed, target)
+
+    async def _confirm_all(self) -> None:
+        async def confirm(peer: Peer) -> None:
+            with suppress(PeerClosed, ConnectionFailed):
+                await self._confirm(peer)
+
+        self._confirming = scope = asyncio.timeout(self.config.close_timeout / 2)
+        try:
+            async with scope, asyncio.TaskGroup() as group:
+                for peer in self.peers.values():
+                    group.create_task(confirm(peer))
+        except TimeoutError:
+            if not scope.expired():
+                raise
+
+    def open_channel(
+        self,
+        peer: Peer,
+        label: str,
+        *,
+        ordered: bool,
+        max_retransmits: int | None,
+        max_packet_life_time: int | None,
+    ) -> Channel:
+        """Open a plain data channel to a connected peer."""
+        record = self._present(peer)
+        connection = self._lanes[peer.id].connection
+        if connection is None:
+            raise ChannelClosed(f"the connection to {peer.id!r} has just ended", reason="closed")
+        raw = connection.open_channel(
+            label,
+            ordered=ordered,
+            max_retransmits=max_retransmits,
+            max_packet_life_time=max_packet_life_time,
+        )
+        return self._channel(peer, record, raw)
+
+    def channel_opened(self, peer_id: str, incarnation: str, raw: RawChannel) -> None:
+        """The other side opened a plain data channel."""
+        record = self.record(peer_id, incarnation)
+        if record is None:
+            raw.close()
+            return
+        if len(record.channels) >= _MAX_CHANNELS:
+            raw.close()
+            error = ProtocolError(
+                f"{peer_id!r} has {_MAX_CHANNELS} channels open, the limit; one more was closed",
+                code="too_many_channels",
+                field="label",
+            )
+            self._told(BadInput(peer_id=peer_id, error=error))
+            return
+        channel = self._channel(self.peers[peer_id], record, raw)
+        self._told(ChannelOpened(peer_id=peer_id, channel=channel))
+
+    def _channel(self, peer: Peer, record: PeerRecord, raw: RawChannel) -> Channel:
+        channel = Channel(
+            raw,
+            peer,
+            limit=self.config.receive_window,
+            send_buffer=self.config.send_buffer,
+            closed=record.channels.discard,
+        )
+        record.channels.add(channel)
+        return channel
+
+
+def _abandon(loop: asyncio.AbstractEventLoop, waiting: Waiting[Message]) -> None:
+    """The reader of a stream is gone: what waits counts as taken."""
+
+    def drain() -> None:
+        while waiting:
+            _, taken = waiting.popleft()
+            if taken is not None:
+                taken()
+
+    # Garbage collection may come at any moment, so this waits for its turn.
+    if waiting and not loop.is_closed():
+        loop.call_soon_threadsafe(drain)
