@@ -3,6 +3,10 @@
 The receiver says how many bytes it takes in all; the sender stays below. What was received counts
 as long as the application has not taken it, so an application that does not read stops its sender,
 and memory stays within the window.
+
+New credit is given when a sixteenth of the window has been taken, not for each message. What is
+not given yet comes on top of the window: once all is taken, a message as large as the window can
+always be sent, and no sender waits for a credit that waits for the message.
 """
 
 from __future__ import annotations
@@ -46,6 +50,7 @@ class Delivery:
         "_received",
         "_sent",
         "_size",
+        "_step",
         "_taken",
         "_window",
     )
@@ -57,8 +62,10 @@ class Delivery:
         self._limit = INITIAL_CREDIT
         self._window: int | None = None
         self._max_message: int | None = None
-        # Receiving.
-        self._granted = config.receive_window
+        # Receiving. One step may be taken and not given back yet; the other pays for what the
+        # frames and the keeping of the largest message cost beyond its own bytes.
+        self._step = config.receive_window // 16
+        self._granted = config.receive_window + 2 * self._step
         self._received = 0
         self._taken = 0
         self._parts: list[Data | More] = []
@@ -152,8 +159,8 @@ class Delivery:
     def taken(self, charge: int) -> bytes | None:
         """The application took so much; the frame with new credit, when it is time for one."""
         self._taken += charge
-        limit = self._taken + self._config.receive_window
-        if limit - self._granted < self._config.receive_window // 4:
+        limit = self._taken + self._config.receive_window + 2 * self._step
+        if limit - self._granted < self._step:
             return None
         self._granted = limit
         return encode_credit(limit, self._config.max_message_size)
