@@ -42,8 +42,9 @@ class SignalingTransport(ABC):
     1. **Presence.** The `Welcome` lists everybody else in the room. Every later change comes as
        `MemberJoined`, `MemberLeft` or `MemberUpdated`, in the order in which it happened, and
        before any signal of the member it is about.
-    2. **Signals.** What one member sends to another arrives in the order sent and at most once; and
-       at least once as long as both keep their seats, whatever happens to the connection meanwhile.
+    2. **Signals.** What one member sends to another arrives exactly once and in the order sent as
+       long as both keep their seats, whatever happens to the connection meanwhile. When a seat is
+       lost, what was on its way then may be lost, or sent again and so come twice.
     3. **Senders are stamped.** `SignalIn.sender` and `SignalIn.incarnation` come from the service.
     4. **Loss.** A lost connection is told (`SignalingLost`), and mended without being asked. Then
        comes a `Welcome`: ``resumed`` when nothing was missed, else with the whole room anew.

@@ -13,7 +13,6 @@ from contextlib import suppress
 from random import random
 from typing import Protocol
 
-import structlog
 from msgspec.structs import replace
 
 from meshpeer.config import MeshConfig
@@ -30,6 +29,7 @@ from meshpeer.core.session import (
     Transmit,
 )
 from meshpeer.errors import ClosedError, MeshClosed, SignalingUnavailable, UnexpectedInput
+from meshpeer.log import Log
 from meshpeer.signaling.base import SignalingEvent, SignalingLost, SignalingTransport
 
 __all__ = ["CLOSE_TIMEOUT", "MAX_EVENTS", "RelayTransport", "Wire"]
@@ -38,8 +38,6 @@ CLOSE_TIMEOUT = 1.0
 """Seconds that the last words on a connection may take."""
 MAX_EVENTS = 256
 """Events that wait to be received, and messages that wait to be sent, before reading pauses."""
-
-_log = structlog.get_logger("meshpeer.signaling")
 
 
 class Wire(Protocol):
@@ -94,7 +92,7 @@ class RelayTransport(SignalingTransport):
     def __init__(self, config: MeshConfig | None = None, *, service: str = "the relay") -> None:
         self._config = config or MeshConfig()
         self._session = Session(self._config, random=random, service=service)
-        self._log = _log.bind(service=service)
+        self._log = Log(part="signaling", service=service)
         self._runner: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._line: _Line | None = None

@@ -95,7 +95,7 @@ class _MemoryWire:
 
     def deliver(self, data: bytes) -> bool:
         """False when too much is unread already."""
-        if self._unread_size + len(data) > self._max_unread:
+        if self._unread_size > self._max_unread:
             return False
         self._unread.append(data)
         self._unread_size += len(data)

@@ -418,8 +418,9 @@ def test_what_the_relay_has_not_got_is_sent_again_and_nothing_else() -> None:
 
 def test_a_new_seat_gets_the_signals_but_no_update_that_was_in_the_join() -> None:
     ann = Ann().reach(State.SEATED)
-    for epoch in (1, 2):
-        ann.session.send(signal(epoch))
+    for epoch in (-1, 0, 1, 2):
+        ann.session.send(signal(epoch + 10))
+    ann.hears(Ack(received=2))
     ann.session.update("Anna", {"n": 1})
     ann.dropped()
     ann.session.send(signal(3))
@@ -429,8 +430,8 @@ def test_a_new_seat_gets_the_signals_but_no_update_that_was_in_the_join() -> Non
     ]
     ann.session.update("Annie", None)
     # The relay still knows of the first of them, although it could not resume.
-    anew = replaced(WELCOME, session="n" * 16, received=1)
-    assert said(ann.hears(anew)) == [signal(2), signal(3), Update(name="Annie")]
+    anew = replaced(WELCOME, session="n" * 16, received=3)
+    assert said(ann.hears(anew)) == [signal(12), signal(3), Update(name="Annie")]
     ann.hears(Ack(received=3))
     assert ann.session.pending == 0
     ann.dropped()
