@@ -17,7 +17,6 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
-    precondition,
     rule,
 )
 
@@ -43,7 +42,7 @@ from meshpeer.core.messages import (
 )
 from meshpeer.core.rooms import ConnId, Output, Rooms, Send
 
-ROOMS = ["one", "two"]
+ROOMS = ["one", "one", "two"]
 IDS = ["ann", "bob", "ann-2"]
 JUNK = [b"{", b"\xff", b'{"type":"dance"}', b'{"type":"signal"}', encode(Ack(received=10**6))]
 
@@ -131,7 +130,7 @@ class Client:
 
 
 def some_client() -> st.SearchStrategy[int]:
-    return st.integers(min_value=0, max_value=50)
+    return st.integers(min_value=0, max_value=5)
 
 
 class RoomsMachine(RuleBasedStateMachine):
@@ -148,9 +147,12 @@ class RoomsMachine(RuleBasedStateMachine):
         self.clients: list[Client] = []
         self.by_conn: dict[ConnId, Client] = {}
         # By session: the signals that the relay has taken for it.
-        self.expected: defaultdict[str, list[int]] = defaultdict(list)
+        self.expected: defaultdict[str | None, list[int]] = defaultdict(list)
         # By incarnation: the signals that the relay has taken from it.
         self.taken: defaultdict[str, list[int]] = defaultdict(list)
+        for peer_id in ("ann", "bob"):
+            self.start("one", peer_id, "reject", None)
+        self.carry_all()
 
     def client(self, number: int) -> Client:
         return self.clients[number % len(self.clients)]
@@ -184,7 +186,7 @@ class RoomsMachine(RuleBasedStateMachine):
             incarnation=f"incarnation-{len(self.clients)}",
             on_conflict=policy,
         )
-        if heir_of is not None and self.clients:
+        if heir_of is not None:
             before = self.client(heir_of).join
             join = msgspec.structs.replace(
                 join, room=before.room, peer_id=before.peer_id, token=before.token
@@ -200,24 +202,25 @@ class RoomsMachine(RuleBasedStateMachine):
         self.rooms.opened(client.conn, self.now)
         client.up.append(encode(msgspec.structs.replace(client.join, received=client.received)))
 
-    @precondition(lambda self: self.clients)
     @rule(number=some_client())
     def come_back(self, number: int) -> None:
         client = self.client(number)
         if client.conn is None and not client.over:
             self.connect(client)
 
-    @precondition(lambda self: self.clients)
-    @rule(number=some_client(), to=st.sampled_from(IDS))
-    def signal(self, number: int, to: str) -> None:
+    @rule(
+        number=some_client(),
+        to=st.sampled_from(IDS),
+        count=st.integers(min_value=1, max_value=6),
+    )
+    def signal(self, number: int, to: str, count: int) -> None:
         client = self.client(number)
-        if not client.over:
+        for _ in range(0 if client.over else count):
             signal = next(self.numbers)
             client.sent.append(signal)
             body = msgspec.Raw(b"%d" % signal)
             client.say(SignalOut(to=to, to_incarnation="whatever", epoch=0, body=body))
 
-    @precondition(lambda self: self.clients)
     @rule(number=some_client(), name=st.sampled_from(["Ann", "Bob"]))
     def update(self, number: int, name: str) -> None:
         client = self.client(number)
@@ -225,7 +228,6 @@ class RoomsMachine(RuleBasedStateMachine):
             client.join = msgspec.structs.replace(client.join, name=name)
             client.say(Update(name=name))
 
-    @precondition(lambda self: self.clients)
     @rule(number=some_client(), what=st.sampled_from(["ack", "leave", "join", *JUNK]))
     def say(self, number: int, what: str | bytes) -> None:
         client = self.client(number)
@@ -243,7 +245,6 @@ class RoomsMachine(RuleBasedStateMachine):
 
     # --- what the network does -------------------------------------------------------------------
 
-    @precondition(lambda self: self.clients)
     @rule(number=some_client(), count=st.integers(min_value=1, max_value=40))
     def carry_up(self, number: int, count: int) -> None:
         client = self.client(number)
@@ -267,7 +268,6 @@ class RoomsMachine(RuleBasedStateMachine):
                     self.expected[to.session].append(signal)
             self.apply(self.rooms.received(client.conn, data, self.now))
 
-    @precondition(lambda self: self.clients)
     @rule(number=some_client(), count=st.integers(min_value=1, max_value=40))
     def carry_down(self, number: int, count: int) -> None:
         client = self.client(number)
@@ -279,6 +279,13 @@ class RoomsMachine(RuleBasedStateMachine):
             else:
                 client.hear(data)
 
+    @rule()
+    def carry_all(self) -> None:
+        while any(c.down or (c.up and c.conn is not None) for c in self.clients):
+            for number in range(len(self.clients)):
+                self.carry_up(number, 1000)
+                self.carry_down(number, 1000)
+
     def lose(self, client: Client) -> None:
         if client.conn is not None:
             del self.by_conn[client.conn]
@@ -287,7 +294,6 @@ class RoomsMachine(RuleBasedStateMachine):
         client.up.clear()
         client.down.clear()
 
-    @precondition(lambda self: self.clients)
     @rule(number=some_client(), noticed=st.booleans())
     def drop(self, number: int, noticed: bool) -> None:
         client = self.client(number)
@@ -316,8 +322,6 @@ class RoomsMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_tables_fit_together(self) -> None:
-        if not hasattr(self, "rooms"):
-            return
         rooms = self.rooms
         seats = [seat for room in rooms._rooms.values() for seat in room.values()]
         assert all(rooms._rooms.values()), "an empty room"
@@ -336,7 +340,7 @@ class RoomsMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_arrives_twice_or_out_of_order(self) -> None:
-        for client in getattr(self, "clients", []):
+        for client in self.clients:
             for session, numbers in client.inbox.items():
                 assert numbers == self.expected[session][: len(numbers)]
             taken = self.taken[client.join.incarnation]
@@ -351,10 +355,7 @@ class RoomsMachine(RuleBasedStateMachine):
         for client in self.clients:
             if client.conn is None and not client.over:
                 self.connect(client)
-        while any(c.down or (c.up and c.conn is not None) for c in self.clients):
-            for number in range(len(self.clients)):
-                self.carry_up(number, 1000)
-                self.carry_down(number, 1000)
+        self.carry_all()
         self.the_tables_fit_together()
         self.nothing_arrives_twice_or_out_of_order()
         for client in self.clients:
@@ -371,4 +372,4 @@ class RoomsMachine(RuleBasedStateMachine):
 
 
 TestRooms = RoomsMachine.TestCase
-TestRooms.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
+TestRooms.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
