@@ -91,19 +91,27 @@ RULES = [
     # What manager and peer ask of a connection: a fake satisfies it too.
     Rule("rtc.base", "core.events errors config"),
     Rule("rtc.*", "core.events errors config log streams rtc.*", "structlog aiortc aioice av"),
+    # The public faces and the shell behind them: core objects inside, WebRTC only by `rtc.base`,
+    # and a default for it that is imported when a connection is first made.
+    Rule("peer", f"{_SHELL} core.frames core.delivery rtc.base", "msgspec"),
+    Rule(
+        "shell",
+        f"{_SHELL} core.node core.link core.mesh core.frames core.delivery"
+        " signaling.base rtc.base peer",
+        "msgspec",
+    ),
     Rule(
         "manager",
-        f"{_SHELL} core.node core.frames signaling.base rtc.base peer",
-        "structlog msgspec",
-        lazily="rtc.connection signaling.websocket",
+        f"{_SHELL} core.node signaling.base signaling.websocket rtc.base peer shell",
+        "msgspec",
+        lazily="rtc.connection",
     ),
-    Rule("peer", f"{_SHELL} core.node core.frames signaling.base rtc.base", "structlog msgspec"),
     Rule(
         "relay.*",
         "config errors log core.rooms core.messages relay.*",
-        "structlog websockets msgspec",
+        "websockets msgspec",
     ),
-    Rule("testing.*", "*", "pytest pytest_asyncio"),
+    Rule("testing.*", "*", "pytest pytest_asyncio msgspec"),
     Rule("cli.*", "*", "typer rich structlog uvloop msgspec click"),
     # The public names, each imported when it is first asked for.
     Rule("__init__", "errors config core.events manager peer relay signaling.* rtc.base"),
