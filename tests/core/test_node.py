@@ -1,0 +1,528 @@
+"""A node: presence, signals and frames in; links, messages and events out."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec import Raw
+
+from meshpeer.config import MeshConfig
+from meshpeer.core import frames
+from meshpeer.core.events import (
+    BadInput,
+    Path,
+    PeerJoined,
+    PeerLeft,
+    PeerState,
+    PeerStateChanged,
+    PeerUpdated,
+)
+from meshpeer.core.link import (
+    AcceptAnswer,
+    AcceptOffer,
+    AddCandidates,
+    CloseConnection,
+    LinkState,
+    MakeOffer,
+)
+from meshpeer.core.messages import (
+    VERSION,
+    Answer,
+    Candidates,
+    Dial,
+    LinkMessage,
+    Member,
+    MemberJoined,
+    MemberLeft,
+    MemberUpdated,
+    Offer,
+    Refused,
+    SignalIn,
+    Stale,
+    Welcome,
+    decode_link,
+    encode,
+)
+from meshpeer.core.node import Deliver, Node, NodeOutput, Run, SendFrame, Signal, Tell
+from meshpeer.errors import ConnectionFailed, ProtocolError, UnexpectedInput
+
+MINE = "b-first-"
+A1, A2 = Member("a", "a-first-"), Member("a", "a-second")
+C1, C2 = Member("c", "c-first-", "Cee", {"x": 1}), Member("c", "c-second")
+SDP = "v=0\r\nm=application 9\r\na=ice-ufrag:u\r\na=ice-pwd:p\r\na=fingerprint:f\r\n"
+
+
+def welcome(*members: Member, resumed: bool = False) -> Welcome:
+    return Welcome(
+        version=VERSION,
+        room="room",
+        peer_id="b",
+        incarnation=MINE,
+        token="token-of-b-0000000",
+        seat_timeout=30.0,
+        resumed=resumed,
+        members=list(members),
+    )
+
+
+def make(*members: Member) -> Node:
+    """The node "b", in a room with these."""
+    node = Node(MeshConfig(), peer_id="b", incarnation=MINE, random=lambda: 0.5)
+    node.signaling(welcome(*members), 0.0)
+    return node
+
+
+def signal(
+    sender: Member,
+    epoch: int,
+    body: LinkMessage | bytes,
+    *,
+    to: str = MINE,
+    name: str | None = None,
+) -> SignalIn:
+    raw = body if isinstance(body, bytes) else encode(body)
+    return SignalIn(name or sender.peer_id, sender.incarnation, to, epoch, Raw(raw))
+
+
+def connect(node: Node, member: Member, *, epoch: int = 1, now: float = 0.0) -> list[NodeOutput]:
+    """Bring the link to a member to `connected`; what the last step put out."""
+    peer_id, incarnation = member.peer_id, member.incarnation
+    if node.link(peer_id).dials:
+        node.operation_done(peer_id, incarnation, epoch, SDP, now)
+        node.signaling(signal(member, epoch, Answer(SDP)), now)
+    else:
+        node.signaling(signal(member, epoch, Offer(SDP)), now)
+        node.operation_done(peer_id, incarnation, epoch, SDP, now)
+    out = node.connection_opened(peer_id, incarnation, epoch, now)
+    assert node.link(peer_id).state is LinkState.CONNECTED
+    return out
+
+
+def events(outputs: list[NodeOutput]) -> list[Any]:
+    return [output.event for output in outputs if isinstance(output, Tell)]
+
+
+def signals(outputs: list[NodeOutput]) -> list[tuple[str, str, int, LinkMessage]]:
+    return [
+        (o.message.to, o.message.to_incarnation, o.message.epoch, decode_link(o.message.body))
+        for o in outputs
+        if isinstance(o, Signal)
+    ]
+
+
+def runs(outputs: list[NodeOutput]) -> list[Run]:
+    return [output for output in outputs if isinstance(output, Run)]
+
+
+def sent(outputs: list[NodeOutput]) -> list[frames.Frame]:
+    return [frames.decode(output.data) for output in outputs if isinstance(output, SendFrame)]
+
+
+def message(data: Any, channel: str = "default") -> list[bytes]:
+    kind, payload = frames.encode_value(data)
+    return list(frames.encode_message(kind, channel, payload))
+
+
+# --- presence -------------------------------------------------------------------------------------
+
+
+def test_a_welcome_opens_links_and_the_smaller_id_dials() -> None:
+    node = Node(MeshConfig(), peer_id="b", incarnation=MINE, random=lambda: 0.5)
+    out = node.signaling(welcome(A1, C1), 0.0)
+    assert runs(out) == [Run("c", C1.incarnation, 1, MakeOffer())]
+    told = events(out)
+    assert [type(event) for event in told] == [PeerJoined, PeerJoined, PeerStateChanged]
+    assert told[1] == PeerJoined(
+        peer_id="c", incarnation=C1.incarnation, name="Cee", metadata={"x": 1}
+    )
+    assert told[2] == PeerStateChanged(
+        peer_id="c",
+        incarnation=C1.incarnation,
+        name="Cee",
+        previous=PeerState.NEW,
+        state=PeerState.CONNECTING,
+        path=None,
+        reason="dialling",
+        epoch=1,
+    )
+    assert node.next_deadline() == 8.0
+
+
+def test_a_link_from_the_offer_to_the_open_channel() -> None:
+    node = make(C1)
+    out = node.operation_done("c", C1.incarnation, 1, SDP, 0.1)
+    assert signals(out) == [("c", C1.incarnation, 1, Offer(SDP))]
+    out = node.signaling(signal(C1, 1, Answer(SDP)), 0.2)
+    assert out == [Run("c", C1.incarnation, 1, AcceptAnswer(SDP))]
+    out = node.connection_opened("c", C1.incarnation, 1, 0.3)
+    assert sent(out) == [
+        frames.Ping(1),
+        frames.Credit(18 * 1024 * 1024, 16 * 1024 * 1024),
+    ]
+    (change,) = events(out)
+    assert (change.previous, change.state) == (PeerState.CONNECTING, PeerState.CONNECTED)
+    assert change.path is Path.DIRECT
+
+
+def test_the_side_that_waits_answers() -> None:
+    node = make(A1)
+    out = node.signaling(signal(A1, 1, Offer(SDP)), 0.1)
+    assert runs(out) == [Run("a", A1.incarnation, 1, AcceptOffer(SDP))]
+    assert node.signaling(signal(A1, 1, Candidates([], end=True)), 0.1) == [
+        Run("a", A1.incarnation, 1, AddCandidates((), end=True))
+    ]
+    out = node.operation_done("a", A1.incarnation, 1, SDP, 0.2)
+    assert signals(out) == [("a", A1.incarnation, 1, Answer(SDP))]
+
+
+def test_a_new_incarnation_closes_the_old_link_before_the_new_one_begins() -> None:
+    node = make(C1)
+    connect(node, C1)
+    out = node.signaling(MemberJoined(C2), 1.0)
+    assert runs(out) == [
+        Run("c", C1.incarnation, 1, CloseConnection()),
+        Run("c", C2.incarnation, 1, MakeOffer()),
+    ]
+    told = events(out)
+    assert [type(event) for event in told] == [
+        PeerStateChanged,
+        PeerLeft,
+        PeerJoined,
+        PeerStateChanged,
+    ]
+    assert (told[0].state, told[0].reason) == (PeerState.CLOSED, "superseded")
+    assert told[1] == PeerLeft(
+        peer_id="c", incarnation=C1.incarnation, name="Cee", reason="superseded"
+    )
+    # What the shell still says of the old one changes nothing.
+    before = node.link("c")
+    old = C1.incarnation
+    late: list[list[NodeOutput]] = [
+        node.operation_done("c", old, 1, SDP, 1.1),
+        node.operation_failed("c", old, 1, MakeOffer(), ConnectionFailed("x"), 1.1),
+        node.connection_opened("c", old, 1, 1.1),
+        node.connection_lost("c", old, 1, "x", 1.1),
+        node.frame_received("c", old, 1, message("late")[0], 1.1),
+        node.taken("c", old, 1, 1 << 30),
+        node.signaling(signal(C1, 1, Answer(SDP)), 1.1),
+    ]
+    assert late == [[]] * len(late)
+    assert node.link("c") is before
+    assert before.state is LinkState.OFFERING
+
+
+def test_a_message_of_a_superseded_incarnation_is_never_delivered() -> None:
+    node = make(C1)
+    connect(node, C1)
+    node.signaling(MemberJoined(C2), 1.0)
+    connect(node, C2, now=1.0)
+    assert node.frame_received("c", C1.incarnation, 1, message("old")[0], 1.1) == []
+    (delivered,) = node.frame_received("c", C2.incarnation, 1, message("new")[0], 1.1)
+    assert isinstance(delivered, Deliver)
+    assert delivered.message.data == "new"
+
+
+def test_a_goodbye_over_the_connection_ends_the_link() -> None:
+    node = make(C1)
+    connect(node, C1)
+    out = node.frame_received("c", C1.incarnation, 1, frames.encode_bye(), 1.0)
+    assert runs(out) == [Run("c", C1.incarnation, 1, CloseConnection())]
+    assert events(out)[-1].reason == "left"
+    with pytest.raises(KeyError):
+        node.link("c")
+    assert node.next_deadline() is None
+    assert node.signaling(MemberLeft("c", C1.incarnation, "left"), 1.1) == []
+    # Its last signals may come later than its goodbye.
+    assert node.signaling(signal(C1, 1, Dial("x")), 1.1) == []
+
+
+def test_a_seat_that_ran_out_ends_the_link_when_the_path_does() -> None:
+    node = make(C1)
+    connect(node, C1)
+    assert events(node.signaling(MemberLeft("c", C1.incarnation, "timeout"), 1.0)) == []
+    out = node.connection_lost("c", C1.incarnation, 1, "cut", 2.0)
+    assert isinstance(events(out)[-1], PeerLeft)
+    assert events(out)[-1].reason == "timeout"
+    assert runs(out)[-1].operation == CloseConnection(), "nothing of it stays open"
+    opened = {run.epoch for run in runs(out) if isinstance(run.operation, MakeOffer)}
+    closed = {run.epoch for run in runs(out) if isinstance(run.operation, CloseConnection)}
+    assert opened <= closed
+    assert node.next_deadline() is None
+
+
+def test_after_a_restart_of_the_service_the_missing_have_their_grace() -> None:
+    node = make(A1, C1)
+    connect(node, C1)
+    assert events(node.signaling(welcome(), 10.0)) == []
+    told = []
+    while (at := node.next_deadline()) is not None and at <= 60.0:
+        node.frame_received("c", C1.incarnation, 1, frames.encode_ping(1), at)
+        told += events(node.tick(at))
+    assert [(e.peer_id, e.reason) for e in told if isinstance(e, PeerLeft)] == [("a", "timeout")]
+    assert node.link("c").state is LinkState.CONNECTED
+    node.signaling(MemberJoined(C1), 61.0)
+    assert node.link("c").reachable
+
+
+def test_a_new_name_is_told_and_used() -> None:
+    node = make(C1)
+    assert events(node.signaling(MemberUpdated("c", C1.incarnation, "Sea", {}), 1.0)) == [
+        PeerUpdated(peer_id="c", incarnation=C1.incarnation, name="Sea", metadata={})
+    ]
+    assert events(node.signaling(MemberLeft("c", C1.incarnation, "left"), 1.0))[-1].name == "Sea"
+
+
+def test_without_signalling_links_stay_and_come_back() -> None:
+    node = make(A1, C1)
+    assert node.signaling_lost(1.0) == []
+    assert not node.link("a").reachable
+    out = node.signaling(welcome(resumed=True), 2.0)
+    assert signals(out) == [("a", A1.incarnation, 0, Dial("signalling is back"))]
+    assert len(out) == 1
+    assert node.link("a").reachable
+
+
+def test_a_refused_signal_is_left_to_presence() -> None:
+    node = make(C1)
+    assert node.signaling(Refused(code="no_such_peer", text="nobody", to="c"), 0.0) == []
+
+
+# --- signals that are out of place ----------------------------------------------------------------
+
+
+def bad(outputs: list[NodeOutput]) -> BadInput:
+    (output,) = outputs
+    assert isinstance(output, Tell)
+    assert isinstance(output.event, BadInput)
+    return output.event
+
+
+@pytest.mark.parametrize(
+    ("event", "code"),
+    [
+        (signal(A2, 1, Offer(SDP)), "unknown_sender"),
+        (signal(Member("nobody", "incarnation"), 1, Offer(SDP)), "unknown_sender"),
+        (signal(Member("b", MINE), 1, Offer(SDP)), "unknown_sender"),
+        (signal(A1, 1, b"{"), "not_json"),
+        (signal(A1, 1, b"[1]"), "malformed"),
+        (signal(A1, 1, b'{"type":"offer"}'), "malformed"),
+        (signal(A1, 1, b'{"type":"nonsense"}'), "malformed"),
+        (signal(A1, 1, b'{"type":"offer","sdp":"v=0"}'), "bad_sdp"),
+        (signal(A1, 1, Answer(SDP)), "unexpected_answer"),
+        (signal(C1, 9, Answer(SDP)), "unexpected_answer"),
+        (signal(C1, 9, Candidates([])), "unexpected_candidates"),
+        (signal(A1, 1, Dial("x")), "unexpected_dial"),
+    ],
+)
+def test_a_signal_out_of_place_is_told_and_changes_nothing(event: SignalIn, code: str) -> None:
+    node = make(A1, C1)
+    before = [(node.link(p).state, node.link(p).epoch, node.link(p).next_deadline()) for p in "ac"]
+    told = bad(node.signaling(event, 0.0))
+    assert told.error.code == code
+    assert told.peer_id == event.sender
+    after = [(node.link(p).state, node.link(p).epoch, node.link(p).next_deadline()) for p in "ac"]
+    assert before == after
+
+
+def test_a_signal_for_an_incarnation_that_is_over_is_answered_with_ours() -> None:
+    node = make(C1)
+    connect(node, C1, epoch=1)
+    out = node.signaling(signal(C1, 5, Offer(SDP), to="b-before"), 1.0)
+    assert signals(out) == [("c", C1.incarnation, 0, Stale(MINE, 1))]
+    assert len(out) == 1
+    assert node.link("c").state is LinkState.CONNECTED
+
+
+def test_sdp_that_the_connection_refuses_is_the_other_sides_fault() -> None:
+    node = make(A1, C1)
+    connect(node, C1)
+    node.signaling(signal(A1, 1, Offer(SDP)), 0.0)
+    error = ProtocolError("no such thing", code="bad_sdp")
+    out = node.operation_failed("a", A1.incarnation, 1, AcceptOffer(SDP), error, 0.1)
+    assert events(out)[0] == BadInput(peer_id="a", error=error)
+    assert node.link("a").state is LinkState.WAITING
+    assert node.link("c").state is LinkState.CONNECTED
+
+
+def test_a_report_about_an_epoch_that_has_not_begun_is_the_shells_fault() -> None:
+    node = make(C1)
+    with pytest.raises(UnexpectedInput):
+        node.connection_opened("c", C1.incarnation, 2, 0.0)
+    assert node.link("c").state is LinkState.OFFERING
+
+
+# --- frames ---------------------------------------------------------------------------------------
+
+
+def test_messages_are_delivered_and_credit_given_back() -> None:
+    node = make(C1)
+    connect(node, C1)
+    out = node.frame_received("c", C1.incarnation, 1, message({"a": 1}, "chat")[0], 1.0)
+    (deliver,) = out
+    assert isinstance(deliver, Deliver)
+    assert (deliver.peer_id, deliver.epoch) == ("c", 1)
+    assert (deliver.message.data, deliver.message.channel) == ({"a": 1}, "chat")
+    assert node.taken("c", C1.incarnation, 1, deliver.message.charge) == []
+    big = b"x" * 8_000_000
+    outputs = [
+        output
+        for part in message(big)
+        for output in node.frame_received("c", C1.incarnation, 1, part, 1.0)
+    ]
+    (deliver,) = outputs
+    assert isinstance(deliver, Deliver)
+    assert deliver.message.data == big
+    (credit,) = sent(node.taken("c", C1.incarnation, 1, deliver.message.charge))
+    assert isinstance(credit, frames.Credit)
+    assert credit.limit > 18 * 1024 * 1024 + 8_000_000
+    assert node.taken("c", C1.incarnation, 2, 1 << 30) == [], "of another connection"
+
+
+def test_ping_pong_and_credit() -> None:
+    node = make(C1)
+    connect(node, C1)
+    out = node.frame_received("c", C1.incarnation, 1, frames.encode_ping(77), 1.0)
+    assert sent(out) == [frames.Pong(77)]
+    assert node.frame_received("c", C1.incarnation, 1, frames.encode_pong(2), 1.5) == []
+    assert node.link("c").rtt is None, "nobody asked for that one"
+    assert node.frame_received("c", C1.incarnation, 1, frames.encode_pong(1), 1.5) == []
+    assert node.link("c").rtt == 1.5
+    frame = frames.encode_credit(1 << 30, 1 << 20)
+    assert node.frame_received("c", C1.incarnation, 1, frame, 1.5) == []
+    assert node.delivery("c").may_send(1 << 30)
+    assert not node.delivery("c").may_send((1 << 30) + 1)
+
+
+def test_a_frame_that_is_heard_ends_the_silence() -> None:
+    node = make(C1)
+    connect(node, C1)
+    out: list[NodeOutput] = []
+    while node.link("c").state is not LinkState.DISCONNECTED:
+        out = node.tick(node.next_deadline() or 0.0)
+    (change,) = events(out)
+    assert (change.state, change.path) == (PeerState.DISCONNECTED, None)
+    out = node.frame_received("c", C1.incarnation, 1, frames.encode_pong(9), 3.0)
+    (change,) = events(out)
+    assert (change.state, change.path) == (PeerState.CONNECTED, Path.DIRECT)
+    assert sent(out) == [], "it is the same connection, with its credit"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x00",
+        b"\xff",
+        b"\x26",
+        b"x" * 70_000,
+        frames.encode_ping(1)[:-1],
+        frames.encode_bye() + b"x",
+        frames.encode_message(frames.Kind.TEXT, "c", b"\xff").__next__(),
+        bytes((0x12, 0x80)),
+    ],
+    ids=repr,
+)
+def test_a_malformed_frame_ends_that_attempt_alone(data: bytes) -> None:
+    node = make(A1, C1)
+    connect(node, A1)
+    connect(node, C1)
+    out = node.frame_received("c", C1.incarnation, 1, data, 1.0)
+    told = events(out)
+    assert isinstance(told[0], BadInput)
+    assert isinstance(told[1], PeerStateChanged)
+    assert told[1].state is PeerState.DISCONNECTED
+    assert len(told) == 2
+    assert runs(out) == [
+        Run("c", C1.incarnation, 1, CloseConnection()),
+        Run("c", C1.incarnation, 2, MakeOffer()),
+    ]
+    assert node.link("a").state is LinkState.CONNECTED
+    assert node.frame_received("c", C1.incarnation, 1, message("late")[0], 1.0) == []
+
+
+def test_a_new_connection_begins_with_new_credit_and_no_half_message() -> None:
+    node = make(C1)
+    connect(node, C1)
+    node.frame_received("c", C1.incarnation, 1, message(b"x" * 100_000)[0], 1.0)
+    node.delivery("c").sent(1_000)
+    node.connection_lost("c", C1.incarnation, 1, "cut", 2.0)
+    out = connect(node, C1, epoch=2, now=2.0)
+    assert frames.Credit(18 * 1024 * 1024, 16 * 1024 * 1024) in sent(out)
+    (deliver,) = node.frame_received("c", C1.incarnation, 2, message("whole")[0], 2.0)
+    assert isinstance(deliver, Deliver)
+    assert deliver.message.data == "whole"
+    assert node.delivery("c").may_send(64 * 1024)
+
+
+# --- the end --------------------------------------------------------------------------------------
+
+
+def test_close_says_goodbye_and_leaves_nothing() -> None:
+    node = make(A1, C1)
+    connect(node, C1)
+    out = node.close(1.0)
+    assert out[0] == SendFrame("c", 1, frames.encode_bye())
+    assert runs(out) == [Run("c", C1.incarnation, 1, CloseConnection())]
+    left = [event for event in events(out) if isinstance(event, PeerLeft)]
+    assert [(event.peer_id, event.reason) for event in left] == [("a", "closed"), ("c", "closed")]
+    assert node.next_deadline() is None
+    assert node.tick(100.0) == []
+    assert node.close(100.0) == []
+
+
+# --- deadlines ------------------------------------------------------------------------------------
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 2**32))
+def test_the_next_deadline_is_the_earliest_of_all(seed: int) -> None:
+    rng = random.Random(seed)
+    node = Node(MeshConfig(), peer_id="m", incarnation=MINE, random=rng.random)
+    everybody = [Member(name, f"{name}-first-{i}") for name in "akoz" for i in range(2)]
+    now = 0.0
+
+    def check() -> None:
+        links = [peer.link.next_deadline() for peer in node._peers.values()]
+        times = [at for at in (*links, node._mesh.next_deadline()) if at is not None]
+        assert node.next_deadline() == min(times, default=None)
+
+    for _ in range(80):
+        member = rng.choice(everybody)
+        peer = node._peers.get(member.peer_id)
+        epoch = 0 if peer is None else max(0, peer.link.epoch + rng.choice((0, 0, 0, 1)))
+        incarnation = member.incarnation
+        match rng.randrange(12):
+            case 0 | 1:
+                node.signaling(MemberJoined(member), now)
+            case 2:
+                reason = rng.choice(("left", "timeout"))
+                node.signaling(MemberLeft(member.peer_id, incarnation, reason), now)
+            case 3:
+                members = {m.peer_id: m for m in rng.sample(everybody, rng.randrange(4))}
+                node.signaling(welcome(*members.values()), now)
+            case 4:
+                node.signaling_lost(now)
+            case 5 | 6 | 7:
+                body: LinkMessage = rng.choice((Offer(SDP), Answer(SDP), Dial("x")))
+                node.signaling(signal(member, epoch, body), now)
+            case 8 if peer is not None and peer.link.state in ("offering", "answering"):
+                node.operation_done(
+                    member.peer_id, peer.member.incarnation, peer.link.epoch, SDP, now
+                )
+            case 9 if peer is not None and peer.link.state == "checking":
+                node.connection_opened(
+                    member.peer_id, peer.member.incarnation, peer.link.epoch, now
+                )
+            case 10 if peer is not None and peer.link.alive:
+                data = rng.choice((frames.encode_ping(1), b"", frames.encode_bye()))
+                node.frame_received(member.peer_id, peer.member.incarnation, epoch, data, now)
+            case _:
+                now = max(now, node.next_deadline() or 0.0) if rng.random() < 0.8 else now + 0.1
+                node.tick(now)
+                assert (node.next_deadline() or now + 1.0) > now, "what was due is done"
+        check()
+    assert len(node._heap) < 200
