@@ -194,6 +194,34 @@ def test_who_cleans_up_passes(pytester: pytest.Pytester, mode: str) -> None:
     result.assert_outcomes(passed=2)
 
 
+@pytest.mark.parametrize("mode", ["auto", "strict"])
+def test_the_services_are_up_and_leave_nothing(pytester: pytest.Pytester, mode: str) -> None:
+    result = _run(
+        pytester,
+        """
+        from meshpeer.core.messages import VERSION, Join
+
+        JOIN = Join(VERSION, "lobby", "ann", "inc-ann1")
+
+        @pytest.mark.asyncio
+        async def test_memory_hub(no_leaks, memory_hub):
+            transport = memory_hub.transport()
+            assert (await transport.open(JOIN)).peer_id == "ann"
+            await transport.close()
+
+        @pytest.mark.asyncio
+        async def test_relay(no_leaks, relay):
+            from meshpeer.signaling.websocket import WebSocketTransport
+
+            transport = WebSocketTransport(relay.url)
+            assert (await transport.open(JOIN)).peer_id == "ann"
+            await transport.close()
+        """,
+        mode,
+    )
+    result.assert_outcomes(passed=2)
+
+
 def test_without_pytest_asyncio_nothing_is_offered(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_it():\n    pass\n")
     result = pytester.runpytest_subprocess("-p", "no:asyncio", "-p", "no:cacheprovider")
