@@ -14,7 +14,8 @@ import hmac
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, Protocol
+from itertools import takewhile
+from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 from meshpeer.config import RelayConfig
 from meshpeer.core.messages import (
@@ -79,6 +80,7 @@ _WARN_EVERY: Final = 1.0
 _DAY: Final = 86400.0
 
 ConnId = int
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,17 +250,12 @@ class Rooms:
     def tick(self, now: float) -> list[Output]:
         """Time has passed: seats that ran out, sockets that never joined."""
         out: list[Output] = []
-        while self._joining and (first := next(iter(self._joining.items())))[1] <= now:
-            self._turn_away(
-                first[0],
-                CLOSE_NOT_JOINED,
-                "not_joined",
-                f"no join came within {self._config.join_timeout:g} s",
-                out,
-            )
-        while self._away and (next_away := next(iter(self._away.items())))[1] <= now:
-            del self._away[next_away[0]]
-            self._remove(next_away[0], "timeout", out)
+        for conn in _due(self._joining, now):
+            text = f"no join came within {self._config.join_timeout:g} s"
+            self._turn_away(conn, CLOSE_NOT_JOINED, "not_joined", text, out)
+        for seat in _due(self._away, now):
+            del self._away[seat]
+            self._remove(seat, "timeout", out)
         return out
 
     def next_deadline(self) -> float | None:
@@ -629,6 +626,10 @@ class Rooms:
 
 _OnJoining = Callable[[Rooms, ConnId, Any, float, list[Output]], None]
 _OnSeated = Callable[[Rooms, ConnId, _Seat, Any, list[Output]], None]
+
+
+def _due(deadlines: OrderedDict[Key, float], now: float) -> list[Key]:
+    return list(takewhile(lambda key: deadlines[key] <= now, deadlines))
 
 
 def _facts(seat: _Seat) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
+from typing import get_args
 
 import msgspec
 import pytest
@@ -743,6 +744,10 @@ def test_notes_tell_what_happened_and_never_a_token(bench: Bench) -> None:
     ]
     for secret in ("s" * 30, "w" * 30, str(welcome.session)):
         assert secret not in "".join(bench.notes)
+
+
+def test_the_tables_list_every_message() -> None:
+    assert set(Rooms._JOINING) == set(Rooms._SEATED) == set(get_args(ClientMessage))
 
 
 _json = st.recursive(
