@@ -130,7 +130,8 @@ class MeshConfig:
         _whole(self, "receive_window", 64 * 1024, 1 << 32)
         _whole(self, "send_buffer", 16 * 1024, 1 << 30)
         _whole(self, "max_pending_events", 10, 10_000_000)
-        _whole(self, "max_pending_signals", 10, 1_000_000)
+        # The relay acknowledges every 32nd: fewer would wait for each other for ever.
+        _whole(self, "max_pending_signals", 100, 1_000_000)
         if self.silence_timeout <= self.ping_interval:
             raise ConfigError(
                 f"MeshConfig.silence_timeout ({self.silence_timeout}) must be longer than "

@@ -34,7 +34,7 @@ _BOUNDS: list[tuple[type, str, float, float]] = [
     (MeshConfig, "receive_window", 64 * 1024, 1 << 32),
     (MeshConfig, "send_buffer", 16 * 1024, 1 << 30),
     (MeshConfig, "max_pending_events", 10, 10_000_000),
-    (MeshConfig, "max_pending_signals", 10, 1_000_000),
+    (MeshConfig, "max_pending_signals", 100, 1_000_000),
     (RelayConfig, "port", 0, 65535),
     (RelayConfig, "seat_timeout", 0, 3600),
     (RelayConfig, "join_timeout", 0.1, 3600),

@@ -1,0 +1,372 @@
+"""The shell alone, on a wire that the test holds both ends of."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from msgspec import Raw
+
+from meshpeer.config import MeshConfig
+from meshpeer.core import session as session_module
+from meshpeer.core.messages import (
+    VERSION,
+    Goodbye,
+    Join,
+    Leave,
+    Member,
+    MemberJoined,
+    Refused,
+    RelayMessage,
+    SignalIn,
+    SignalOut,
+    Welcome,
+    decode_client,
+    encode,
+)
+from meshpeer.errors import (
+    IdentityReplaced,
+    MeshClosed,
+    RoomFull,
+    SignalingUnavailable,
+    UnexpectedInput,
+)
+from meshpeer.signaling import client as client_module
+from meshpeer.signaling.base import SignalingLost
+from meshpeer.signaling.client import MAX_EVENTS, RelayTransport
+
+JOIN = Join(version=VERSION, room="lobby", peer_id="ann", incarnation="ann-one-1", token="t" * 32)
+WELCOME = Welcome(
+    version=VERSION,
+    room="lobby",
+    peer_id="ann",
+    incarnation="ann-one-1",
+    token="t" * 32,
+    session="s" * 32,
+    seat_timeout=30.0,
+)
+SIGNAL = SignalOut(to="bob", to_incarnation="bob-one-1", epoch=1, body=Raw(b"{}"))
+JOINED = MemberJoined(member=Member(peer_id="bob", incarnation="bob-one-1"))
+
+
+def signal_in(number: int) -> SignalIn:
+    return SignalIn(
+        sender="bob",
+        incarnation="bob-one-1",
+        to_incarnation="ann-one-1",
+        epoch=number,
+        body=Raw(b"{}"),
+    )
+
+
+class FakeWire:
+    """The test is the relay: ``say`` something, see what was ``heard``."""
+
+    def __init__(self) -> None:
+        self._incoming: asyncio.Queue[bytes | Exception] = asyncio.Queue()
+        self.heard: asyncio.Queue[Any] = asyncio.Queue()
+        self.taken = 0
+        self.open = asyncio.Event()
+        """Cleared: the relay does not read."""
+        self.open.set()
+        self.stuck = asyncio.Event()
+        self.closed = False
+        self.aborted = False
+        self.gone = False
+
+    def say(self, message: RelayMessage | bytes | Exception) -> None:
+        is_raw = isinstance(message, bytes | Exception)
+        self._incoming.put_nowait(message if is_raw else encode(message))  # type: ignore[arg-type]
+
+    def breaks(self) -> None:
+        self.gone = True
+        self.open.set()
+        self.say(SignalingUnavailable("it broke"))
+
+    async def send(self, data: bytes) -> None:
+        if not self.open.is_set():
+            self.stuck.set()
+            await self.open.wait()
+        if self.gone:
+            raise SignalingUnavailable("it broke")
+        self.heard.put_nowait(decode_client(data))
+
+    async def recv(self) -> bytes:
+        item = await self._incoming.get()
+        self.taken += 1
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    async def close(self) -> None:
+        await self.open.wait()
+        self.closed = True
+
+    async def abort(self) -> None:
+        self.aborted = True
+
+
+class FakeTransport(RelayTransport):
+    def __init__(self, **config: Any) -> None:
+        super().__init__(MeshConfig(signaling_retry_first=0.01, **config))
+        self.asked = asyncio.Event()
+        self.answers: asyncio.Queue[FakeWire | Exception] = asyncio.Queue()
+        self.cancelled = 0
+
+    def connects(self) -> FakeWire:
+        """The next connection is made, to the wire that is returned."""
+        wire = FakeWire()
+        self.answers.put_nowait(wire)
+        return wire
+
+    async def _connect(self) -> FakeWire:
+        self.asked.set()
+        try:
+            answer = await self.answers.get()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+async def seated(**config: Any) -> tuple[FakeTransport, FakeWire]:
+    transport = FakeTransport(**config)
+    wire = transport.connects()
+    wire.say(WELCOME)
+    assert await transport.open(JOIN) == WELCOME
+    assert isinstance(await wire.heard.get(), Join)
+    return transport, wire
+
+
+async def test_open_tries_until_it_succeeds() -> None:
+    transport = FakeTransport()
+    transport.answers.put_nowait(SignalingUnavailable("connection refused"))
+    opening = asyncio.create_task(transport.open(JOIN))
+    await transport.asked.wait()
+    transport.asked.clear()
+    await transport.asked.wait()
+    assert "connection refused" in str(transport.last_failure)
+    wire = transport.connects()
+    assert await wire.heard.get() == JOIN
+    wire.say(WELCOME)
+    assert await opening == WELCOME
+    assert transport.last_failure is None
+    await transport.close()
+
+
+async def test_a_join_without_a_token_gets_one() -> None:
+    tokens = set()
+    for _ in range(2):
+        transport = FakeTransport()
+        wire = transport.connects()
+        wire.say(WELCOME)
+        await transport.open(Join(version=1, room="lobby", peer_id="ann", incarnation="ann-one-1"))
+        tokens.add((await wire.heard.get()).token)
+        await transport.close()
+    assert len(tokens) == 2
+    assert all(len(token) >= 32 for token in tokens)
+
+
+async def test_close_says_leave_and_then_closes() -> None:
+    transport, wire = await seated()
+    transport.send(SIGNAL)
+    await transport.close()
+    assert await wire.heard.get() == SIGNAL
+    assert await wire.heard.get() == Leave()
+    assert wire.closed
+    assert wire.aborted
+
+
+async def test_close_does_not_wait_for_a_relay_that_does_not_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client_module, "CLOSE_TIMEOUT", 0.01)
+    transport, wire = await seated()
+    wire.open.clear()
+    transport.send(SIGNAL)
+    await wire.stuck.wait()
+    await transport.close()
+    assert not wire.closed
+    assert wire.aborted
+
+
+async def test_a_cancelled_close_aborts() -> None:
+    transport, wire = await seated()
+    wire.open.clear()
+    transport.send(SIGNAL)
+    await wire.stuck.wait()
+    closing = asyncio.create_task(transport.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert wire.aborted
+    await transport.close()
+
+
+async def test_a_connection_that_is_never_made_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session_module, "ANSWER_TIMEOUT", 0.01)
+    transport = FakeTransport()
+    opening = asyncio.create_task(transport.open(JOIN))
+    for _ in range(3):
+        await transport.asked.wait()
+        transport.asked.clear()
+    assert transport.cancelled >= 2
+    assert "did not accept a connection" in str(transport.last_failure)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    await transport.close()
+
+
+async def test_a_join_that_is_never_answered_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "ANSWER_TIMEOUT", 0.01)
+    transport = FakeTransport()
+    silent, wire = transport.connects(), transport.connects()
+    wire.say(WELCOME)
+    await transport.open(JOIN)
+    assert silent.closed
+    assert silent.aborted
+    await transport.close()
+
+
+async def test_bad_input_costs_the_connection_only() -> None:
+    transport, wire = await seated()
+    transport.send(SIGNAL)
+    assert await wire.heard.get() == SIGNAL
+    wire.say(b"junk")
+    wire.say(JOINED)  # of the connection that was given up: must not be looked at
+    again = transport.connects()
+    lost = await transport.receive()
+    assert isinstance(lost, SignalingLost)
+    assert "not JSON" in lost.reason
+    assert (await again.heard.get()).token == WELCOME.token
+    assert wire.closed
+    resumed = Welcome(
+        **{f: getattr(WELCOME, f) for f in WELCOME.__struct_fields__} | {"resumed": True}
+    )
+    again.say(resumed)
+    again.say(signal_in(1))
+    assert await transport.receive() == resumed
+    assert isinstance(await transport.receive(), SignalIn)
+    assert await again.heard.get() == SIGNAL
+    await transport.close()
+
+
+async def test_who_does_not_receive_stops_the_reading() -> None:
+    transport, wire = await seated()
+    for number in range(3 * MAX_EVENTS):
+        wire.say(signal_in(number))
+    # What it acknowledges, it has taken: one less often than every 16th.
+    while (await wire.heard.get()).received < MAX_EVENTS:
+        pass
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert wire.taken == 1 + MAX_EVENTS
+    for number in range(3 * MAX_EVENTS):
+        event = await transport.receive()
+        assert isinstance(event, SignalIn)
+        assert event.epoch == number
+    await transport.close()
+
+
+async def test_a_relay_that_does_not_read_stops_the_reading_too() -> None:
+    """Or the acknowledgements that it asks for would pile up."""
+    transport, wire = await seated(max_pending_signals=2 * MAX_EVENTS)
+    wire.open.clear()
+    for _ in range(MAX_EVENTS + 1):  # one is being written
+        transport.send(SIGNAL)
+    await wire.stuck.wait()
+    wire.say(signal_in(1))
+    for _ in range(100):
+        await asyncio.sleep(0)
+    # The reading was going on when it began to pile up.
+    wire.say(signal_in(2))
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert wire.taken <= 2
+    wire.open.set()
+    for number in (1, 2):
+        event = await transport.receive()
+        assert isinstance(event, SignalIn)
+        assert event.epoch == number
+    await transport.close()
+
+
+async def test_a_wire_that_breaks_while_much_waits_to_be_sent() -> None:
+    transport, wire = await seated(max_pending_signals=4 * MAX_EVENTS)
+    wire.open.clear()
+    for _ in range(2 * MAX_EVENTS):
+        transport.send(SIGNAL)
+    await wire.stuck.wait()
+    wire.say(signal_in(1))
+    assert isinstance(await transport.receive(), SignalIn)
+    again = transport.connects()
+    wire.breaks()
+    lost = await transport.receive()
+    assert isinstance(lost, SignalingLost)
+    assert lost.reason == "it broke"
+    assert isinstance(await again.heard.get(), Join)
+    assert wire.aborted
+    assert not wire.closed
+    await transport.close()
+
+
+async def test_what_ends_it_is_raised_after_what_happened_before() -> None:
+    transport, wire = await seated()
+    wire.say(JOINED)
+    wire.say(Goodbye(reason="replaced"))
+    assert await transport.receive() == JOINED
+    for _ in range(2):
+        with pytest.raises(IdentityReplaced):
+            await transport.receive()
+    with pytest.raises(IdentityReplaced):
+        transport.send(SIGNAL)
+    await transport.close()
+    assert wire.closed
+    with pytest.raises(IdentityReplaced):
+        await transport.receive()
+
+
+async def test_after_a_refusal_send_says_that_it_is_over() -> None:
+    transport = FakeTransport()
+    wire = transport.connects()
+    wire.say(Refused(code="room_full", text="the room is full"))
+    with pytest.raises(RoomFull, match="the room is full"):
+        await transport.open(JOIN)
+    with pytest.raises(MeshClosed, match="has ended: the room is full"):
+        transport.send(SIGNAL)
+    await transport.close()
+
+
+async def test_an_error_that_nobody_expected_is_not_swallowed() -> None:
+    transport, wire = await seated()
+    receiving = asyncio.create_task(transport.receive())
+    wire.say(ValueError("a bug of the wire"))
+    with pytest.raises(ExceptionGroup) as raised:
+        await receiving
+    assert raised.group_contains(ValueError, match="a bug of the wire")
+    assert wire.aborted
+    with pytest.raises(ExceptionGroup):
+        await transport.close()
+
+
+async def test_calls_before_open() -> None:
+    transport = FakeTransport()
+    with pytest.raises(UnexpectedInput, match="open it first"):
+        await transport.receive()
+    with pytest.raises(UnexpectedInput):
+        transport.send(SIGNAL)
+    await transport.close()
+
+
+async def test_it_is_opened_once() -> None:
+    transport, _ = await seated()
+    with pytest.raises(UnexpectedInput):
+        await transport.open(JOIN)
+    await transport.close()
