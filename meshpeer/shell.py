@@ -189,6 +189,7 @@ class Shell:
         self._loop: asyncio.AbstractEventLoop
         self._tasks: asyncio.TaskGroup | None = None
         self._runner: asyncio.Task[None] | None = None
+        self._running = asyncio.Event()
         self._stop = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
@@ -223,6 +224,11 @@ class Shell:
             random=self._random,
         )
         self._runner = asyncio.create_task(self._run(welcome), name="meshpeer runner")
+        try:
+            await self._running.wait()
+        except asyncio.CancelledError:
+            await self.close()
+            raise
 
     async def _open(self) -> Welcome:
         scope = asyncio.timeout(self.config.join_timeout)
@@ -264,6 +270,7 @@ class Shell:
                     self._spawn(self._call_back(stream, callback))
                 self._signaled(welcome)
                 self._spawn(self._read_signaling())
+                self._running.set()
                 await self._stop.wait()
                 if self.error is None:
                     await self._confirm_all()
@@ -273,6 +280,7 @@ class Shell:
         except* _Finished:
             pass
         finally:
+            self._running.set()
             self._tasks = None
             await self._tear_down(reason)
 
@@ -462,46 +470,46 @@ class Shell:
             self._lanes.pop(peer_id, None)
 
     async def _operate(self, lane: _Lane, run: Run) -> None:
-        log = self.log.bind(peer=run.peer_id, epoch=run.epoch)
+        log = self.log.bind(
+            peer=run.peer_id, epoch=run.epoch, operation=type(run.operation).__name__
+        )
+        facts = (run.peer_id, run.incarnation, run.epoch)
+        try:
+            sdp = await self._run_operation(lane, run)
+        except TimeoutError:
+            log.debug("operation given up")
+        except MeshError as error:
+            log.info("operation failed", error=str(error))
+            self.do(self.node.operation_failed(*facts, run.operation, error, self.now()))
+        else:
+            if sdp is not None:
+                self.do(self.node.operation_done(*facts, sdp, self.now()))
+
+    async def _run_operation(self, lane: _Lane, run: Run) -> str | None:
+        """The local description, when the operation makes one. TimeoutError when it is given up."""
         if isinstance(run.operation, MakeOffer | AcceptOffer):
             assert lane.connection is None, "the old connection is closed before the new one speaks"
             lane.connection = self._factory(_Observer(self, run))
             lane.key = (run.incarnation, run.epoch)
         connection = lane.connection
         if connection is None or lane.key != (run.incarnation, run.epoch):
-            return
-        sdp = ""
+            return None
         try:
             async with asyncio.timeout(None) as lane.scope:
                 match run.operation:
                     case MakeOffer():
-                        sdp = await connection.create_offer()
-                    case AcceptOffer(offer):
-                        sdp = await connection.accept_offer(offer)
-                    case AcceptAnswer(answer):
-                        await connection.accept_answer(answer)
+                        return await connection.create_offer()
+                    case AcceptOffer(sdp):
+                        return await connection.accept_offer(sdp)
+                    case AcceptAnswer(sdp):
+                        await connection.accept_answer(sdp)
                     case AddCandidates(candidates, end):
                         await connection.add_candidates(
                             [(c.candidate, c.sdp_mid, c.sdp_m_line_index) for c in candidates], end
                         )
                     case CloseConnection():
-                        raise AssertionError("closed in the worker")
-        except TimeoutError:
-            log.debug("operation given up", operation=type(run.operation).__name__)
-        except MeshError as error:
-            log.info("operation failed", operation=type(run.operation).__name__, error=str(error))
-            self.do(
-                self.node.operation_failed(
-                    run.peer_id, run.incarnation, run.epoch, run.operation, error, self.now()
-                )
-            )
-        else:
-            if sdp:
-                self.do(
-                    self.node.operation_done(
-                        run.peer_id, run.incarnation, run.epoch, sdp, self.now()
-                    )
-                )
+                        raise AssertionError("the worker closes")
+                return None
         finally:
             lane.scope = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from aiortc import (
 from aiortc.sdp import SessionDescription, candidate_from_sdp
 
 from meshpeer.config import MeshConfig
-from meshpeer.errors import ChannelClosed, ConnectionFailed, ProtocolError, UsageError
+from meshpeer.errors import ChannelClosed, ConfigError, ConnectionFailed, ProtocolError, UsageError
 from meshpeer.rtc.base import ConnectionObserver, RawChannel, RemoteCandidate
 
 __all__ = ["AiortcConnection", "connection_factory"]
@@ -35,6 +36,19 @@ def connection_factory(
         return AiortcConnection(observer, config)
 
     return make
+
+
+def _configuration(config: MeshConfig) -> RTCConfiguration:
+    return RTCConfiguration(
+        iceServers=[
+            RTCIceServer(
+                urls=server.urls if isinstance(server.urls, str) else list(server.urls),
+                username=server.username,
+                credential=server.credential,
+            )
+            for server in config.ice_servers
+        ]
+    )
 
 
 class _Channel:
@@ -91,21 +105,14 @@ class AiortcConnection:
         self._observer = observer
         self._closed = False
         self._lost = False
-        self._pc = RTCPeerConnection(
-            RTCConfiguration(
-                iceServers=[
-                    RTCIceServer(
-                        urls=server.urls if isinstance(server.urls, str) else list(server.urls),
-                        username=server.username,
-                        credential=server.credential,
-                    )
-                    for server in config.ice_servers
-                ]
+        self._closing: asyncio.Future[None] | None = None
+        try:
+            self._pc = RTCPeerConnection(_configuration(config))
+            self._channel: RTCDataChannel = self._pc.createDataChannel(
+                _MESSAGE_CHANNEL, negotiated=True, id=_MESSAGE_CHANNEL_ID
             )
-        )
-        self._channel: RTCDataChannel = self._pc.createDataChannel(
-            _MESSAGE_CHANNEL, negotiated=True, id=_MESSAGE_CHANNEL_ID
-        )
+        except ValueError as exc:
+            raise ConfigError(f"MeshConfig.ice_servers is not usable: {exc}") from exc
         # Half of what `Peer.send` fills it to: low enough to wait for, high enough not to run dry.
         self._channel.bufferedAmountLowThreshold = config.send_buffer // 2
         self._channel.on("open", observer.connection_opened)
@@ -213,9 +220,21 @@ class AiortcConnection:
     # --- the end ---
 
     async def close(self) -> None:
-        """Close the RTCPeerConnection, which tells the other side at once (DTLS close_notify)."""
+        """Close the RTCPeerConnection, which tells the other side at once (DTLS close_notify).
+
+        A call that is cancelled ends the closing where it is.
+        """
         self._closed = True
-        await self._pc.close()
+        if self._closing is None:
+            # aiortc's own close can't be called again after it was cancelled: it would wait for
+            # ever for the first call to finish. So there is one call, and everybody waits for it.
+            self._closing = asyncio.ensure_future(self._pc.close())
+        try:
+            await asyncio.shield(self._closing)
+        except asyncio.CancelledError:
+            self._closing.cancel()
+            await asyncio.wait([self._closing])
+            raise
 
     # --- from aiortc ---
 
