@@ -37,10 +37,9 @@ _DETAILS: Final = frozenset({"message refused"})
 """What a member can cause as often as it likes, and an operator does not want to read each time."""
 
 _log = Log(part="relay")
-# Without a handler of its own, what a port scanner does would show up on the standard error of a
-# program that has not configured logging.
-_http_log = logging.getLogger("meshpeer.relay.http")
-_http_log.addHandler(logging.NullHandler())
+# At DEBUG websockets logs what it reads and writes, and that has tokens in it.
+_socket_log = logging.getLogger("meshpeer.relay.sockets")
+_socket_log.setLevel(logging.INFO)
 
 
 def _note(event: str, **facts: object) -> None:
@@ -100,7 +99,7 @@ class Relay:
             # At a lower mark a keepalive ping would wait for room in the buffer of a client that
             # does not read, instead of finding that it does not answer.
             write_limit=config.max_unread,
-            logger=_http_log,
+            logger=_socket_log,
             # A factory by its documentation, a class only by its annotation.
             create_connection=self._connection,  # type: ignore[arg-type]
         )
