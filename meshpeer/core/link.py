@@ -159,6 +159,7 @@ def _table() -> tuple[Row, ...]:
     # An answer. One that nobody asked for is not listed: it is refused.
     row(_S.OFFERED, Input.ANSWER, "dials, current", _S.CHECKING, ("accept_answer",), "answered")
     row(_DIALS, Input.ANSWER, "dials, older", None, (), "an epoch that is over")
+    row((_S.CHECKING, *_UP), Input.ANSWER, "dials, current", None, (), "the same answer again")
     row(_S.FAILED, Input.ANSWER, "dials, current", None, (), "an attempt that failed")
 
     # Candidates may overtake the offer they belong to: they are kept for it.

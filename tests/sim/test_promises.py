@@ -1,0 +1,129 @@
+"""The promises of the design, under faults that Hypothesis draws.
+
+Each run has a few hosts, half a minute in which everything may fail, and then quiet: whoever lives
+must be connected to everybody else who lives. `World` checks meanwhile what must hold at any time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.sim.world import World
+
+FAULTS = 30.0
+"""Seconds in which faults begin."""
+HEALED = 90.0
+"""Seconds after the last fault in which everything must be well again."""
+
+KINDS = (
+    "cut",
+    "away",
+    "relay killed",
+    "relay stopped",
+    "crash",
+    "crash without token",
+    "crash for good",
+    "leave",
+    "leave for good",
+    "outage",
+    "one-way outage",
+    "stall",
+    "signals fail",
+    "operations fail",
+    "bad signal",
+    "bad frame",
+)
+BAD_FRAMES = (b"", b"\x00", b"\x11\x82\x00[", b"\x12\x80", b"\x15" + bytes(16), b"x" * 70_000)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that happens: what, when, to whom, and for how long."""
+
+    kind: str
+    at: float
+    host: int
+    other: int
+    seconds: float
+
+    def strike(self, world: World) -> None:
+        hosts = len(world.hosts)
+        a = self.host % hosts
+        b = (a + 1 + self.other % (hosts - 1)) % hosts
+        host = world.hosts[a]
+        process = host.process
+        match self.kind:
+            case "cut" if process is not None and process.socket is not None:
+                world.cut(process.socket)
+            case "away":
+                host.away_until = world.now + self.seconds
+                if process is not None and process.socket is not None:
+                    world.cut(process.socket)
+            case "relay killed":
+                world.kill_relay(self.seconds / 4)
+            case "relay stopped":
+                world.stop_relay(self.seconds / 4)
+            case "crash" | "crash without token" | "crash for good" if process is not None:
+                process.crash()
+                if self.kind != "crash for good":
+                    world.at(self.seconds / 4, world.start_again, a, self.kind == "crash")
+            case "leave" | "leave for good" if process is not None:
+                process.leave()
+                if self.kind == "leave":
+                    world.at(self.seconds / 4, world.start_again, a, False)
+            case "outage" | "one-way outage":
+                world.outage(a, b, self.seconds, one_way=self.kind != "outage")
+            case "stall" if process is not None:
+                process.stalled_until = world.now + self.seconds / 4
+            case "signals fail":
+                world.bad_input_expected = True
+                world.signals_fail_until = world.now + self.seconds
+            case "operations fail":
+                world.operations_fail_until = world.now + self.seconds
+            case "bad signal":
+                world.inject(a, b, int(self.seconds * 10))
+            case "bad frame":
+                world.inject_frame(a, b, BAD_FRAMES[int(self.seconds * 10) % len(BAD_FRAMES)])
+            case _:
+                pass  # There is nobody whom it could happen to.
+
+
+faults = st.builds(
+    Fault,
+    kind=st.sampled_from(KINDS),
+    at=st.integers(0, int(FAULTS) * 10).map(lambda tenths: tenths / 10),
+    host=st.integers(0, 4),
+    other=st.integers(0, 3),
+    seconds=st.integers(1, 200).map(lambda tenths: tenths / 10),
+)
+
+
+def run(hosts: int, schedule: list[Fault], seed: int) -> World:
+    world = World(hosts, seed)
+    for host in range(hosts):
+        world.at(world.rng.random() * 2, world.start_again, host, False)
+    world.at(1.0, world.speak)
+    for fault in schedule:
+        world.push(fault.at, fault.strike, world)
+    world.run_until(FAULTS)
+    world.end_faults()
+    world.settle(HEALED)
+    world.check_nothing_left()
+    return world
+
+
+@settings(
+    max_examples=2000,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(
+    hosts=st.sampled_from((2, 2, 2, 3, 3, 4, 5)),
+    schedule=st.lists(faults, max_size=10),
+    seed=st.integers(0, 2**32),
+)
+def test_the_promises_hold(hosts: int, schedule: list[Fault], seed: int) -> None:
+    run(hosts, schedule, seed)

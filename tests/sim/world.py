@@ -1,0 +1,998 @@
+"""A world in virtual time: peers, a relay, and networks that fail. One seeded queue, no asyncio.
+
+Each process is a real `Node` and a real `Session`; the relay is a real `Rooms`. What lies between
+them is modelled here: sockets that drop (and whose ends notice at different times), paths between
+hosts, and connections that behave as aiortc's do (see `Conn`). What must always hold is checked as
+it happens, by `assert`; `World.check_settled` and `World.check_nothing_left` check the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from msgspec import Raw
+
+from meshpeer.config import MeshConfig, OnConflict, RelayConfig
+from meshpeer.core import frames, rooms, session
+from meshpeer.core.delivery import OVERHEAD
+from meshpeer.core.events import (
+    BadInput,
+    Event,
+    PeerJoined,
+    PeerLeft,
+    PeerState,
+    PeerStateChanged,
+    PeerUpdated,
+)
+from meshpeer.core.link import (
+    AcceptAnswer,
+    AcceptOffer,
+    AddCandidates,
+    CloseConnection,
+    LinkState,
+    MakeOffer,
+    Operation,
+)
+from meshpeer.core.messages import VERSION, Join, SignalIn, Welcome, decode_link
+from meshpeer.core.node import Deliver, Node, NodeOutput, Run, SendFrame, Signal, Tell
+from meshpeer.errors import (
+    ConnectionFailed,
+    IdentityReplaced,
+    MeshError,
+    PeerIdTaken,
+    ProtocolError,
+    SignalingBacklog,
+)
+
+__all__ = ["MESH", "RELAY", "Conn", "Process", "World"]
+
+# Shorter waits than the defaults, so that a run has many of them.
+MESH = MeshConfig(retry_max=8.0, signaling_retry_max=4.0)
+RELAY = RelayConfig(seat_timeout=10.0)
+ROOM = "room"
+
+LinkStates = {
+    LinkState.WAITING,
+    LinkState.OFFERING,
+    LinkState.OFFERED,
+    LinkState.ANSWERING,
+    LinkState.CHECKING,
+    LinkState.CONNECTED,
+    LinkState.DISCONNECTED,
+    LinkState.FAILED,
+}
+# The longest that a peer is told nothing while an attempt follows another: both attempts of a side,
+# and once more because the other side may begin one just before.
+QUIET = 4 * MESH.connect_timeout
+
+
+def _decodes(event: SignalIn) -> bool:
+    try:
+        decode_link(event.body)
+    except ProtocolError:
+        return False
+    return True
+
+
+def sdp(text: str) -> str:
+    return (
+        "v=0\r\nm=application 9\r\na=ice-ufrag:u\r\na=ice-pwd:p\r\na=fingerprint:f\r\n"
+        f"a=sim:{text}\r\n"
+    )
+
+
+class Socket:
+    """A connection between a session and the relay. Ordered; what is under way dies with it."""
+
+    def __init__(self, number: int, process: Process) -> None:
+        self.number = number
+        self.process = process
+        self.carries = True
+        self.client_open = True
+        self.relay_open = False
+        self.to_relay_at = 0.0
+        self.to_client_at = 0.0
+
+
+class Conn:
+    """One end of a peer connection, as honest as aiortc.
+
+    Operations take their time and may fail. It opens, each end by itself, when both have the
+    descriptions of each other and the path passes both ways. Frames are carried in order, again
+    and again while the path is out, and never twice. The other end hears of a close when the path
+    passes, else by consent that expires after 25 to 40 s; of a crash only so.
+    """
+
+    def __init__(self, number: int, process: Process, peer_id: str, incarnation: str, epoch: int):
+        self.number = number
+        self.process = process
+        self.peer_id = peer_id
+        self.incarnation = incarnation
+        self.epoch = epoch
+        self.offer: int | None = None
+        """The number of the end whose offer this one answers."""
+        self.remote: Conn | None = None
+        self.accepted = False
+        self.opened = False
+        self.closed = False
+        self.arrive_at = 0.0
+        self.stuck: deque[bytes] = deque()
+        """Frames to the other end that wait for the path."""
+        self.early: deque[bytes] = deque()
+        """Frames that came before this end was told that it is open."""
+
+
+@dataclass
+class Known:
+    """What an application was told of a peer."""
+
+    incarnation: str
+    state: PeerState = PeerState.NEW
+    since: float = 0.0
+    heard: int = -1
+    """The number of the latest message of this incarnation."""
+
+
+@dataclass
+class Host:
+    """A machine that runs one process at a time, and keeps the resume token on its disk."""
+
+    number: int
+    peer_id: str
+    process: Process | None = None
+    token: str | None = None
+    away_until: float = 0.0
+    """Its way to the relay is out until then."""
+    history: list[tuple[float, Event]] = field(default_factory=list)
+
+
+class Process:
+    """A node, its session, its connections, and a shell around them."""
+
+    def __init__(
+        self, world: World, host: Host, *, token: str | None, on_conflict: OnConflict = "reject"
+    ) -> None:
+        self.world = world
+        self.host = host
+        self.incarnation = f"incarnation-{world.number()}"
+        self.session = session.Session(world.mesh, random=world.rng.random)
+        self.node: Node | None = None
+        self.socket: Socket | None = None
+        self.alive = True
+        self.error: MeshError | None = None
+        self.stalled_until = 0.0
+        self.armed_session: float | None = None
+        self.armed_node: float | None = None
+        self.conns: dict[str, Conn] = {}
+        self.operations: dict[str, deque[Run]] = {}
+        self.known: dict[str, Known] = {}
+        self.history: list[Event] = []
+        self.messages: list[tuple[str, Any]] = []
+        self.sent = 0
+        self._join = Join(
+            version=VERSION,
+            room=ROOM,
+            peer_id=host.peer_id,
+            incarnation=self.incarnation,
+            on_conflict=on_conflict,
+            token=token,
+        )
+
+    # --- the session ---
+
+    def start(self) -> None:
+        self.session_said(self.session.open(self._join, self.world.now))
+
+    def session_said(self, outputs: list[session.Output]) -> None:
+        for output in outputs:
+            match output:
+                case session.Connect():
+                    self.world.connect(self)
+                case session.Transmit(data):
+                    if self.socket is not None:
+                        self.world.to_relay(self.socket, data)
+                case session.Disconnect():
+                    if self.socket is not None:
+                        self.world.hang_up(self.socket)
+                    self.socket = None
+                case session.Lost():
+                    if self.node is not None:
+                        self.node_said(self.node.signaling_lost(self.world.now))
+                case session.Fail(error):
+                    self.failed(error)
+                case session.Tell(event):
+                    self.told(event)
+        self.arm()
+
+    def told(self, event: Any) -> None:
+        world = self.world
+        if isinstance(event, Welcome):
+            self.host.token = event.token
+            if self.node is None:
+                self.node = Node(
+                    world.mesh,
+                    peer_id=event.peer_id,
+                    incarnation=self.incarnation,
+                    random=world.rng.random,
+                )
+            assert self.node._mesh.peer_id == event.peer_id, "one process, one id"
+        assert self.node is not None, "the first thing told is a welcome"
+        if isinstance(event, SignalIn):
+            world.signals_seen.append(event)
+            for delay in world.signal_fate():
+                if delay:
+                    world.at(delay, self.signal, event)
+                else:
+                    self.signal(event)
+            return
+        self.node_said(self.node.signaling(event, world.now))
+
+    def signal(self, event: SignalIn) -> None:
+        if self.alive and self.node is not None:
+            self.node_said(self.node.signaling(event, self.world.now))
+
+    def failed(self, error: MeshError) -> None:
+        assert isinstance(error, PeerIdTaken | IdentityReplaced), error
+        self.error = error
+        if self.node is not None:
+            self.node_said(self.node.close(self.world.now))
+        self.alive = False
+        self.host.process = None if self.host.process is self else self.host.process
+        self.world.ended(self, error)
+
+    # --- the node ---
+
+    def node_said(self, outputs: list[NodeOutput]) -> None:
+        for output in outputs:
+            match output:
+                case Signal(message):
+                    with contextlib.suppress(SignalingBacklog):
+                        self.session_said(self.session.send(message))
+                case Run():
+                    self.run(output)
+                case SendFrame(peer_id, epoch, data):
+                    self.send_frame(peer_id, epoch, data)
+                case Deliver():
+                    self.deliver(output)
+                case Tell(event):
+                    self.hear(event)
+        if self.alive:
+            self.check()
+            self.arm()
+
+    def check(self) -> None:
+        """What holds for every link after every input."""
+        assert self.node is not None
+        for peer_id, peer in self.node._peers.items():
+            assert peer.link.state in LinkStates
+            assert peer.link.next_deadline() is not None, f"{peer.link.state} lasts for ever"
+            known = self.known[peer_id]
+            assert known.incarnation == peer.member.incarnation
+            assert known.state is peer.link.peer_state
+            if known.state not in (PeerState.CONNECTED, PeerState.FAILED):
+                silent = self.world.now - max(known.since, self.stalled_until)
+                assert silent <= QUIET, f"{known.state} for {silent} s"
+        assert self.known.keys() == self.node._peers.keys()
+
+    def hear(self, event: Event) -> None:
+        self.history.append(event)
+        now = self.world.now
+        match event:
+            case PeerJoined(peer_id=peer_id, incarnation=incarnation):
+                assert peer_id not in self.known, "one link a peer id"
+                assert peer_id != self.host.peer_id or self._join.on_conflict == "rename"
+                self.known[peer_id] = Known(incarnation, since=now)
+            case PeerLeft(peer_id=peer_id, incarnation=incarnation, reason=reason):
+                known = self.known.pop(peer_id)
+                assert known.incarnation == incarnation
+                assert known.state is PeerState.CLOSED
+                assert reason
+            case PeerStateChanged(peer_id=peer_id, reason=reason):
+                known = self.known[peer_id]
+                assert known.incarnation == event.incarnation
+                assert known.state is event.previous
+                assert event.state is not event.previous
+                assert reason
+                known.state, known.since = event.state, now
+                if event.state is PeerState.CONNECTED:
+                    self.world.at(0.01, self.speak, peer_id)
+            case PeerUpdated(peer_id=peer_id):
+                assert self.known[peer_id].incarnation == event.incarnation
+            case BadInput():
+                assert self.world.bad_input_expected, event
+            case _:
+                raise AssertionError(event)
+
+    def arm(self) -> None:
+        world = self.world
+        at = self.session.next_deadline()
+        if at is not None and at != self.armed_session:
+            self.armed_session = at
+            world.push(at, self.session_due, at)
+        if self.node is None:
+            return
+        at = self.node.next_deadline()
+        if at is not None and at != self.armed_node:
+            self.armed_node = at
+            world.push(at, self.node_due, at)
+
+    def session_due(self, at: float) -> None:
+        if self.alive and self.armed_session == at and self.awake(self.session_due, at):
+            self.armed_session = None
+            if self.session.state is not session.State.CLOSED:
+                self.session_said(self.session.tick(self.world.now))
+
+    def node_due(self, at: float) -> None:
+        if self.alive and self.armed_node == at and self.awake(self.node_due, at):
+            self.armed_node = None
+            assert self.node is not None
+            self.node_said(self.node.tick(self.world.now))
+
+    def awake(self, again: Callable[..., None], *args: Any) -> bool:
+        """False when the process stands still just now; then ``again`` is called when it moves."""
+        if self.stalled_until <= self.world.now:
+            return True
+        self.world.push(self.stalled_until, again, *args)
+        return False
+
+    # --- messages ---
+
+    def speak(self, peer_id: str) -> None:
+        """Send a message, as an application would."""
+        conn = self.conns.get(peer_id)
+        if not self.alive or self.node is None or peer_id not in self.known or conn is None:
+            return
+        link = self.node.link(peer_id)
+        if link.state is not LinkState.CONNECTED or link.epoch != conn.epoch:
+            return
+        self.sent += 1
+        kind, payload = frames.encode_value([self.incarnation, self.sent])
+        parts = list(frames.encode_message(kind, "c", payload))
+        charge = OVERHEAD + sum(map(len, parts))
+        delivery = self.node.delivery(peer_id)
+        if delivery.may_send(charge):
+            delivery.sent(charge)
+            for part in parts:
+                self.send_frame(peer_id, link.epoch, part)
+
+    def deliver(self, output: Deliver) -> None:
+        incarnation, number = output.message.data
+        known = self.known[output.peer_id]
+        assert known.incarnation == incarnation, "a message of another incarnation"
+        assert number > known.heard, "twice, or out of order"
+        known.heard = number
+        self.messages.append((output.peer_id, number))
+        self.world.at(self.world.rng.random(), self.take, output)
+
+    def take(self, output: Deliver) -> None:
+        incarnation, _ = output.message.data
+        if self.alive and self.node is not None:
+            charge = output.message.charge
+            self.node_said(self.node.taken(output.peer_id, incarnation, output.epoch, charge))
+
+    def send_frame(self, peer_id: str, epoch: int, data: bytes) -> None:
+        conn = self.conns.get(peer_id)
+        assert conn is not None, "a frame for no connection"
+        assert conn.epoch == epoch, "the old connection is closed before the new one speaks"
+        self.world.carry(conn, data)
+
+    # --- operations on connections, one after another for each peer ---
+
+    def run(self, run: Run) -> None:
+        queue = self.operations.setdefault(run.peer_id, deque())
+        queue.append(run)
+        if len(queue) == 1:
+            self.begin(run)
+
+    def begin(self, run: Run) -> None:
+        world = self.world
+        conn = self.conns.get(run.peer_id)
+        match run.operation:
+            case MakeOffer() | AcceptOffer():
+                assert conn is None, "the old connection is closed before the new one begins"
+                conn = Conn(world.number(), self, run.peer_id, run.incarnation, run.epoch)
+                self.conns[run.peer_id] = conn
+            case CloseConnection():
+                assert conn is not None, "nothing to close"
+                assert (conn.incarnation, conn.epoch) == (run.incarnation, run.epoch)
+                world.close_conn(conn)
+            case _:
+                assert conn is not None
+                assert (conn.incarnation, conn.epoch) == (run.incarnation, run.epoch)
+        world.at(world.operation_time(run.operation), self.finish, run)
+
+    def finish(self, run: Run) -> None:
+        if not self.operations or not self.awake(self.finish, run):
+            return  # It crashed, or stands still.
+        world = self.world
+        if not self.alive and not isinstance(run.operation, CloseConnection):
+            # The process has ended: its shell closes what there is, and reports nothing.
+            self.next_operation(run)
+            return
+        conn = self.conns.get(run.peer_id)
+        assert conn is not None
+        if isinstance(run.operation, CloseConnection):
+            del self.conns[run.peer_id]
+            self.next_operation(run)
+            return
+        assert self.node is not None
+        outputs: list[NodeOutput] = []
+        args = (run.peer_id, run.incarnation, run.epoch)
+        error = world.operation_error(conn, run.operation)
+        if error is not None:
+            outputs = self.node.operation_failed(*args, run.operation, error, world.now)
+        elif isinstance(run.operation, MakeOffer):
+            outputs = self.node.operation_done(*args, sdp(f"offer {conn.number}"), world.now)
+        elif isinstance(run.operation, AcceptOffer):
+            answer = sdp(f"answer {conn.number} {conn.offer}")
+            outputs = self.node.operation_done(*args, answer, world.now)
+        self.next_operation(run)
+        self.node_said(outputs)
+
+    def next_operation(self, run: Run) -> None:
+        queue = self.operations[run.peer_id]
+        assert queue.popleft() is run
+        if queue:
+            self.begin(queue[0])
+        else:
+            del self.operations[run.peer_id]
+
+    # --- ends ---
+
+    def leave(self) -> None:
+        """Say goodbye to everybody."""
+        if self.node is not None:
+            self.node_said(self.node.close(self.world.now))
+        self.session_said(self.session.close(self.world.now))
+        self.alive = False
+        self.host.process = None
+
+    def crash(self) -> None:
+        """No goodbye: every socket is gone, nobody is told."""
+        self.alive = False
+        self.host.process = None
+        if self.socket is not None:
+            self.world.cut(self.socket)
+        self.operations.clear()
+        for conn in self.conns.values():
+            self.world.vanish(conn)
+        self.conns.clear()
+
+
+class World:
+    """Everything, and the faults that can be put into it."""
+
+    def __init__(
+        self, hosts: int, seed: int, *, mesh: MeshConfig = MESH, relay: RelayConfig = RELAY
+    ) -> None:
+        self.rng = random.Random(seed)
+        self.now = 0.0
+        self.mesh = mesh
+        self.relay_config = relay
+        self.bad_input_expected = False
+        """Whether somebody misbehaves in this run, so that bad input is told."""
+        self.signals_seen: deque[SignalIn] = deque(maxlen=200)
+        self.outages: list[tuple[float, float, int, int]] = []
+        """From, until, from host, to host: nothing passes."""
+        self.operations_fail_until = 0.0
+        self.signals_fail_until = 0.0
+        self.restart_refused = True
+        self._queue: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._number = 0
+        self._sockets: dict[int, Socket] = {}
+        self._opening: list[tuple[Conn, Conn]] = []
+        self._ends: dict[int, Conn] = {}
+        self.rooms: rooms.Rooms | None = self._new_rooms()
+        self._armed_rooms: float | None = None
+        # Ids in an order that is not the one in which they come.
+        names = ["m", "d", "z", "a", "q", "k", "t", "g"]
+        self.hosts = [Host(number, names[number]) for number in range(hosts)]
+
+    # --- the queue ---
+
+    def number(self) -> int:
+        self._number += 1
+        return self._number
+
+    def push(self, at: float, call: Callable[..., None], *args: Any) -> None:
+        heapq.heappush(self._queue, (max(at, self.now), self.number(), call, args))
+
+    def at(self, delay: float, call: Callable[..., None], *args: Any) -> None:
+        self.push(self.now + delay, call, *args)
+
+    def run(self, seconds: float) -> None:
+        self.run_until(self.now + seconds)
+
+    def run_until(self, end: float, *, stop: Callable[[], bool] | None = None) -> None:
+        """Let time pass until ``end``, or until ``stop`` says so (asked once a second)."""
+        asked = self.now
+        queue = self._queue
+        while queue and queue[0][0] <= end:
+            at, _, call, args = heapq.heappop(queue)
+            self.now = at
+            call(*args)
+            if stop is not None and at >= asked + 1.0:
+                asked = at
+                if stop():
+                    return
+        self.now = max(self.now, end)
+
+    def _late(self) -> float:
+        return self.rng.uniform(0.001, 0.04)
+
+    # --- the relay ---
+
+    def _new_rooms(self) -> rooms.Rooms:
+        return rooms.Rooms(self.relay_config, new_token=lambda: f"token-number-{self.number():08}")
+
+    def _relay_said(self, outputs: list[rooms.Output]) -> None:
+        for output in outputs:
+            socket = self._sockets[output.conn]
+            match output:
+                case rooms.Send(_, data):
+                    socket.to_client_at = max(self.now + self._late(), socket.to_client_at)
+                    self.push(socket.to_client_at, self._at_client, socket, data)
+                case rooms.Shut(_, code, reason):
+                    socket.relay_open = False
+                    socket.to_client_at = max(self.now + self._late(), socket.to_client_at)
+                    self.push(socket.to_client_at, self._client_notices, socket, f"{code} {reason}")
+        if self.rooms is None:
+            return
+        at = self.rooms.next_deadline()
+        if at is not None and at != self._armed_rooms:
+            self._armed_rooms = at
+            self.push(at, self._rooms_due, self.rooms, at)
+
+    def _rooms_due(self, which: rooms.Rooms, at: float) -> None:
+        if self.rooms is which and self._armed_rooms == at:
+            self._armed_rooms = None
+            self._relay_said(which.tick(self.now))
+
+    def kill_relay(self, seconds: float) -> None:
+        """No goodbye; it forgets everything, and another is there after ``seconds``."""
+        if self.rooms is None:
+            return
+        self.rooms = None
+        for socket in self._sockets.values():
+            if socket.relay_open:
+                socket.relay_open = False
+                self.at(self.rng.choice((0.01, 0.01, 8.0)), self._client_notices, socket, "reset")
+        self.at(seconds, self._new_relay)
+
+    def stop_relay(self, seconds: float) -> None:
+        """It says goodbye, and another is there after ``seconds``."""
+        if self.rooms is not None:
+            self._relay_said(self.rooms.shut_down(self.now))
+            self.kill_relay(seconds)
+
+    def _new_relay(self) -> None:
+        self.rooms = self._new_rooms()
+        self._armed_rooms = None
+
+    # --- sockets ---
+
+    def connect(self, process: Process) -> None:
+        socket = Socket(self.number(), process)
+        process.socket = socket
+        self._sockets[socket.number] = socket
+        self.at(self._late(), self._connected, socket)
+
+    def _connected(self, socket: Socket) -> None:
+        process = socket.process
+        if not socket.client_open or not process.alive:
+            return
+        if not process.awake(self._connected, socket):
+            return
+        if self.rooms is None or process.host.away_until > self.now:
+            if self.rng.random() < 0.8:  # else it hangs, and the session gives up by itself
+                socket.client_open = False
+                process.socket = None
+                process.session_said(process.session.connection_failed("unreachable", self.now))
+            return
+        socket.relay_open = True
+        self.rooms.opened(socket.number, self.now)
+        self._relay_said([])
+        process.session_said(process.session.connected(self.now))
+
+    def to_relay(self, socket: Socket, data: bytes) -> None:
+        socket.to_relay_at = max(self.now + self._late(), socket.to_relay_at)
+        self.push(socket.to_relay_at, self._at_relay, socket, data)
+
+    def _at_relay(self, socket: Socket, data: bytes) -> None:
+        if socket.carries and socket.relay_open:
+            assert self.rooms is not None
+            self._relay_said(self.rooms.received(socket.number, data, self.now))
+
+    def _at_client(self, socket: Socket, data: bytes) -> None:
+        process = socket.process
+        if not (socket.carries and socket.client_open and process.alive):
+            return
+        if process.awake(self._at_client, socket, data):
+            process.session_said(process.session.received(data, self.now))
+
+    def _client_notices(self, socket: Socket, reason: str) -> None:
+        process = socket.process
+        if not (socket.client_open and process.alive):
+            return
+        if not process.awake(self._client_notices, socket, reason):
+            return
+        socket.client_open = False
+        process.socket = None
+        if process.session.state is session.State.CONNECTING:
+            process.session_said(process.session.connection_failed(reason, self.now))
+        else:
+            process.session_said(process.session.dropped(reason, self.now))
+
+    def _relay_notices(self, socket: Socket) -> None:
+        if socket.relay_open and self.rooms is not None:
+            socket.relay_open = False
+            self._relay_said(self.rooms.dropped(socket.number, self.now))
+
+    def hang_up(self, socket: Socket) -> None:
+        """The client closes it; the relay hears of it after what was sent before."""
+        socket.client_open = False
+        late = self._late() if socket.carries else self.rng.uniform(0.0, 15.0)
+        self.push(max(socket.to_relay_at, self.now + late), self._relay_notices, socket)
+
+    def cut(self, socket: Socket) -> None:
+        """It carries nothing any more, and each end notices at a time of its own."""
+        socket.carries = False
+        self.at(self.rng.choice((0.0, 0.1, 3.0, 9.0)), self._client_notices, socket, "cut")
+        self.at(self.rng.choice((0.0, 0.1, 4.0, 15.0)), self._relay_notices, socket)
+
+    def signal_fate(self) -> list[float]:
+        """After how many seconds a signal arrives, for each time that it does."""
+        if self.now >= self.signals_fail_until:
+            return [0.0]
+        rng = self.rng
+        match rng.randrange(6):
+            case 0:
+                return []
+            case 1:
+                return [0.0, rng.uniform(0.0, 5.0)]
+            case 2 | 3:
+                return [rng.uniform(0.0, 5.0)]
+            case _:
+                return [0.0]
+
+    # --- paths and connections ---
+
+    def passes(self, source: Host, target: Host) -> bool:
+        return not any(
+            begin <= self.now < end and (source.number, target.number) == (a, b)
+            for begin, end, a, b in self.outages
+        )
+
+    def _both_ways(self, one: Conn, other: Conn) -> bool:
+        a, b = one.process.host, other.process.host
+        return self.passes(a, b) and self.passes(b, a)
+
+    def outage(self, a: int, b: int, seconds: float, *, one_way: bool = False) -> None:
+        """Nothing passes between two hosts, or from the first to the second."""
+        self.outages.append((self.now, self.now + seconds, a, b))
+        if not one_way:
+            self.outages.append((self.now, self.now + seconds, b, a))
+
+    def operation_time(self, operation: Operation) -> float:
+        if self.now < self.operations_fail_until and self.rng.random() < 0.2:
+            return self.rng.uniform(1.0, 12.0)
+        return self.rng.uniform(0.0, 0.2)
+
+    def operation_error(self, conn: Conn, operation: Operation) -> MeshError | None:
+        """Do what the operation is for; why it could not be done."""
+        if self.now < self.operations_fail_until and self.rng.random() < 0.3:
+            return ConnectionFailed("no route")
+        match operation:
+            case MakeOffer():
+                self._ends[conn.number] = conn
+            case AcceptOffer(text):
+                conn.offer = self._described(text, "offer")[0]
+                if conn.offer is None:
+                    return ProtocolError("not an offer", code="bad_sdp")
+                self._ends[conn.number] = conn
+                conn.remote = self._ends.get(conn.offer)
+            case AcceptAnswer(text):
+                number, offer = self._described(text, "answer")
+                if number is None:
+                    return ProtocolError("not an answer", code="bad_sdp")
+                remote = self._ends.get(number)
+                # Descriptions that don't belong together are accepted, and lead nowhere.
+                if remote is not None and offer == conn.number and remote.remote is conn:
+                    conn.remote = remote
+                    conn.accepted = True
+                    self.at(self.rng.uniform(0.02, 0.5), self._check, conn, remote)
+            case AddCandidates() | CloseConnection():
+                pass
+        return None
+
+    @staticmethod
+    def _described(text: str, kind: str) -> tuple[int | None, int | None]:
+        words = text.rsplit("a=sim:", maxsplit=1)[-1].split()
+        if not words or words[0] != kind:
+            return None, None
+        numbers = [int(word) for word in words[1:]]
+        return numbers[0], numbers[-1]
+
+    def _check(self, one: Conn, other: Conn) -> None:
+        """ICE and DTLS: again and again until it works or an end is closed."""
+        if one.closed or other.closed:
+            return
+        if not self._both_ways(one, other):
+            self.at(0.5, self._check, one, other)
+            return
+        for conn in (one, other):
+            self.at(self.rng.uniform(0.001, 0.1), self._open, conn)
+
+    def _open(self, conn: Conn) -> None:
+        process = conn.process
+        if conn.closed or not process.alive or not process.awake(self._open, conn):
+            return
+        remote = conn.remote
+        assert remote is not None
+        if not remote.opened and not self._both_ways(conn, remote):
+            self.at(0.5, self._open, conn)
+            return
+        if process.operations.get(conn.peer_id):
+            # The operation that brought the descriptions is still being reported.
+            self.at(0.05, self._open, conn)
+            return
+        conn.opened = True
+        assert process.node is not None
+        args = (conn.peer_id, conn.incarnation, conn.epoch)
+        process.node_said(process.node.connection_opened(*args, self.now))
+        self.at(25.0, self._consent, conn, self.rng.uniform(0.0, 15.0))
+        while conn.early and not conn.closed:
+            self._frame(conn, conn.early.popleft())
+
+    def _consent(self, conn: Conn, more: float) -> None:
+        """An end that hears nothing for 25 to 40 s is lost."""
+        if conn.closed or not conn.process.alive:
+            return
+        remote = conn.remote
+        assert remote is not None
+        gone = remote.closed or not self._both_ways(conn, remote)
+        if gone and more:
+            self.at(more, self._consent, conn, 0.0)
+        elif gone:
+            self._lost(conn, "consent expired")
+        else:
+            self.at(25.0, self._consent, conn, self.rng.uniform(0.0, 15.0))
+
+    def _lost(self, conn: Conn, reason: str) -> None:
+        process = conn.process
+        if conn.closed or not process.alive or not process.awake(self._lost, conn, reason):
+            return
+        assert process.node is not None
+        args = (conn.peer_id, conn.incarnation, conn.epoch)
+        process.node_said(process.node.connection_lost(*args, reason, self.now))
+
+    def carry(self, conn: Conn, data: bytes) -> None:
+        """A frame from this end to the other."""
+        if conn.closed or not conn.opened:
+            return
+        conn.arrive_at = max(conn.arrive_at, self.now + self._late())
+        self.push(conn.arrive_at, self._arrive, conn, data)
+
+    def _arrive(self, conn: Conn, data: bytes) -> None:
+        remote = conn.remote
+        assert remote is not None
+        if remote.closed or (conn.closed and conn.stuck):
+            return
+        if conn.stuck or not self.passes(conn.process.host, remote.process.host):
+            if not conn.stuck:
+                self.at(1.0, self._retransmit, conn)
+            conn.stuck.append(data)
+            return
+        self._frame(remote, data)
+
+    def _retransmit(self, conn: Conn) -> None:
+        remote = conn.remote
+        assert remote is not None
+        if conn.closed or remote.closed:
+            return
+        if not self.passes(conn.process.host, remote.process.host):
+            self.at(1.0, self._retransmit, conn)
+            return
+        waiting, conn.stuck = conn.stuck, deque()
+        for data in waiting:
+            self._frame(remote, data)
+
+    def _frame(self, conn: Conn, data: bytes) -> None:
+        process = conn.process
+        if conn.closed or not process.alive or not process.awake(self._frame, conn, data):
+            return
+        if not conn.opened:
+            conn.early.append(data)
+            return
+        assert process.node is not None
+        args = (conn.peer_id, conn.incarnation, conn.epoch)
+        process.node_said(process.node.frame_received(*args, data, self.now))
+
+    def close_conn(self, conn: Conn) -> None:
+        self.vanish(conn)
+        remote = conn.remote
+        if remote is None or not conn.opened:
+            return
+        if self.passes(conn.process.host, remote.process.host):
+            # After what was sent before it, as SCTP's shutdown does.
+            at = max(conn.arrive_at, self.now + self._late())
+            self.push(at, self._lost, remote, "closed by the other side")
+
+    def vanish(self, conn: Conn) -> None:
+        conn.closed = True
+        self._ends.pop(conn.number, None)
+
+    # --- processes ---
+
+    def start(
+        self, host: int, *, with_token: bool = True, on_conflict: OnConflict = "reject"
+    ) -> Process:
+        """A new process on a host that has none."""
+        machine = self.hosts[host]
+        token = machine.token if with_token else None
+        process = Process(self, machine, token=token, on_conflict=on_conflict)
+        machine.process = process
+        process.start()
+        return process
+
+    def start_again(self, host: int, with_token: bool) -> None:
+        if self.hosts[host].process is None:
+            self.start(host, with_token=with_token)
+
+    def ended(self, process: Process, error: MeshError) -> None:
+        """A process was refused, or replaced. Who is refused is started again, as people do."""
+        if self.restart_refused and isinstance(error, PeerIdTaken):
+            self.at(2.0, self.start_again, process.host.number, False)
+
+    def speak(self) -> None:
+        """Every application sends something to everybody, again and again."""
+        for process in self.live():
+            for peer_id in list(process.known):
+                process.speak(peer_id)
+        self.at(1.7, self.speak)
+
+    def live(self) -> list[Process]:
+        return [host.process for host in self.hosts if host.process is not None]
+
+    # --- bad input ---
+
+    def inject(self, target: int, source: int, kind: int) -> None:
+        """A signal out of place: malformed, forged, or one from before. Other links stay."""
+        process = self.hosts[target].process
+        if process is None or process.node is None:
+            return
+        node, rng = process.node, self.rng
+        sender = self.hosts[source].peer_id
+        incarnation = "incarnation-of-nobody"
+        known = process.known.get(sender)
+        if known is not None and rng.random() < 0.8:
+            incarnation = known.incarnation
+        epoch = rng.randrange(8)
+        to = process.incarnation
+        bodies = (
+            b"{}",
+            b'{"type":"offer","sdp":1}',
+            b'{"type":"stale","incarnation":"incarnation-x","epoch":%d}' % epoch,
+            b'{"type":"dial"}',
+            b'{"type":"answer","sdp":"v=0"}',
+            b'{"type":"candidates","candidates":[],"end":true}',
+        )
+        event = SignalIn(sender, incarnation, to, epoch, Raw(bodies[kind % len(bodies)]))
+        if kind >= len(bodies) and self.signals_seen:
+            event = rng.choice(self.signals_seen)
+
+        def snapshot() -> dict[str, tuple[object, ...]]:
+            return {
+                peer_id: (peer.link, peer.link.state, peer.link.epoch, peer.link.next_deadline())
+                for peer_id, peer in node._peers.items()
+            }
+
+        before = snapshot()
+        self.bad_input_expected = True
+        outputs = node.signaling(event, self.now)
+        after = snapshot()
+        known = process.known.get(event.sender)
+        if known is not None and known.incarnation == event.incarnation and _decodes(event):
+            # It may change its own link, and no other.
+            before.pop(event.sender)
+            after.pop(event.sender)
+        else:
+            assert len(outputs) <= 1
+            assert all(isinstance(output, Signal | Tell) for output in outputs)
+        assert before == after
+        attempts = [
+            output
+            for output in outputs
+            if isinstance(output, Run) and not isinstance(output.operation, CloseConnection)
+        ]
+        assert len(attempts) <= 2, "one attempt, and its candidates"
+        process.node_said(outputs)
+
+    def inject_frame(self, source: int, target: int, data: bytes) -> None:
+        """Bytes that no peer would send, from one host to another."""
+        process = self.hosts[source].process
+        if process is not None:
+            conn = process.conns.get(self.hosts[target].peer_id)
+            if conn is not None and conn.opened:
+                self.bad_input_expected = True
+                self.carry(conn, data)
+
+    # --- what must hold when all is quiet ---
+
+    def end_faults(self) -> None:
+        """From now on nothing fails."""
+        self.outages = []
+        self.operations_fail_until = self.signals_fail_until = 0.0
+        for host in self.hosts:
+            host.away_until = 0.0
+
+    def settled(self) -> bool:
+        """Whether everybody who lives is connected to everybody else who lives."""
+        live = self.live()
+        ids = {process.host.peer_id for process in live}
+        if self.rooms is None or self.rooms.members != len(live):
+            return False
+        for process in live:
+            if process.node is None or process.session.state is not session.State.SEATED:
+                return False
+            if process.node._peers.keys() != ids - {process.host.peer_id}:
+                return False
+            for peer in process.node._peers.values():
+                if peer.link.state is not LinkState.CONNECTED:
+                    return False
+        return True
+
+    def check_settled(self) -> None:
+        live = self.live()
+        by_id = {process.host.peer_id: process for process in live}
+        assert self.rooms is not None
+        assert self.rooms.members == len(live), "one seat for each"
+        for process in live:
+            assert process.node is not None, f"{process.host.peer_id} is not in the room"
+            assert process.session.state is session.State.SEATED
+            assert process.node._peers.keys() == by_id.keys() - {process.host.peer_id}
+            for peer_id, peer in process.node._peers.items():
+                other = by_id[peer_id]
+                assert other.node is not None
+                back = other.node.link(process.host.peer_id)
+                assert peer.member.incarnation == other.incarnation
+                assert (peer.link.state, back.state) == (LinkState.CONNECTED, LinkState.CONNECTED)
+                assert peer.link.epoch == back.epoch
+                mine, theirs = process.conns[peer_id], other.conns[process.host.peer_id]
+                assert mine.remote is theirs
+                assert theirs.remote is mine
+                assert not mine.closed
+                assert mine.epoch == peer.link.epoch
+
+    def settle(self, seconds: float) -> None:
+        """Let it heal within ``seconds``, and see that it stays healed."""
+        self.run_until(self.now + seconds, stop=self.settled)
+        # What is settled may be about to be lost: a cut that an end is yet to notice.
+        self.run(3.0)
+        self.run_until(self.now + seconds, stop=self.settled)
+        self.check_settled()
+
+    def check_nothing_left(self) -> None:
+        """Everybody leaves, and nothing stays."""
+        processes = self.live()
+        for process in processes:
+            process.leave()
+        self.run(120.0)
+        assert self.rooms is not None
+        assert (self.rooms.rooms, self.rooms.members, self.rooms.connections) == (0, 0, 0)
+        assert self.rooms.next_deadline() is None
+        for process in processes:
+            assert process.session.next_deadline() is None
+            assert process.conns == {}
+            assert process.operations == {}
+            if process.node is not None:
+                assert process.node._peers == {}
+                assert process.node.next_deadline() is None
+                assert process.known == {}
+        assert all(not conn.process.alive or conn.closed for conn in self._ends.values())
