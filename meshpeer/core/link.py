@@ -313,8 +313,9 @@ class SendSignal:
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """Send a ping over the connection."""
+    """Send a ping over the connection of this epoch."""
 
+    epoch: int
     nonce: int
 
 
@@ -341,6 +342,7 @@ class Link:
     """The state machine of one link. See the module for how it works.
 
     ``dials``: this side has the smaller id. ``random`` gives numbers in [0, 1) for the jitter.
+    ``epoch``: where an earlier link between the same two incarnations ended.
     """
 
     __slots__ = (
@@ -373,10 +375,11 @@ class Link:
         dials: bool,
         incarnation: str,
         random: Callable[[], float],
+        epoch: int = 0,
     ) -> None:
         self.state = LinkState.NEW
         self.dials = dials
-        self.epoch = 0
+        self.epoch = epoch
         self.reachable = True
         """Whether signals get to the peer; kept by the node."""
         self.rtt: float | None = None
@@ -493,7 +496,7 @@ class Link:
         """Measure the round trip now."""
         self._ping_nonce = (self._ping_nonce + 1) & 0x7FFFFFFF
         self._pinged_at = now
-        return Ping(self._ping_nonce)
+        return Ping(self.epoch, self._ping_nonce)
 
     def set_reachable(self, reachable: bool, now: float) -> list[LinkOutput]:
         """Signals get to the peer, or don't."""

@@ -6,18 +6,13 @@ decides which links there are: at most one for each peer id, to its current inca
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from meshpeer.core.messages import Member, MemberLeft, MemberUpdated
 from meshpeer.core.timing import Deadlines
 
-__all__ = ["CloseLink", "Mesh", "MeshOutput", "OpenLink", "Reachable", "Renamed", "Sender"]
-
-# Past incarnations are remembered to tell their late signals from those of a new one. Only a relay
-# that forwards very late could need an older one than these.
-_MAX_PAST = 1000
+__all__ = ["CloseLink", "Mesh", "MeshOutput", "OpenLink", "Reachable", "Renamed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +59,6 @@ class _Entry:
     """Whether a direct path to it is alive."""
 
 
-class Sender:
-    """What is known of the sender of a signal."""
-
-    CURRENT = "current"
-    PAST = "past"
-    UNKNOWN = "unknown"
-
-
 class Mesh:
     """The roster of one node. ``peer_id`` and ``incarnation`` are its own."""
 
@@ -79,7 +66,6 @@ class Mesh:
         self.peer_id = peer_id
         self.incarnation = incarnation
         self._roster: dict[str, _Entry] = {}
-        self._past: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._grace: Deadlines[str] = Deadlines()
 
     def __contains__(self, peer_id: object) -> bool:
@@ -131,7 +117,6 @@ class Mesh:
         if member.peer_id == self.peer_id:
             return []  # Ids are unique in a room; a service that says otherwise is not believed.
         out: list[MeshOutput] = []
-        self._past.pop((member.peer_id, member.incarnation), None)
         entry = self._roster.get(member.peer_id)
         if entry is not None and entry.member.incarnation == member.incarnation:
             self._grace.clear(member.peer_id)
@@ -184,13 +169,6 @@ class Mesh:
             return []
         return self._forget(peer_id, "left")
 
-    def sender(self, peer_id: str, incarnation: str) -> str:
-        """What is known of the incarnation that sent a signal: one of the words of `Sender`."""
-        entry = self._roster.get(peer_id)
-        if entry is not None and entry.member.incarnation == incarnation:
-            return Sender.CURRENT
-        return Sender.PAST if (peer_id, incarnation) in self._past else Sender.UNKNOWN
-
     def tick(self, now: float) -> list[MeshOutput]:
         """Time has passed."""
         out: list[MeshOutput] = []
@@ -208,7 +186,4 @@ class Mesh:
     def _forget(self, peer_id: str, reason: str) -> list[MeshOutput]:
         entry = self._roster.pop(peer_id)
         self._grace.clear(peer_id)
-        self._past[peer_id, entry.member.incarnation] = None
-        while len(self._past) > _MAX_PAST:
-            self._past.popitem(last=False)
         return [CloseLink(peer_id, entry.member.incarnation, reason)]

@@ -7,6 +7,7 @@ in one holds in the other. It is fed what happened and returns what is to be don
 from __future__ import annotations
 
 import heapq
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -36,7 +37,7 @@ from meshpeer.core.link import (
     SendSignal,
     StateChanged,
 )
-from meshpeer.core.mesh import CloseLink, Mesh, MeshOutput, OpenLink, Reachable, Renamed, Sender
+from meshpeer.core.mesh import CloseLink, Mesh, MeshOutput, OpenLink, Reachable, Renamed
 from meshpeer.core.messages import (
     LinkMessage,
     Member,
@@ -113,6 +114,8 @@ NodeOutput = Signal | Run | SendFrame | Deliver | Ponged | Tell
 
 
 _UP = (LinkState.CONNECTED, LinkState.DISCONNECTED)
+# Only a service that forwards very late could need an older one than these.
+_MAX_ENDED = 1000
 
 
 @dataclass(slots=True)
@@ -142,6 +145,9 @@ class Node:
         self._incarnation = incarnation
         self._mesh = Mesh(peer_id, incarnation)
         self._peers: dict[str, _Peer] = {}
+        # The epoch at which the link to an incarnation ended: to tell late signals of it from those
+        # of a stranger, and to go on from there if it comes back, so that no epoch is used twice.
+        self._ended: OrderedDict[tuple[str, str], int] = OrderedDict()
         # The links' deadlines, earliest first. Entries that no longer hold are skipped when they
         # come up, so that what happens on one link costs nothing for the others.
         self._heap: list[tuple[float, str]] = []
@@ -201,10 +207,9 @@ class Node:
         return self._mesh_said(self._mesh.signaling_lost(), now)
 
     def _signal(self, signal: SignalIn, now: float) -> list[NodeOutput]:
-        known = self._mesh.sender(signal.sender, signal.incarnation)
-        if known == Sender.PAST:
-            return []
-        if known == Sender.UNKNOWN:
+        if self._find(signal.sender, signal.incarnation) is None:
+            if (signal.sender, signal.incarnation) in self._ended:
+                return []
             return [
                 self._bad(
                     signal.sender,
@@ -353,6 +358,7 @@ class Node:
                         dials=dials,
                         incarnation=self._incarnation,
                         random=self._random,
+                        epoch=self._ended.pop((member.peer_id, member.incarnation), 0),
                     )
                     self._peers[member.peer_id] = _Peer(member, link, Delivery(self._config))
                     out.append(
@@ -370,6 +376,9 @@ class Node:
                     peer = self._peers[peer_id]
                     out += self._link_said(peer_id, peer.link.close(reason, now), now)
                     del self._peers[peer_id]
+                    self._ended[peer_id, incarnation] = peer.link.epoch
+                    if len(self._ended) > _MAX_ENDED:
+                        self._ended.popitem(last=False)
                     out.append(
                         Tell(
                             PeerLeft(
@@ -406,8 +415,8 @@ class Node:
                     out.append(self._signal_out(peer, epoch, body))
                 case Operate(epoch, operation):
                     out.append(Run(peer_id, peer.member.incarnation, epoch, operation))
-                case Ping(nonce):
-                    out.append(SendFrame(peer_id, peer.link.epoch, frames.encode_ping(nonce)))
+                case Ping(epoch, nonce):
+                    out.append(SendFrame(peer_id, epoch, frames.encode_ping(nonce)))
                 case Refuse(error):
                     out.append(self._bad(peer_id, error))
                 case StateChanged():

@@ -136,7 +136,7 @@ def test_the_side_that_dials_connects() -> None:
     ]
     assert link.next_deadline() == 18.0, "one deadline for the whole attempt"
     assert link.opened(1, 10.3) == [
-        Ping(1),
+        Ping(1, 1),
         changed(S.CHECKING, S.CONNECTED, "connected"),
     ]
     assert link.peer_state is PeerState.CONNECTED

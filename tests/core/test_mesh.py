@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from meshpeer.core.mesh import CloseLink, Mesh, OpenLink, Reachable, Renamed, Sender
+from meshpeer.core.mesh import CloseLink, Mesh, OpenLink, Reachable, Renamed
 from meshpeer.core.messages import Member, MemberLeft, MemberUpdated
 
 A1, A2 = Member("a", "a-first-"), Member("a", "a-second")
@@ -35,7 +35,6 @@ def test_our_own_id_is_never_a_peer() -> None:
     assert mesh.joined(Member("b", "somebody-else")) == []
     assert mesh.welcome([Member("b", "somebody-else")], 30.0, 0.0) == []
     assert "b" not in mesh
-    assert mesh.sender("b", "b-first-") == Sender.UNKNOWN
 
 
 def test_somebody_joins_is_updated_and_leaves() -> None:
@@ -50,38 +49,17 @@ def test_somebody_joins_is_updated_and_leaves() -> None:
     assert mesh.updated(MemberUpdated("c", C1.incarnation, "Cee")) == []
 
 
-def test_a_new_incarnation_supersedes_and_the_old_one_is_past() -> None:
+def test_a_new_incarnation_supersedes() -> None:
     mesh = make(C1)
-    assert mesh.sender("c", C1.incarnation) == Sender.CURRENT
-    assert mesh.sender("c", C2.incarnation) == Sender.UNKNOWN
     assert mesh.joined(C2) == [
         CloseLink("c", C1.incarnation, "superseded"),
         OpenLink(C2, dials=True),
     ]
-    assert mesh.sender("c", C2.incarnation) == Sender.CURRENT
-    assert mesh.sender("c", C1.incarnation) == Sender.PAST
     # What is said of the old one does not touch the new one.
     assert mesh.left(left(C1)) == []
     assert mesh.updated(MemberUpdated("c", C1.incarnation, "Cee")) == []
     assert mesh.departed("c", C1.incarnation) == []
     assert "c" in mesh
-
-
-def test_past_incarnations_are_remembered_within_a_bound() -> None:
-    mesh = make()
-    for number in range(1500):
-        mesh.joined(Member("c", f"incarnation-{number}"))
-    known = [mesh.sender("c", f"incarnation-{number}") == Sender.PAST for number in range(1500)]
-    assert sum(known) == 1000
-    assert known[1498]
-
-
-def test_an_incarnation_that_comes_back_is_no_longer_past() -> None:
-    mesh = make(C1)
-    mesh.left(left(C1, "timeout"))
-    assert mesh.sender("c", C1.incarnation) == Sender.PAST
-    assert mesh.joined(C1) == [OpenLink(C1, dials=True)]
-    assert mesh.sender("c", C1.incarnation) == Sender.CURRENT
 
 
 def test_who_is_missing_from_a_new_welcome_has_a_seats_time_to_come_back() -> None:

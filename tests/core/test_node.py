@@ -226,6 +226,31 @@ def test_a_message_of_a_superseded_incarnation_is_never_delivered() -> None:
     assert delivered.message.data == "new"
 
 
+def test_an_incarnation_that_comes_back_goes_on_with_its_epochs() -> None:
+    """Or a late answer to the first epoch of before would be taken for one to the new first."""
+    node = make(C1)
+    connect(node, C1)
+    node.signaling(MemberLeft("c", C1.incarnation, "timeout"), 1.0)
+    node.connection_lost("c", C1.incarnation, 1, "cut", 2.0)
+    assert node.signaling(signal(C1, 2, Answer(SDP)), 3.0) == [], "late, and no fault of anybody"
+    out = node.signaling(MemberJoined(C1), 4.0)
+    assert runs(out) == [Run("c", C1.incarnation, 3, MakeOffer())]
+    assert node.signaling(signal(C1, 1, Answer(SDP)), 5.0) == []
+    # And a new incarnation begins at 1.
+    assert runs(node.signaling(MemberJoined(C2), 6.0))[-1].epoch == 1
+
+
+def test_incarnations_that_ended_are_remembered_within_a_bound() -> None:
+    node = make()
+    for number in range(1500):
+        node.signaling(MemberJoined(Member("c", f"incarnation-{number}")), 0.0)
+    ended = Member("c", "incarnation-1498")
+    assert node.signaling(signal(ended, 1, Dial("x")), 0.0) == []
+    forgotten = Member("c", "incarnation-1")
+    assert bad(node.signaling(signal(forgotten, 1, Dial("x")), 0.0)).error.code == "unknown_sender"
+    assert len(node._ended) == 1000
+
+
 def test_a_goodbye_over_the_connection_ends_the_link() -> None:
     node = make(C1)
     connect(node, C1)
@@ -395,6 +420,17 @@ def test_ping_pong_and_credit() -> None:
     assert node.frame_received("c", C1.incarnation, 1, frame, 1.5) == []
     assert node.delivery("c").may_send(1 << 30)
     assert not node.delivery("c").may_send((1 << 30) + 1)
+
+
+def test_a_ping_goes_over_the_connection_that_it_is_for() -> None:
+    """Both its time and that of the connection may have come when a process stood still."""
+    node = make(C1)
+    connect(node, C1)
+    while node.link("c").state is not LinkState.DISCONNECTED:
+        node.tick(node.next_deadline() or 0.0)
+    out = node.tick(60.0)
+    assert node.link("c").epoch == 2
+    assert {output.epoch for output in out if isinstance(output, SendFrame)} == {1}
 
 
 def test_a_frame_that_is_heard_ends_the_silence() -> None:

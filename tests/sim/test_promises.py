@@ -76,7 +76,7 @@ class Fault:
                     world.at(self.seconds / 4, world.start_again, a, False)
             case "outage" | "one-way outage":
                 world.outage(a, b, self.seconds, one_way=self.kind != "outage")
-            case "stall" if process is not None:
+            case "stall" if process is not None and process.stalled_until <= world.now:
                 process.stalled_until = world.now + self.seconds / 4
             case "signals fail":
                 world.bad_input_expected = True
