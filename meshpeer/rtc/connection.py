@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+import aiortc
 from aiortc import (
     RTCConfiguration,
     RTCDataChannel,
@@ -13,6 +14,7 @@ from aiortc import (
     RTCPeerConnection,
     RTCSessionDescription,
 )
+from aiortc.exceptions import InvalidStateError
 from aiortc.sdp import SessionDescription, candidate_from_sdp
 
 from meshpeer.config import MeshConfig
@@ -49,6 +51,51 @@ def _configuration(config: MeshConfig) -> RTCConfiguration:
             for server in config.ice_servers
         ]
     )
+
+
+_connect: Callable[[RTCPeerConnection], Coroutine[Any, Any, None]] | None = getattr(
+    RTCPeerConnection, "_RTCPeerConnection__connect", None
+)
+if _connect is None:
+    raise ImportError(
+        f"meshpeer does not work with aiortc {aiortc.__version__}: it needs 1.16 or a later 1.x"
+    )
+
+
+class _PeerConnection(RTCPeerConnection):
+    """An RTCPeerConnection whose background task has an owner.
+
+    aiortc starts ICE, DTLS and SCTP in a task that nobody awaits: an exception in it would leave
+    the connection ``connecting`` for ever, and it outlives `close`.
+    """
+
+    def __init__(self, configuration: RTCConfiguration, failed: Callable[[str], None]) -> None:
+        super().__init__(configuration)
+        self._failed = failed
+        self._connecting: set[asyncio.Task[None]] = set()
+
+    def _RTCPeerConnection__connect(self) -> asyncio.Task[None]:  # noqa: N802 - aiortc's name
+        assert _connect is not None
+        task = asyncio.ensure_future(_connect(self))
+        self._connecting.add(task)
+        task.add_done_callback(self._connect_ended)
+        return task
+
+    def _connect_ended(self, task: asyncio.Task[None]) -> None:
+        self._connecting.discard(task)
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            self._failed(f"it could not be set up: {_describe(exc)}")
+
+    async def end(self) -> None:
+        """Close, and leave no task behind."""
+        try:
+            await self.close()
+        finally:
+            connecting = set(self._connecting)
+            for task in connecting:
+                task.cancel()
+            if connecting:
+                await asyncio.wait(connecting)
 
 
 class _Channel:
@@ -107,7 +154,7 @@ class AiortcConnection:
         self._lost = False
         self._closing: asyncio.Future[None] | None = None
         try:
-            self._pc = RTCPeerConnection(_configuration(config))
+            self._pc = _PeerConnection(_configuration(config), self._on_lost)
             self._channel: RTCDataChannel = self._pc.createDataChannel(
                 _MESSAGE_CHANNEL, negotiated=True, id=_MESSAGE_CHANNEL_ID
             )
@@ -137,8 +184,10 @@ class AiortcConnection:
         """The local answer to a remote offer."""
         _parse(sdp)
         try:
-            await self._pc.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
+            await self._set_remote(sdp, "offer")
             await self._pc.setLocalDescription(await self._pc.createAnswer())
+        except ProtocolError:
+            raise
         except Exception as exc:
             raise ConnectionFailed(f"the offer could not be answered: {_describe(exc)}") from exc
         return self._local_sdp()
@@ -146,10 +195,7 @@ class AiortcConnection:
     async def accept_answer(self, sdp: str) -> None:
         """Give the remote answer to the connection."""
         _parse(sdp)
-        try:
-            await self._pc.setRemoteDescription(RTCSessionDescription(sdp, "answer"))
-        except Exception as exc:
-            raise ConnectionFailed(f"the answer could not be used: {_describe(exc)}") from exc
+        await self._set_remote(sdp, "answer")
 
     async def add_candidates(self, candidates: Sequence[RemoteCandidate], end: bool) -> None:
         """Give remote candidates to the connection; the good ones count even if others are bad."""
@@ -173,6 +219,14 @@ class AiortcConnection:
                 code="bad_candidate",
                 field="$.candidates",
             )
+
+    async def _set_remote(self, sdp: str, kind: str) -> None:
+        try:
+            await self._pc.setRemoteDescription(RTCSessionDescription(sdp, kind))
+        except InvalidStateError as exc:
+            raise ConnectionFailed(f"the {kind} does not fit the state: {exc}") from exc
+        except Exception as exc:  # what it can't use, however it finds out
+            raise _bad_sdp(f"the {kind} can't be used: {_describe(exc)}") from exc
 
     def _local_sdp(self) -> str:
         return str(self._pc.localDescription.sdp)
@@ -228,7 +282,7 @@ class AiortcConnection:
         if self._closing is None:
             # aiortc's own close can't be called again after it was cancelled: it would wait for
             # ever for the first call to finish. So there is one call, and everybody waits for it.
-            self._closing = asyncio.ensure_future(self._pc.close())
+            self._closing = asyncio.ensure_future(self._pc.end())
         try:
             await asyncio.shield(self._closing)
         except asyncio.CancelledError:
@@ -263,23 +317,26 @@ class AiortcConnection:
             self._observer.channel_opened(_Channel(channel))
 
 
+def _bad_sdp(text: str) -> ProtocolError:
+    return ProtocolError(text, code="bad_sdp", field="$.sdp")
+
+
 def _parse(sdp: str) -> None:
     try:
-        description = SessionDescription.parse(sdp)
-        kinds = [media.kind for media in description.media]
+        media = SessionDescription.parse(sdp).media
     except Exception as exc:  # its parser asserts, unpacks and indexes; all of it means "malformed"
-        raise ProtocolError(
-            f"the session description does not parse: {_describe(exc)}",
-            code="bad_sdp",
-            field="$.sdp",
-        ) from exc
+        raise _bad_sdp(f"the session description does not parse: {_describe(exc)}") from exc
+    kinds = [section.kind for section in media]
     if kinds != ["application"]:
-        raise ProtocolError(
-            f"the session description has the sections {kinds}, expected one data channel section",
-            code="bad_sdp",
-            field="$.sdp",
+        raise _bad_sdp(
+            f"the session description has the sections {kinds}, expected one data channel section"
         )
+    section = media[0]
+    if section.dtls is None or not section.dtls.fingerprints or section.dtls.role is None:
+        raise _bad_sdp("the session description has no usable a=fingerprint and a=setup")
+    if section.sctp_port is None:
+        raise _bad_sdp("the session description has no a=sctp-port")
 
 
-def _describe(exc: Exception) -> str:
+def _describe(exc: BaseException) -> str:
     return f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
