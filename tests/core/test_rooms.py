@@ -439,8 +439,9 @@ def test_what_fell_out_of_the_replay_can_not_be_resumed(limit: dict[str, int]) -
     # Both counts begin anew.
     bench.say(bob, signal("ann"))
     bench.drop(back)
-    _, third = bench.member("ann", **comeback(again, 1))
+    last, third = bench.member("ann", **comeback(again, 0))
     assert (third.resumed, third.received) == (True, 0)
+    assert len(bench.take(last)) == 1 + 1
 
 
 def test_a_count_from_the_future_is_not_resumed(bench: Bench) -> None:
