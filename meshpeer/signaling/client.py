@@ -171,7 +171,7 @@ class RelayTransport(SignalingTransport):
         if self._runner is None:
             return
         try:
-            await asyncio.wait({self._runner}, timeout=CLOSE_TIMEOUT)
+            await asyncio.wait({self._runner})  # within CLOSE_TIMEOUT, as any Disconnect
         finally:
             self._runner.cancel()
             await asyncio.wait({self._runner})
@@ -251,10 +251,6 @@ class RelayTransport(SignalingTransport):
             # A fault of the code here or of a wire: `receive` must not wait for ever because of it.
             self._finish(exc)
             raise
-        finally:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
 
     async def _converse(self, line: _Line) -> None:
         """One connection, from the attempt to its end."""
@@ -295,13 +291,14 @@ class RelayTransport(SignalingTransport):
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(None) as line.scope:
-                while not line.hung_up:
+                while True:
                     while len(self._events) >= MAX_EVENTS or len(line.outgoing) >= MAX_EVENTS:
                         self._room.clear()
                         await self._room.wait()
                     data = await wire.recv()
-                    if not line.hung_up:
-                        self._do(self._session.received(data, loop.time()))
+                    if line.hung_up:
+                        return True
+                    self._do(self._session.received(data, loop.time()))
         except TimeoutError:
             if not line.hung_up:
                 raise

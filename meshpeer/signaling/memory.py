@@ -283,7 +283,7 @@ class MemoryHub:
         self._arm()
 
     def _arm(self) -> None:
-        deadline = None if self._closed else self._rooms.next_deadline()
+        deadline = self._rooms.next_deadline()
         if self._timer is not None:
             if self._timer.when() == deadline:
                 return

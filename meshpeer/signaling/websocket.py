@@ -57,6 +57,7 @@ class _WebSocketWire:
     def __init__(self, websocket: ClientConnection, service: str) -> None:
         self._websocket = websocket
         self._service = service
+        self._keepalive = websocket.keepalive_task  # it forgets it when it cancels it
 
     async def send(self, data: bytes) -> None:
         try:
@@ -76,8 +77,8 @@ class _WebSocketWire:
     async def abort(self) -> None:
         self._websocket.transport.abort()
         await self._websocket.wait_closed()
-        if (keepalive := self._websocket.keepalive_task) is not None:
-            await asyncio.wait({keepalive})
+        if self._keepalive is not None:
+            await asyncio.wait({self._keepalive})
 
     def _why(self, exc: ConnectionClosed) -> str:
         if exc.rcvd is not None:

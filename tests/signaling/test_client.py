@@ -90,6 +90,8 @@ class FakeWire:
             await self.open.wait()
         if self.gone:
             raise SignalingUnavailable("it broke")
+        for _ in range(3):  # as a real one, it is not done at once
+            await asyncio.sleep(0)
         self.heard.put_nowait(decode_client(data))
 
     async def recv(self) -> bytes:
@@ -193,7 +195,8 @@ async def test_close_does_not_wait_for_a_relay_that_does_not_read(
     assert wire.aborted
 
 
-async def test_a_cancelled_close_aborts() -> None:
+async def test_a_cancelled_close_aborts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "CLOSE_TIMEOUT", 3600.0)
     transport, wire = await seated()
     wire.open.clear()
     transport.send(SIGNAL)
@@ -203,6 +206,45 @@ async def test_a_cancelled_close_aborts() -> None:
     closing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await closing
+    assert wire.aborted
+    await transport.close()
+
+
+async def test_close_in_the_moment_of_being_connected() -> None:
+    transport = FakeTransport()
+    opening = asyncio.create_task(transport.open(JOIN))
+    await transport.asked.wait()
+    wire = transport.connects()
+    await transport.close()
+    with pytest.raises(MeshClosed):
+        await opening
+    assert wire.aborted
+    assert wire.heard.empty()
+
+
+async def test_what_was_not_received_before_close_never_is() -> None:
+    transport, wire = await seated()
+    wire.say(JOINED)
+    wire.say(signal_in(1))
+    assert await transport.receive() == JOINED
+    for _ in range(10):
+        await asyncio.sleep(0)
+    await transport.close()
+    with pytest.raises(MeshClosed):
+        await transport.receive()
+
+
+async def test_a_connection_that_sticks_does_not_keep_the_next_one_from_being_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client_module, "CLOSE_TIMEOUT", 0.01)
+    transport, wire = await seated()
+    wire.open.clear()
+    transport.send(SIGNAL)
+    await wire.stuck.wait()
+    wire.say(b"junk")
+    again = transport.connects()
+    assert isinstance(await again.heard.get(), Join)
     assert wire.aborted
     await transport.close()
 
@@ -282,19 +324,16 @@ async def test_a_relay_that_does_not_read_stops_the_reading_too() -> None:
     for _ in range(MAX_EVENTS + 1):  # one is being written
         transport.send(SIGNAL)
     await wire.stuck.wait()
-    wire.say(signal_in(1))
-    for _ in range(100):
-        await asyncio.sleep(0)
-    # The reading was going on when it began to pile up.
+    wire.say(signal_in(1))  # was being waited for when it began to pile up
+    assert isinstance(await transport.receive(), SignalIn)
     wire.say(signal_in(2))
     for _ in range(100):
         await asyncio.sleep(0)
-    assert wire.taken <= 2
+    assert wire.taken == 2
     wire.open.set()
-    for number in (1, 2):
-        event = await transport.receive()
-        assert isinstance(event, SignalIn)
-        assert event.epoch == number
+    event = await transport.receive()
+    assert isinstance(event, SignalIn)
+    assert event.epoch == 2
     await transport.close()
 
 

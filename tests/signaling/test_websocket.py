@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
+from websockets.protocol import State as ConnectionState
 
 from meshpeer.config import MeshConfig, RelayConfig
-from meshpeer.core.messages import VERSION, Goodbye, Join, Welcome, encode
+from meshpeer.core.messages import VERSION, Goodbye, Join, Leave, Welcome, decode_client, encode
 from meshpeer.errors import ConfigError, RoomFull
 from meshpeer.relay import Relay
 from meshpeer.signaling.base import SignalingLost
@@ -206,6 +207,52 @@ async def test_text_frames_are_sent_and_a_close_is_explained() -> None:
     assert isinstance(frames[0], str)
 
 
+@pytest.mark.parametrize("frame", [b"\xff\xfe", b"{}", b"", b"[" * 100_000, b'"\xed\xa0\x80"'])
+async def test_junk_in_a_text_frame_costs_the_connection(frame: bytes) -> None:
+    frames = iter([frame])
+
+    async def handle(connection: ServerConnection) -> None:
+        await connection.recv()
+        await connection.send(next(frames, encode(welcome())), text=True)
+        await connection.wait_closed()
+
+    async with scripted(handle) as url:
+        transport = WebSocketTransport(url, config=QUICK)
+        assert await transport.open(JOIN) == welcome()
+        await transport.close()
+
+
+async def test_it_leaves_with_a_closing_handshake() -> None:
+    closed = asyncio.Event()
+    seen: list[object] = []
+
+    async def handle(connection: ServerConnection) -> None:
+        await connection.recv()
+        await connection.send(encode(welcome()))
+        seen.append(decode_client(await connection.recv()))
+        await connection.wait_closed()
+        seen.append(connection.close_code)
+        closed.set()
+
+    async with scripted(handle) as url:
+        transport = WebSocketTransport(url, config=QUICK)
+        await transport.open(JOIN)
+        await transport.close()
+        await closed.wait()
+    assert seen == [Leave(), 1000]
+
+
+async def test_an_aborted_wire_leaves_nothing(relay: Relay) -> None:
+    transport = WebSocketTransport(relay.url)
+    wire = await transport._connect()
+    keepalive = wire._websocket.keepalive_task
+    assert keepalive is not None
+    await wire.abort()
+    assert wire._websocket.state is ConnectionState.CLOSED
+    assert keepalive.done()
+    await wire.abort()
+
+
 async def test_a_connection_that_breaks_is_explained() -> None:
     async def handle(connection: ServerConnection) -> None:
         await connection.recv()
@@ -224,9 +271,10 @@ async def test_a_connection_that_breaks_is_explained() -> None:
 async def test_a_message_of_any_size_that_a_relay_may_send() -> None:
     """And a larger one costs the connection."""
     sizes = iter([1024 * 1024, 17 * 1024 * 1024])
+    tries = []
 
     async def handle(connection: ServerConnection) -> None:
-        await connection.recv()
+        tries.append(await connection.recv())
         size = next(sizes, 0)
         await connection.send(encode(welcome())[:-1].decode() + ',"x":"' + "x" * size + '"}')
         await connection.wait_closed()
@@ -234,9 +282,11 @@ async def test_a_message_of_any_size_that_a_relay_may_send() -> None:
     async with scripted(handle) as url:
         transport = WebSocketTransport(url, config=QUICK)
         assert await transport.open(JOIN) == welcome()
+        assert len(tries) == 1
         await transport.close()
         transport = WebSocketTransport(url, config=QUICK)
-        assert await transport.open(JOIN) == welcome()  # the third try; the second was too big
+        assert await transport.open(JOIN) == welcome()
+        assert len(tries) == 3
         await transport.close()
 
 
