@@ -1,0 +1,45 @@
+"""The commands, put together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from meshpeer import __version__
+from meshpeer.cli.bot import bot
+from meshpeer.cli.chat import chat
+from meshpeer.cli.demo import demo
+from meshpeer.cli.relay import relay
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(relay)
+app.command()(chat)
+app.command()(demo)
+app.command("demo-bot", hidden=True)(bot)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"meshpeer {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Peers that find each other, connect directly, and stay connected.
+
+    Try it: `meshpeer demo`. To talk: `meshpeer relay` in one terminal, then `meshpeer chat lobby`
+    in others.
+    """
