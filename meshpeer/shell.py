@@ -276,6 +276,8 @@ class Shell:
                     await self._confirm_all()
                 else:
                     reason = getattr(self.error, "reason", "failed")
+                # The group takes no more tasks while it ends, and what arrives then is still told.
+                self._tasks = None
                 raise _Finished
         except* _Finished:
             pass

@@ -73,6 +73,7 @@ class _PeerConnection(RTCPeerConnection):
         super().__init__(configuration)
         self._failed = failed
         self._connecting: set[asyncio.Task[None]] = set()
+        self._closing: asyncio.Task[None] | None = None
 
     def _RTCPeerConnection__connect(self) -> asyncio.Task[None]:  # noqa: N802 - aiortc's name
         assert _connect is not None
@@ -86,16 +87,27 @@ class _PeerConnection(RTCPeerConnection):
         if not task.cancelled() and (exc := task.exception()) is not None:
             self._failed(f"it could not be set up: {_describe(exc)}")
 
+    async def close(self) -> None:
+        """Close once, whoever asks: aiortc does so too, when the other side has closed.
+
+        aiortc's own second call waits on a future of the first: cancelling the one broke the other.
+        """
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(super().close())
+        await asyncio.shield(self._closing)
+
     async def end(self) -> None:
-        """Close, and leave no task behind."""
+        """Close, and leave no task behind. Cancelling it ends the closing where it is."""
         try:
             await self.close()
         finally:
-            connecting = set(self._connecting)
-            for task in connecting:
+            tasks = set(self._connecting)
+            if self._closing is not None:
+                tasks.add(self._closing)
+            for task in tasks:
                 task.cancel()
-            if connecting:
-                await asyncio.wait(connecting)
+            if tasks:
+                await asyncio.wait(tasks)
 
 
 class _Channel:
