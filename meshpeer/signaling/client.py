@@ -95,6 +95,7 @@ class RelayTransport(SignalingTransport):
         self._log = Log(part="signaling", service=service)
         self._runner: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at: float | None = None  # uvloop's handle of a time that has passed has no when
         self._line: _Line | None = None
         self._called = asyncio.Event()
         self._events: deque[SignalingEvent] = deque()
@@ -218,16 +219,17 @@ class RelayTransport(SignalingTransport):
 
     def _arm(self) -> None:
         deadline = self._session.next_deadline()
+        if deadline == self._timer_at:
+            return
         if self._timer is not None:
-            if self._timer.when() == deadline:
-                return
             self._timer.cancel()
             self._timer = None
         if deadline is not None:
             self._timer = asyncio.get_running_loop().call_at(deadline, self._tick)
+        self._timer_at = deadline
 
     def _tick(self) -> None:
-        self._timer = None
+        self._timer = self._timer_at = None
         # A timer may fire a clock tick early; the session would then do nothing, and be asked
         # again at once.
         self._do(self._session.tick(asyncio.get_running_loop().time()))

@@ -191,6 +191,7 @@ class MemoryHub:
         self._wires: dict[int, _MemoryWire] = {}
         self._numbers = count(1)
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at: float | None = None  # uvloop's handle of a time that has passed has no when
         self._closed = False
         self.blocked = False
         """True while no connection can be made; see `block`."""
@@ -265,7 +266,7 @@ class MemoryHub:
             self._do(self._rooms.dropped(conn, asyncio.get_running_loop().time()))
 
     def _tick(self) -> None:
-        self._timer = None
+        self._timer = self._timer_at = None
         self._do(self._rooms.tick(asyncio.get_running_loop().time()))
 
     def _do(self, outputs: list[Output]) -> None:
@@ -284,10 +285,11 @@ class MemoryHub:
 
     def _arm(self) -> None:
         deadline = self._rooms.next_deadline()
+        if deadline == self._timer_at:
+            return
         if self._timer is not None:
-            if self._timer.when() == deadline:
-                return
             self._timer.cancel()
             self._timer = None
         if deadline is not None:
             self._timer = asyncio.get_running_loop().call_at(deadline, self._tick)
+        self._timer_at = deadline

@@ -84,8 +84,9 @@ def replaced(message: Any, **changes: Any) -> Any:
 
 
 def said(outputs: list[Output]) -> list[Any]:
-    """What is transmitted among the outputs, decoded."""
-    return [decode_client(output.data) for output in outputs if isinstance(output, Transmit)]
+    """What is transmitted among the outputs, decoded. The number of a join is not looked at."""
+    messages = [decode_client(output.data) for output in outputs if isinstance(output, Transmit)]
+    return [replaced(m, attempt=0) if isinstance(m, Join) else m for m in messages]
 
 
 class Ann:
@@ -454,6 +455,19 @@ def test_both_counts_begin_again_with_a_new_seat() -> None:
     ann.waits()
     assert said(ann.connected())[0].received == 1
     assert said(ann.hears(replaced(WELCOME, session="n" * 16, resumed=True))) == [signal(2)]
+
+
+def test_every_join_has_a_higher_number() -> None:
+    ann = Ann()
+    ann.open(replaced(JOIN, attempt=7))
+    for attempt in (1, 2, 3):
+        (output,) = ann.connected()
+        assert isinstance(output, Transmit)
+        join = decode_client(output.data)
+        assert isinstance(join, Join)
+        assert join.attempt == attempt
+        ann.dropped()
+        ann.waits()
 
 
 def test_renamed_it_asks_for_the_name_it_got() -> None:

@@ -214,7 +214,7 @@ async def test_a_member_that_leaves_too_much_unread_is_cut_off_and_comes_back() 
 
 
 async def test_what_is_read_is_not_unread_any_more() -> None:
-    async with MemoryHub(RelayConfig(max_unread=1024)) as hub:
+    async with MemoryHub(RelayConfig(max_unread=1024, max_replay_bytes=1024)) as hub:
         ann, bob = await pair(hub)
         for number in range(50):
             ann.send(signal(number))
