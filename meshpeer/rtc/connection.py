@@ -296,11 +296,13 @@ class AiortcConnection:
             # ever for the first call to finish. So there is one call, and everybody waits for it.
             self._closing = asyncio.ensure_future(self._pc.end())
         try:
-            await asyncio.shield(self._closing)
+            await asyncio.wait([self._closing])
         except asyncio.CancelledError:
             self._closing.cancel()
             await asyncio.wait([self._closing])
             raise
+        if not self._closing.cancelled():  # by a call before this one
+            self._closing.result()
 
     # --- from aiortc ---
 
