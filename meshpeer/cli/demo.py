@@ -28,7 +28,6 @@ from meshpeer.cli.common import (
     run,
     until_stopped,
 )
-from meshpeer.cli.view import name_style
 from meshpeer.config import RelayConfig
 from meshpeer.core.events import Path, PeerState
 from meshpeer.relay import Relay
@@ -175,12 +174,14 @@ class _Stage:
                     life.cancel()
 
     async def _direct(self, seconds: float, url: str) -> None:
-        self._screen.status(f"{len(self._results.names)} processes start, the relay is {url}")
+        self._screen.status(
+            f"{len(self._results.names)} bots start as processes of their own, the relay is {url}"
+        )
         await self._all_said("ready", _TO_LOAD)
-        self._screen.status("the bots talk", seconds)
+        self._screen.status("They talk", seconds)
         self._tell(do="start")
         await self._nobody_ends(seconds)
-        self._screen.status("the bots finish, and compare what was sent with what arrived")
+        self._screen.status("They finish, and compare what was sent with what arrived")
         self._tell(do="finish")
         await self._all_said("finished", _TO_ANSWER)
         for name, bot in self._bots.items():
@@ -246,10 +247,12 @@ class _Stage:
             process.stdin.close()
             try:
                 async with asyncio.timeout(_TO_LEAVE):
-                    await process.wait()
+                    status = await process.wait()
             except TimeoutError:
                 process.kill()
-                await process.wait()
+                status = await process.wait()
+            if status and self._results.trouble is None:
+                self._results.trouble = f"{name} {_how(process, status)} when it should leave"
 
     def _heard(self, name: str, bot: _Bot, said: dict[str, Any]) -> None:
         bot.said.add(said["event"])
@@ -264,7 +267,7 @@ class _Stage:
 def _how(process: Process, status: int) -> str:
     if status < 0:
         return f"(process {process.pid}) was ended by {signal.Signals(-status).name}"
-    return f"(process {process.pid}) ended by itself, with status {status}"
+    return f"(process {process.pid}) ended with status {status}"
 
 
 class _Screen:
@@ -308,29 +311,31 @@ class _Screen:
             if self._until is not None:
                 left = max(0, self._until - asyncio.get_running_loop().time())
                 status += f", {left:.0f} s more"
-            self._live.update(Group(self._table(), Text(f" {status} …", "dim")), refresh=True)
+            self._live.update(Group(self._table(), Text(f"\n {status} …", "dim")), refresh=True)
 
     def end(self) -> None:
         """Print the table as it is at the end, and the verdict."""
         ok = not self._results.faults()
         self._console.print(self._table())
-        self._console.print(Text(f" {self._results.verdict()}", "bold green" if ok else "bold red"))
+        self._console.print(
+            Text(f"\n {self._results.verdict()}", "bold green" if ok else "bold red")
+        )
 
     def _table(self) -> Table:
-        table = Table(box=box.SIMPLE_HEAD, header_style="bold")
-        table.add_column("who", no_wrap=True)
-        table.add_column("peer", no_wrap=True)
-        table.add_column("state", no_wrap=True)
-        table.add_column("path", no_wrap=True)
-        for title in ("connected in", "round trip", "sent", "received"):
-            table.add_column(title, justify="right")
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, header_style="bold")
+        # Widths that hold what comes, so that the table does not jump, in 80 columns.
+        for title, width in (("who", 5), ("peer", 5), ("state", 10), ("path", 6)):
+            table.add_column(title, min_width=width, no_wrap=True)
+        for title, width in (("connect", 7), ("round trip", 10), ("sent", 5), ("received", 8)):
+            table.add_column(title, min_width=width, no_wrap=True, justify="right")
         names = self._results.names
+        styles = {name: f"bold {_COLOURS[n % len(_COLOURS)]}" for n, name in enumerate(names)}
         for (who, peer), row in self._results.rows.items():
             first = peer == next(name for name in names if name != who)
             last = peer == next(name for name in reversed(names) if name != who)
             table.add_row(
-                Text(who if first else "", name_style(who)),
-                Text(peer, name_style(peer)),
+                Text(who if first else "", styles[who]),
+                Text(peer, styles[peer]),
                 Text(row.state, _STATE_STYLES.get(row.state, "")),
                 Text(row.path or "", "green" if row.path == Path.DIRECT else "yellow"),
                 _time(row.time_to_connect),
@@ -342,6 +347,7 @@ class _Screen:
         return table
 
 
+_COLOURS = ("cyan", "magenta", "yellow", "blue")
 _STATE_STYLES: dict[str, str] = {
     PeerState.NEW: "dim",
     PeerState.CONNECTING: "yellow",
