@@ -195,3 +195,8 @@ class RelayConfig:
         _range(self, "message_rate", 0.1, 10_000_000)
         _whole(self, "max_replay_bytes", 1024, 1 << 32)
         _whole(self, "max_unread", 1024, 1 << 32)
+        if self.max_replay_bytes > self.max_unread:
+            raise ConfigError(
+                f"RelayConfig.max_replay_bytes ({self.max_replay_bytes}) must fit into max_unread "
+                f"({self.max_unread}), or a client that resumes is cut off for what it missed"
+            )

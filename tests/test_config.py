@@ -14,7 +14,7 @@ from meshpeer.errors import ConfigError
 _WIDE: dict[type, dict[str, Any]] = {
     # What lets one field be at its bounds without running against another.
     MeshConfig: {"ping_interval": 0.05, "silence_timeout": 3600, "max_message_size": 1024},
-    RelayConfig: {},
+    RelayConfig: {"max_replay_bytes": 1024, "max_unread": 1 << 32},
 }
 
 # class, field, least, greatest

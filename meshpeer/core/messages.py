@@ -121,6 +121,9 @@ class Join(Struct, frozen=True, tag="join"):
     """`Welcome.session` of the latest `Welcome` that arrived here; absent before the first."""
     received: Count = 0
     """How many counted messages this incarnation has received in that session."""
+    attempt: Count = 0
+    """Rises with every join of an incarnation, so that one that was long on its way is not taken
+    for the latest."""
 
 
 class SignalOut(Struct, frozen=True, tag="signal"):

@@ -128,6 +128,8 @@ class _Seat:
     filled_at: float
     warned_at: float = float("-inf")
     conn: ConnId | None = None
+    attempt: int = 0
+    """The latest join of this incarnation."""
     session: str = ""
     received: int = 0
     """Counted messages that came from the member."""
@@ -292,6 +294,10 @@ class Rooms:
             out.append(Send(conn, encode(Goodbye(reason="replaced"))))
             out.append(Shut(conn, CLOSE_REPLACED, "a newer incarnation has this peer id"))
             self._note("came back after it was replaced", conn=conn, **_facts(seat))
+        elif join.incarnation == seat.incarnation and join.attempt < seat.attempt:
+            # Its owner gave that socket up and has come back on another one since.
+            text = f"join {join.attempt} of this incarnation came after join {seat.attempt}"
+            self._turn_away(conn, CLOSE_SUPERSEDED, "stale_join", text, out, field="$.attempt")
         elif join.incarnation == seat.incarnation:
             self._return(conn, seat, join, out)
         else:
@@ -336,7 +342,7 @@ class Rooms:
         self._rooms.setdefault(join.room, {})[peer_id] = seat
         self._members += 1
         self._note("member joined", conn=conn, **_facts(seat))
-        self._attach(conn, seat)
+        self._attach(conn, seat, join)
         self._welcome(conn, seat, join, out)
         self._tell(seat, MemberJoined(member=seat.member()), out)
 
@@ -344,7 +350,7 @@ class Rooms:
         """The same incarnation is back on another socket: resume when nothing is missing."""
         if seat.conn is not None:
             out.append(Shut(seat.conn, CLOSE_SUPERSEDED, "superseded connection"))
-        self._attach(conn, seat)
+        self._attach(conn, seat, join)
         if join.session == seat.session and 0 <= seat.sent - join.received <= len(seat.replay):
             seat.trim(join.received)
             welcome = Welcome(
@@ -373,7 +379,7 @@ class Rooms:
         if seat.conn is not None:
             out.append(Send(seat.conn, encode(Goodbye(reason="replaced"))))
             out.append(Shut(seat.conn, CLOSE_REPLACED, "a newer incarnation has this peer id"))
-        self._attach(conn, seat)
+        self._attach(conn, seat, join)
         seat.past = (*seat.past, seat.incarnation)[-_PAST:]
         seat.incarnation = join.incarnation
         seat.name = join.name
@@ -382,13 +388,14 @@ class Rooms:
         self._welcome(conn, seat, join, out)
         self._tell(seat, MemberJoined(member=seat.member()), out)
 
-    def _attach(self, conn: ConnId, seat: _Seat) -> None:
+    def _attach(self, conn: ConnId, seat: _Seat, join: Join) -> None:
         if seat.conn is not None:
             del self._seated[seat.conn]
         self._away.pop(seat, None)
         del self._joining[conn]
         self._seated[conn] = seat
         seat.conn = conn
+        seat.attempt = join.attempt
 
     def _welcome(self, conn: ConnId, seat: _Seat, join: Join, out: list[Output]) -> None:
         """Begin the counts anew.

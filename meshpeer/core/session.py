@@ -290,7 +290,7 @@ class Session:
         Raises `InvalidData` when ``join`` does not fit the schema.
         """
         self._take(Input.OPEN)
-        join = replace(join, session=None, received=0)
+        join = replace(join, session=None, received=0, attempt=0)
         self._checked(join)
         self._join = join
         self._set_state(State.CONNECTING, now)
@@ -337,7 +337,7 @@ class Session:
     def connected(self, now: float) -> list[Output]:
         """The connection that `Connect` asked for is there."""
         self._take(Input.CONNECTED)
-        self._join = replace(self._join, received=self._received)
+        self._join = replace(self._join, received=self._received, attempt=self._join.attempt + 1)
         self._received_acked = self._received
         self._in_join = self._acked + len(self._pending)
         self._set_state(State.JOINING, now)

@@ -400,6 +400,18 @@ def test_a_resume_supersedes_a_socket_that_is_still_there(bench: Bench) -> None:
     assert isinstance(bench.take(back)[-1], SignalIn)
 
 
+def test_a_join_that_was_overtaken_by_a_later_one_changes_nothing(bench: Bench) -> None:
+    _, welcome = bench.member("ann")
+    bob, _ = bench.member("bob", incarnation=INC_B)
+    live, again = bench.member("ann", **comeback(welcome, 1, attempt=3))
+    assert again.resumed
+    late, refused = bench.join("ann", **comeback(welcome, 0, attempt=2))
+    assert isinstance(refused, Refused)
+    assert (refused.code, refused.field, bench.shut[late]) == ("stale_join", "$.attempt", 4002)
+    bench.say(bob, signal("ann"))
+    assert isinstance(bench.take(live)[-1], SignalIn)
+
+
 def test_a_lost_welcome_is_not_resumed_from(bench: Bench) -> None:
     """The count of an earlier seat, or of none, must not be taken for one of this seat."""
     _, early = bench.member("ann")

@@ -278,6 +278,14 @@ def plays(*more: str) -> st.SearchStrategy[list[tuple[str, int]]]:
 @example(  # the welcome is lost on the way: the seat is there, and the room must be told anew
     seed=0, actions=[("up", 0), ("lose", 0), ("send", 1), ("wait", 20)]
 )
+@example(  # a join on a socket that was given up arrives after later ones were answered
+    seed=0,
+    actions=[
+        ("send", 1), ("send", 1), ("below_drops", 0), ("below_drops", 1), ("wait", 1),
+        ("below_drops", 0), ("up", 1), ("down", 1), ("up", 1), ("wait", 2), ("up", 0), ("down", 0),
+        ("down", 0), ("below_drops", 0), ("wait", 3), ("up", 0),
+    ],
+)  # fmt: skip
 def test_every_signal_arrives_once_and_in_order(seed: int, actions: list[tuple[str, int]]) -> None:
     world = World(seed)
     world.settle()
