@@ -63,7 +63,7 @@ def main() -> int:
     if not chosen:
         parser.error(f"--only {options.only}: there are {', '.join(b.name for b in BENCHMARKS)}")
     # Wide enough for the table, wherever it goes; notes go to standard error.
-    out, notes = Console(width=130), Console(stderr=True)
+    out, notes = Console(width=140), Console(stderr=True)
     results: list[Result] = []
     failed = False
     for benchmark in chosen:
