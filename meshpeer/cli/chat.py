@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -45,9 +45,9 @@ from meshpeer.streams import Bell
 __all__ = ["chat"]
 
 PATIENCE = 15.0
-"""Seconds that a line waits for somebody to be connected."""
+"""Seconds in which who enters still hears a line, and that it waits for a connection."""
 _MAX_WAITING = 100
-"""Lines that wait for one peer, or for the first; beyond it no more are read."""
+"""Lines that wait for one peer, or while nobody is there; beyond it no more are read."""
 
 _OnConflict = Literal["reject", "takeover", "rename"]
 
@@ -85,8 +85,8 @@ def chat(
 ) -> None:
     """Talk to everybody in a room: each line of standard input is a message.
 
-    A line goes to those who are in the room, and waits up to 15 seconds for whoever is not
-    connected yet. While nobody else is there, it waits as long for those who come.
+    A line goes to everybody who is in the room or enters it within 15 seconds; it waits as long for
+    whoever is not connected yet.
 
     When the input ends, what was said is delivered and the room is left; with --exit-after it is
     left only then. Without any input (closed, or /dev/null) it listens. Ctrl-C and SIGTERM leave
@@ -140,6 +140,8 @@ class _Line:
     text: str
     until: float
     """When it has waited long enough, by the loop's clock."""
+    given: set[str] = field(default_factory=set)
+    """The peer ids whose outboxes it was put into: each once, whatever restarts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +161,8 @@ class _Chat:
         self._relay = relay
         self._seat = seat
         self._outboxes: dict[str, _Outbox] = {}
-        self._unheard: deque[_Line] = deque()
-        """What was said while nobody else was there."""
+        self._recent: deque[_Line] = deque(maxlen=_MAX_WAITING)
+        """What who enters now still hears."""
         self._came = Bell()
         self._tasks: asyncio.TaskGroup
         self._stop: Stop
@@ -221,8 +223,9 @@ class _Chat:
         if peer_id not in self._outboxes:
             lines: asyncio.Queue[_Line] = asyncio.Queue(_MAX_WAITING)
             now = asyncio.get_running_loop().time()
-            for line in self._unheard:
-                if line.until > now:
+            for line in self._recent:
+                if line.until > now and peer_id not in line.given:
+                    line.given.add(peer_id)
                     lines.put_nowait(line)
             worker = self._tasks.create_task(self._deliver(peer_id, lines))
             self._outboxes[peer_id] = _Outbox(lines, worker)
@@ -257,19 +260,18 @@ class _Chat:
     async def _say(self, text: str) -> None:
         now = asyncio.get_running_loop().time()
         line = _Line(text, now + PATIENCE)
-        while self._unheard and self._unheard[0].until <= now:
-            self._unheard.popleft()
-        while not self._outboxes and len(self._unheard) >= _MAX_WAITING:
-            await self._somebody(self._unheard[0].until)
-            self._unheard.popleft()
+        while self._recent and self._recent[0].until <= now:
+            self._recent.popleft()
         if not self._outboxes:
-            if not self._unheard:
-                self._view.notice(
-                    f"Nobody else is here yet. Who comes within {PATIENCE:g} s hears it."
-                )
-            self._unheard.append(line)
-        for outbox in list(self._outboxes.values()):
-            await outbox.lines.put(line)
+            if not self._recent:
+                self._view.notice(f"Nobody else is here. Who comes within {PATIENCE:g} s hears it.")
+            elif len(self._recent) == _MAX_WAITING:
+                await self._somebody(self._recent[0].until)
+        self._recent.append(line)
+        for peer_id, outbox in list(self._outboxes.items()):
+            if peer_id not in line.given:  # who came while this waited for room has it
+                line.given.add(peer_id)
+                await outbox.lines.put(line)
 
     async def _somebody(self, until: float) -> None:
         """Wait until somebody is there, or it is ``until``."""
@@ -302,10 +304,10 @@ class _Chat:
 
     async def _all_said(self) -> None:
         """Wait until what was said has arrived, or has waited long enough."""
-        if self._unheard:
-            await self._somebody(self._unheard[-1].until)
-            if not self._outboxes:
-                self._view.notice(f"Nobody came: {len(self._unheard)} not delivered.")
+        if self._recent:
+            await self._somebody(self._recent[-1].until)
+        if unheard := sum(not line.given for line in self._recent):
+            self._view.notice(f"Nobody came. Lines not delivered: {unheard}.")
         for outbox in list(self._outboxes.values()):
             await outbox.lines.join()
         async with asyncio.TaskGroup() as group:

@@ -12,8 +12,9 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from enum import StrEnum
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO, cast
 
 import structlog
 import typer
@@ -72,9 +73,13 @@ def run(main: Callable[[], Coroutine[Any, Any, int]]) -> None:
         import uvloop
 
         factory = uvloop.new_event_loop
+    # A closed one's number would go to the next file or socket, and what is printed into that.
+    sys.stdin = sys.stdin or _null("r")
+    sys.stdout = sys.stdout or _null("w")
+    sys.stderr = sys.stderr or _null("w")
     for stream in (sys.stdout, sys.stderr):
         # Names and messages come from anywhere; a terminal that can't show one shows a "?".
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
     status = 1
     try:
@@ -90,6 +95,10 @@ def run(main: Callable[[], Coroutine[Any, Any, int]]) -> None:
             case error:
                 print(f"meshpeer: {error}", file=sys.stderr)
     raise typer.Exit(status)
+
+
+def _null(mode: str) -> TextIO:
+    return cast("TextIO", Path(os.devnull).open(mode))  # noqa: SIM115 - it is never closed
 
 
 def expected(exc: BaseException) -> BaseException | None:
@@ -204,9 +213,7 @@ def configure_logging(level: LogLevel, as_json: bool) -> None:
 
 
 def input_fd() -> int | None:
-    """The file descriptor of standard input; None when it is closed, or is the null device."""
-    if sys.stdin is None:
-        return None
+    """The file descriptor of standard input; None when it is the null device."""
     fd = sys.stdin.fileno()
     return None if os.path.samestat(os.fstat(fd), Path(os.devnull).stat()) else fd
 
