@@ -13,7 +13,7 @@ import heapq
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from msgspec import Raw
@@ -70,6 +70,12 @@ LinkStates = {
 # The longest that a peer is told nothing while an attempt follows another: both attempts of a side,
 # and once more because the other side may begin one just before.
 QUIET = 4 * MESH.connect_timeout
+# The longest that nothing is heard on a connection that is called connected, and a little more: it
+# is looked at between events.
+SILENT = MESH.silence_timeout + MESH.ping_interval + 0.5
+# How often one side may begin to connect to another in how many seconds, however things fail.
+ATTEMPTS = 10
+ATTEMPTS_IN = 8.0
 
 
 def _decodes(event: SignalIn) -> bool:
@@ -118,8 +124,8 @@ class Conn:
         self.offer: int | None = None
         """The number of the end whose offer this one answers."""
         self.remote: Conn | None = None
-        self.accepted = False
         self.opened = False
+        self.heard_at = 0.0
         self.closed = False
         self.arrive_at = 0.0
         self.stuck: deque[bytes] = deque()
@@ -149,7 +155,6 @@ class Host:
     token: str | None = None
     away_until: float = 0.0
     """Its way to the relay is out until then."""
-    history: list[tuple[float, Event]] = field(default_factory=list)
 
 
 class Process:
@@ -172,8 +177,10 @@ class Process:
         self.conns: dict[str, Conn] = {}
         self.operations: dict[str, deque[Run]] = {}
         self.known: dict[str, Known] = {}
-        self.history: list[Event] = []
-        self.messages: list[tuple[str, Any]] = []
+        self.history: list[tuple[float, Event]] = []
+        self.messages: list[tuple[float, str]] = []
+        """When a message of whom came."""
+        self.dialled: dict[str, deque[float]] = {}
         self.sent = 0
         self._join = Join(
             version=VERSION,
@@ -221,6 +228,7 @@ class Process:
                     incarnation=self.incarnation,
                     random=world.rng.random,
                 )
+                self.host.peer_id = event.peer_id  # under "rename" it is the relay that says it
             assert self.node._mesh.peer_id == event.peer_id, "one process, one id"
         assert self.node is not None, "the first thing told is a welcome"
         if isinstance(event, SignalIn):
@@ -280,9 +288,16 @@ class Process:
                 assert silent <= QUIET, f"{known.state} for {silent} s"
         assert self.known.keys() == self.node._peers.keys()
 
+    def check_heard(self) -> None:
+        """A connection on which nothing is heard is not called connected."""
+        for peer_id, known in self.known.items():
+            if known.state is PeerState.CONNECTED:
+                heard = max(self.conns[peer_id].heard_at, self.stalled_until)
+                assert self.world.now - heard < SILENT
+
     def hear(self, event: Event) -> None:
-        self.history.append(event)
         now = self.world.now
+        self.history.append((now, event))
         match event:
             case PeerJoined(peer_id=peer_id, incarnation=incarnation):
                 assert peer_id not in self.known, "one link a peer id"
@@ -367,7 +382,7 @@ class Process:
         assert known.incarnation == incarnation, "a message of another incarnation"
         assert number > known.heard, "twice, or out of order"
         known.heard = number
-        self.messages.append((output.peer_id, number))
+        self.messages.append((self.world.now, output.peer_id))
         self.world.at(self.world.rng.random(), self.take, output)
 
     def take(self, output: Deliver) -> None:
@@ -396,6 +411,7 @@ class Process:
         match run.operation:
             case MakeOffer() | AcceptOffer():
                 assert conn is None, "the old connection is closed before the new one begins"
+                self.dials(run)
                 conn = Conn(world.number(), self, run.peer_id, run.incarnation, run.epoch)
                 self.conns[run.peer_id] = conn
             case CloseConnection():
@@ -406,6 +422,13 @@ class Process:
                 assert conn is not None
                 assert (conn.incarnation, conn.epoch) == (run.incarnation, run.epoch)
         world.at(world.operation_time(run.operation), self.finish, run)
+
+    def dials(self, run: Run) -> None:
+        """An attempt begins; they may not follow each other without end or pause."""
+        dialled = self.dialled.setdefault(run.peer_id, deque(maxlen=ATTEMPTS))
+        dialled.append(self.world.now)
+        if len(dialled) == ATTEMPTS and not self.world.bad_input_expected:
+            assert self.world.now - dialled[0] > ATTEMPTS_IN, "attempt after attempt"
 
     def finish(self, run: Run) -> None:
         if not self.operations or not self.awake(self.finish, run):
@@ -705,7 +728,6 @@ class World:
                 # Descriptions that don't belong together are accepted, and lead nowhere.
                 if remote is not None and offer == conn.number and remote.remote is conn:
                     conn.remote = remote
-                    conn.accepted = True
                     self.at(self.rng.uniform(0.02, 0.5), self._check, conn, remote)
             case AddCandidates() | CloseConnection():
                 pass
@@ -743,6 +765,7 @@ class World:
             self.at(0.05, self._open, conn)
             return
         conn.opened = True
+        conn.heard_at = self.now
         assert process.node is not None
         args = (conn.peer_id, conn.incarnation, conn.epoch)
         process.node_said(process.node.connection_opened(*args, self.now))
@@ -810,6 +833,7 @@ class World:
         if not conn.opened:
             conn.early.append(data)
             return
+        conn.heard_at = self.now
         assert process.node is not None
         args = (conn.peer_id, conn.incarnation, conn.epoch)
         process.node_said(process.node.frame_received(*args, data, self.now))
@@ -853,6 +877,7 @@ class World:
     def speak(self) -> None:
         """Every application sends something to everybody, again and again."""
         for process in self.live():
+            process.check_heard()
             for peer_id in list(process.known):
                 process.speak(peer_id)
         self.at(1.7, self.speak)
