@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary, WeakSet, finalize
 
 from msgspec.structs import replace
 
+from meshpeer.alarm import Alarm
 from meshpeer.config import MeshConfig
 from meshpeer.core import frames
 from meshpeer.core.events import (
@@ -191,8 +192,7 @@ class Shell:
         self._runner: asyncio.Task[None] | None = None
         self._running = asyncio.Event()
         self._stop = asyncio.Event()
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at: float | None = None
+        self._alarm = Alarm(self._tick)
         self._readers: WeakKeyDictionary[Stream[Message], str | None] = WeakKeyDictionary()
         self._unclaimed: deque[tuple[Message, _Unread]] = deque()
         self._watchers: WeakSet[Stream[Event]] = WeakSet()
@@ -265,7 +265,8 @@ class Shell:
     async def _run(self, welcome: Welcome) -> None:
         reason = "closed"
         try:
-            async with asyncio.TaskGroup() as self._tasks:
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
                 for stream, (_, callback) in self._callbacks.items():
                     self._spawn(self._call_back(stream, callback))
                 self._signaled(welcome)
@@ -287,11 +288,7 @@ class Shell:
             await self._tear_down(reason)
 
     async def _tear_down(self, reason: str) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
         self.do(self.node.close(self.now()))
-        if self._timer is not None:
-            self._timer.cancel()
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._transport.close())
@@ -402,7 +399,7 @@ class Shell:
                     self._send_signal(message)
                 case Run():
                     self._enqueue(output)
-        self._arm()
+        self._alarm.set(self.node.next_deadline())
 
     def _send_frame(self, peer_id: str, epoch: int, data: bytes) -> None:
         lane = self._lanes.get(peer_id)
@@ -420,18 +417,7 @@ class Shell:
         except MeshClosed:
             pass  # The transport has ended; its reader says so.
 
-    def _arm(self) -> None:
-        at = self.node.next_deadline()
-        if at == self._timer_at:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at = at
-        self._timer = None if at is None else self._loop.call_at(at, self._tick)
-
     def _tick(self) -> None:
-        self._timer = self._timer_at = None
-        # The loop may call a hair early by its own clock's resolution.
         self.do(self.node.tick(self.now()))
 
     def record(self, peer_id: str, incarnation: str) -> PeerRecord | None:

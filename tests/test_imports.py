@@ -39,7 +39,7 @@ IMPURE = {
     "uuid",
 }
 _CORE = "config errors core.messages core.timing core.events"
-_SHELL = f"{_CORE} log streams"
+_SHELL = f"{_CORE} log streams alarm"
 
 
 class Rule(NamedTuple):
@@ -75,22 +75,23 @@ RULES = [
     # What shells share.
     Rule("log", "", "structlog"),
     Rule("streams"),
+    Rule("alarm"),
     Rule("signaling.base", "core.messages errors"),
-    Rule("signaling.client", f"{_SHELL} core.session signaling.base", "structlog msgspec"),
+    Rule("signaling.client", f"{_SHELL} core.session signaling.base", "msgspec"),
     # The relay's own rooms without sockets: so it can't behave differently.
     Rule(
         "signaling.memory",
         f"{_SHELL} core.session core.rooms signaling.base signaling.client",
-        "structlog msgspec",
+        "msgspec",
     ),
     Rule(
         "signaling.*",
         f"{_SHELL} core.session signaling.base signaling.client",
-        "structlog msgspec websockets",
+        "msgspec websockets",
     ),
     # What manager and peer ask of a connection: a fake satisfies it too.
     Rule("rtc.base", "core.events errors config"),
-    Rule("rtc.*", "core.events errors config log streams rtc.*", "structlog aiortc aioice av"),
+    Rule("rtc.*", "core.events errors config log streams rtc.*", "aiortc aioice av"),
     # The public faces and the shell behind them: core objects inside, WebRTC only by `rtc.base`,
     # and a default for it that is imported when a connection is first made.
     Rule("peer", f"{_SHELL} core.frames core.delivery rtc.base", "msgspec"),
@@ -108,7 +109,7 @@ RULES = [
     ),
     Rule(
         "relay.*",
-        "config errors log core.rooms core.messages relay.*",
+        "config errors log alarm core.rooms core.messages relay.*",
         "websockets msgspec",
     ),
     Rule("testing.*", "*", "pytest pytest_asyncio msgspec"),

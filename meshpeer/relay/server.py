@@ -24,6 +24,7 @@ from websockets.asyncio.server import Server, ServerConnection, broadcast, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
+from meshpeer.alarm import Alarm
 from meshpeer.config import RelayConfig
 from meshpeer.core.rooms import ConnId, Output, Rooms, Send
 from meshpeer.errors import MeshClosed, NetworkError, UsageError
@@ -71,7 +72,7 @@ class Relay:
         self._ids = itertools.count(1)
         self._version = version("meshpeer")
         self._server: Server | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(self._tick)
         self._closing = False
         self._started_at = 0.0
 
@@ -218,7 +219,7 @@ class Relay:
         conn = next(self._ids)
         client = self._clients[conn] = _Client(socket)
         self._rooms.opened(conn, self._loop.time())
-        self._arm()
+        self._alarm.set(self._rooms.next_deadline())
         try:
             async with client.reading:
                 while client.close is None:
@@ -245,7 +246,7 @@ class Relay:
                 del self._clients[output.conn]
                 client.close = (output.code, output.reason)
                 client.reading.reschedule(self._loop.time())
-        self._arm()
+        self._alarm.set(self._rooms.next_deadline())
 
     def _write(self, conn: ConnId, client: _Client, data: bytes) -> None:
         transport = client.socket.transport
@@ -259,16 +260,5 @@ class Relay:
             # Writes to the transport at once, whatever its buffer holds; never waits.
             broadcast([client.socket], data, text=True)
 
-    def _arm(self) -> None:
-        at = self._rooms.next_deadline()
-        if self._timer is not None:
-            if self._timer.when() == at:
-                return
-            self._timer.cancel()
-            self._timer = None
-        if at is not None:
-            self._timer = self._loop.call_at(at, self._tick)
-
     def _tick(self) -> None:
-        self._timer = None
         self._apply(self._rooms.tick(self._loop.time()))

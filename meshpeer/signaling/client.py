@@ -15,6 +15,7 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
+from meshpeer.alarm import Alarm
 from meshpeer.config import MeshConfig
 from meshpeer.core.messages import Join, Metadata, SignalOut, Welcome
 from meshpeer.core.session import (
@@ -94,8 +95,7 @@ class RelayTransport(SignalingTransport):
         self._session = Session(self._config, random=random, service=service)
         self._log = Log(part="signaling", service=service)
         self._runner: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at: float | None = None  # uvloop's handle of a time that has passed has no when
+        self._alarm = Alarm(self._tick)
         self._line: _Line | None = None
         self._called = asyncio.Event()
         self._events: deque[SignalingEvent] = deque()
@@ -205,7 +205,7 @@ class RelayTransport(SignalingTransport):
                 case Fail(error):
                     self._log.info("signalling ended", error=str(error))
                     self._finish(error)
-        self._arm()
+        self._alarm.set(self._session.next_deadline())
 
     def _tell(self, event: SignalingEvent) -> None:
         self._events.append(event)
@@ -217,21 +217,7 @@ class RelayTransport(SignalingTransport):
         self._arrived.set()
         self._called.set()
 
-    def _arm(self) -> None:
-        deadline = self._session.next_deadline()
-        if deadline == self._timer_at:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if deadline is not None:
-            self._timer = asyncio.get_running_loop().call_at(deadline, self._tick)
-        self._timer_at = deadline
-
     def _tick(self) -> None:
-        self._timer = self._timer_at = None
-        # A timer may fire a clock tick early; the session would then do nothing, and be asked
-        # again at once.
         self._do(self._session.tick(asyncio.get_running_loop().time()))
 
     def _check_open(self) -> None:

@@ -17,6 +17,7 @@ from random import Random
 from types import TracebackType
 from typing import Self
 
+from meshpeer.alarm import Alarm
 from meshpeer.config import MeshConfig, RelayConfig
 from meshpeer.core.messages import SignalOut
 from meshpeer.core.rooms import Output, Rooms, Send
@@ -190,8 +191,7 @@ class MemoryHub:
         self._rooms = self._new_rooms()
         self._wires: dict[int, _MemoryWire] = {}
         self._numbers = count(1)
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at: float | None = None  # uvloop's handle of a time that has passed has no when
+        self._alarm = Alarm(self._tick)
         self._closed = False
         self.blocked = False
         """True while no connection can be made; see `block`."""
@@ -233,7 +233,7 @@ class MemoryHub:
         self._rooms = self._new_rooms()
         for wire in wires.values():
             wire.end("the memory hub was killed", lose_unread=True)
-        self._arm()
+        self._alarm.set(self._rooms.next_deadline())
 
     async def close(self) -> None:
         """Say goodbye to all; no connection can be made from now on, and no timer is left."""
@@ -254,7 +254,7 @@ class MemoryHub:
             max_unread=self._config.max_unread,
         )
         self._rooms.opened(conn, asyncio.get_running_loop().time())
-        self._arm()
+        self._alarm.set(self._rooms.next_deadline())
         return wire
 
     def _received(self, conn: int, data: bytes) -> None:
@@ -266,7 +266,6 @@ class MemoryHub:
             self._do(self._rooms.dropped(conn, asyncio.get_running_loop().time()))
 
     def _tick(self) -> None:
-        self._timer = self._timer_at = None
         self._do(self._rooms.tick(asyncio.get_running_loop().time()))
 
     def _do(self, outputs: list[Output]) -> None:
@@ -281,15 +280,4 @@ class MemoryHub:
             else:
                 del self._wires[output.conn]
                 wire.end(f"the memory hub shut the connection ({output.reason})", lose_unread=False)
-        self._arm()
-
-    def _arm(self) -> None:
-        deadline = self._rooms.next_deadline()
-        if deadline == self._timer_at:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if deadline is not None:
-            self._timer = asyncio.get_running_loop().call_at(deadline, self._tick)
-        self._timer_at = deadline
+        self._alarm.set(self._rooms.next_deadline())

@@ -229,7 +229,7 @@ async def test_a_closed_hub_has_said_goodbye_and_is_closed() -> None:
     ann.cut()  # its seat is what the hub's timer waits for
     await hub.close()
     await hub.close()
-    assert hub._timer is None
+    assert hub._alarm._handle is None
     lost = await bob.receive()
     assert isinstance(lost, SignalingLost)
     assert "goodbye (shutdown)" in lost.reason
