@@ -98,7 +98,7 @@ def run(main: Callable[[], Coroutine[Any, Any, int]]) -> None:
 
 
 def _null(mode: str) -> TextIO:
-    return cast("TextIO", Path(os.devnull).open(mode))  # noqa: SIM115 - it is never closed
+    return cast("TextIO", Path(os.devnull).open(mode))
 
 
 def expected(exc: BaseException) -> BaseException | None:
