@@ -6,7 +6,7 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-from aiortc import RTCDataChannel, RTCPeerConnection, RTCSessionDescription
+from aiortc import RTCConfiguration, RTCDataChannel, RTCPeerConnection, RTCSessionDescription
 
 from meshpeer.config import MeshConfig
 from tests.bench.worker import Control, rss
@@ -27,9 +27,14 @@ class _Pair:
         await asyncio.gather(self.left.close(), self.right.close())
 
 
+def _end() -> RTCPeerConnection:
+    # Without a list aiortc asks a public STUN server; meshpeer asks nobody that was not named.
+    return RTCPeerConnection(RTCConfiguration(iceServers=[]))
+
+
 async def _pair() -> _Pair:
     """Two connected ends in this process, without signalling."""
-    left, right = RTCPeerConnection(), RTCPeerConnection()
+    left, right = _end(), _end()
     left_channel = left.createDataChannel("bench")
     opened = asyncio.Event()
     arrived: asyncio.Future[RTCDataChannel] = asyncio.get_running_loop().create_future()
@@ -78,7 +83,7 @@ async def round_trip(control: Control, *, times: int) -> None:
 
 async def send_stream(control: Control, *, size: int, count: int) -> None:
     """Send ``count`` messages of ``size`` bytes; as much is buffered as meshpeer would."""
-    pc = RTCPeerConnection()
+    pc = _end()
     channel = pc.createDataChannel("bench")
     limit = MeshConfig().send_buffer
     channel.bufferedAmountLowThreshold = limit // 2
@@ -101,7 +106,7 @@ async def send_stream(control: Control, *, size: int, count: int) -> None:
 
 async def receive_stream(control: Control, *, size: int, count: int, skip: int) -> None:
     """Bytes a second in which all messages after the first ``skip`` arrive."""
-    pc = RTCPeerConnection()
+    pc = _end()
     done = asyncio.Event()
     arrived = 0
     began = ended = 0.0
