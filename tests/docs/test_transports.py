@@ -14,5 +14,5 @@ def test_the_example_passes_the_suite(pytester: pytest.Pytester) -> None:
         name = block.text.partition("\n")[0].removeprefix("# ")
         (pytester.path / name).write_text(block.text, encoding="utf-8")
     in_suite = [name for name in dir(TransportConformance) if name.startswith("test_")]
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "test_board.py")
+    result = pytester.runpytest_subprocess("-x", "-p", "no:cacheprovider")
     result.assert_outcomes(passed=len(in_suite) + 1)
