@@ -33,6 +33,7 @@ KINDS = (
     "stall",
     "signals fail",
     "operations fail",
+    "nothing works",
     "bad signal",
     "bad frame",
 )
@@ -81,7 +82,8 @@ class Fault:
             case "signals fail":
                 world.bad_input_expected = True
                 world.signals_fail_until = world.now + self.seconds
-            case "operations fail":
+            case "operations fail" | "nothing works":
+                world.operations_fail_rate = 0.3 if self.kind == "operations fail" else 1.0
                 world.operations_fail_until = world.now + self.seconds
             case "bad signal":
                 world.inject(a, b, int(self.seconds * 10))

@@ -504,6 +504,7 @@ class World:
         self.outages: list[tuple[float, float, int, int]] = []
         """From, until, from host, to host: nothing passes."""
         self.operations_fail_until = 0.0
+        self.operations_fail_rate = 0.3
         self.signals_fail_until = 0.0
         self.restart_refused = True
         self._queue: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -709,7 +710,7 @@ class World:
 
     def operation_error(self, conn: Conn, operation: Operation) -> MeshError | None:
         """Do what the operation is for; why it could not be done."""
-        if self.now < self.operations_fail_until and self.rng.random() < 0.3:
+        if self.now < self.operations_fail_until and self.rng.random() < self.operations_fail_rate:
             return ConnectionFailed("no route")
         match operation:
             case MakeOffer():
