@@ -8,8 +8,8 @@ __all__ = ["BENCHMARKS"]
 
 _CONNECTS = 4
 _ROUND_TRIPS = 1_000
-_STREAM = {"size": 16 * 1024, "count": 1_500}
-_SKIP = 300
+_STREAM = {"size": 16 * 1024, "count": 1_000}
+_SKIP = 200
 """Messages that arrive before the clock starts: the congestion window has opened by then."""
 _PEERS = 20
 _PAIRS = _PEERS * (_PEERS - 1) // 2
