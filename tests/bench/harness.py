@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -62,10 +63,10 @@ class Process:
         return self.receive()
 
     def _gone(self) -> BenchError:
-        return BenchError(
-            f"the process for {self._task} ended with status {self._process.wait()} "
-            f"(it has {_LONGEST:g} s, and is killed then)"
-        )
+        status = self._process.wait()
+        if status == -signal.SIGKILL:
+            return BenchError(f"the process for {self._task} did not end within {_LONGEST:g} s")
+        return BenchError(f"the process for {self._task} ended with status {status}")
 
     def __enter__(self) -> Self:
         return self
