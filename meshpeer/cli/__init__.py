@@ -13,6 +13,7 @@ def main() -> None:
     """Run the command line; exits with its status."""
     try:
         from meshpeer.cli.app import app
+        from meshpeer.cli.common import open_streams
     except ModuleNotFoundError as exc:
         if exc.name not in _EXTRA:
             raise
@@ -20,4 +21,5 @@ def main() -> None:
             f"The meshpeer command needs the package {exc.name}, which comes with the cli extra: "
             "pip install 'meshpeer[cli]'"
         )
+    open_streams()
     app(prog_name="meshpeer")

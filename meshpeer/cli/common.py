@@ -30,6 +30,7 @@ __all__ = [
     "configure_logging",
     "expected",
     "input_fd",
+    "open_streams",
     "printable",
     "read_lines",
     "reason_of",
@@ -60,6 +61,27 @@ def reason_of(error: MeshError | CommandError) -> str:
             return re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__).lower()
 
 
+# --- standard streams ---------------------------------------------------------------------------
+
+
+def open_streams() -> None:
+    """Make standard streams that are closed the null device, and the others take every character.
+
+    A closed one's number would go to the next file or socket, and what is printed into that. Names
+    and messages come from anywhere: what an encoding does not have is shown as a "?".
+    """
+    sys.stdin = sys.stdin or _null("r")
+    sys.stdout = sys.stdout or _null("w")
+    sys.stderr = sys.stderr or _null("w")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _null(mode: str) -> TextIO:
+    return cast("TextIO", Path(os.devnull).open(mode))
+
+
 # --- running --------------------------------------------------------------------------------------
 
 
@@ -73,14 +95,6 @@ def run(main: Callable[[], Coroutine[Any, Any, int]]) -> None:
         import uvloop
 
         factory = uvloop.new_event_loop
-    # A closed one's number would go to the next file or socket, and what is printed into that.
-    sys.stdin = sys.stdin or _null("r")
-    sys.stdout = sys.stdout or _null("w")
-    sys.stderr = sys.stderr or _null("w")
-    for stream in (sys.stdout, sys.stderr):
-        # Names and messages come from anywhere; a terminal that can't show one shows a "?".
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")
     status = 1
     try:
         with asyncio.Runner(loop_factory=factory) as runner:
@@ -95,10 +109,6 @@ def run(main: Callable[[], Coroutine[Any, Any, int]]) -> None:
             case error:
                 print(f"meshpeer: {error}", file=sys.stderr)
     raise typer.Exit(status)
-
-
-def _null(mode: str) -> TextIO:
-    return cast("TextIO", Path(os.devnull).open(mode))
 
 
 def expected(exc: BaseException) -> BaseException | None:
