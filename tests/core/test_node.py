@@ -492,6 +492,8 @@ def test_a_new_connection_begins_with_new_credit_and_no_half_message() -> None:
     assert isinstance(deliver, Deliver)
     assert deliver.message.data == "whole"
     assert node.delivery("c").may_send(64 * 1024)
+    assert node.frame_received("c", C1.incarnation, 1, message("late")[0], 2.0) == []
+    assert node.taken("c", C1.incarnation, 1, 1 << 30) == []
 
 
 # --- the end --------------------------------------------------------------------------------------
