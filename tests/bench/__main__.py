@@ -70,10 +70,15 @@ def main() -> int:
         for loop in (options.loop,) if options.loop else LOOPS:
             notes.print(f"{benchmark.name}, {loop} …", highlight=False)
             try:
-                results.append(benchmark.run(loop, quick=options.quick))
+                result = benchmark.run(loop, quick=options.quick)
             except BenchError as error:
                 failed = True
-                notes.print(f"could not be measured: {error}", style="bold", highlight=False)
+                notes.print(f"  could not be measured: {error}", style="bold", highlight=False)
+            else:
+                results.append(result)
+                notes.print(
+                    f"  {result.value:.3g} {result.unit}, ratio {result.ratio:.2f}", highlight=False
+                )
     out.print(_table(results))
     _FILE.parent.mkdir(exist_ok=True)
     _FILE.write_text(
