@@ -33,7 +33,7 @@ from meshpeer.cli.common import (
     until_stopped,
 )
 from meshpeer.core.events import Event, PeerJoined, PeerState, PeerStateChanged
-from meshpeer.errors import ConnectionFailed, MeshTimeout, PeerClosed
+from meshpeer.errors import ConnectionFailed, MeshClosed, MeshTimeout, PeerClosed
 from meshpeer.manager import PeerManager
 from meshpeer.peer import Message, Peer
 from meshpeer.streams import Bell
@@ -180,7 +180,7 @@ class _Bot:
 
     async def _send(self, peer: Peer, pair: _Pair) -> None:
         """Send numbers until it is time to finish, each when the one before has arrived."""
-        with suppress(PeerClosed):
+        with suppress(PeerClosed, MeshClosed):
             await self._mesh.wait_for_peer(peer.id)
             while not self._finish.is_set():
                 sent_at = perf_counter()

@@ -1,0 +1,139 @@
+"""`meshpeer demo`: what it says, and that it leaves no process behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from asyncio.subprocess import DEVNULL
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+
+from meshpeer.cli.bot import Row
+from meshpeer.cli.demo import _Results
+from tests.cli.processes import Command, Start
+
+
+def bots(demo: Command) -> list[psutil.Process]:
+    return [
+        process
+        for process in psutil.Process(demo.process.pid).children()
+        if "demo-bot" in process.cmdline()
+    ]
+
+
+async def gone(processes: list[psutil.Process]) -> None:
+    """Wait until all have ended."""
+    await asyncio.to_thread(psutil.wait_procs, processes, 60)
+    assert [process for process in processes if process.is_running()] == []
+
+
+async def talking(demo: Command) -> None:
+    """Wait until two bots are connected."""
+    while "connected direct" not in await demo.line():
+        pass
+
+
+async def test_json_is_the_table_and_nothing_else(start: Start) -> None:
+    demo = await start("demo", "--seconds", "1", "--json", stdin=DEVNULL)
+    assert await demo.end() == (0, "")
+    (line,) = demo.lines
+    result = json.loads(line)
+    assert result["ok"] is True
+    rows = {(row["who"], row["peer"]): row for row in result["connections"]}
+    assert len(rows) == 6
+    for (who, peer), row in rows.items():
+        assert (row["state"], row["path"]) == ("connected", "direct")
+        assert 0 < row["round_trip"] < row["time_to_connect"] < 10
+        assert row["messages_sent"] == rows[peer, who]["messages_received"] > 1
+    sent = sum(row["messages_sent"] for row in rows.values())
+    assert result["verdict"] == (
+        f"All 3 pairs were connected directly, and all {sent} messages arrived, in order."
+    )
+
+
+async def test_without_a_terminal_it_writes_lines_and_a_table(start: Start) -> None:
+    demo = await start("demo", "--seconds", "1", "--bots", "2", stdin=DEVNULL)
+    assert await demo.end() == (0, "")
+    text = "\n".join(demo.lines)
+    assert text.count(": connected direct ") == 2
+    assert "round trip" in text
+    assert "\x1b" not in text
+    assert demo.lines[-1].startswith(" The one pair was connected directly, and all ")
+
+
+async def test_a_bot_that_dies_is_named(start: Start) -> None:
+    demo = await start("demo", "--seconds", "60", stdin=DEVNULL)
+    await talking(demo)
+    processes = bots(demo)
+    victim = processes[0]
+    victim.kill()
+    status, error = await demo.end()
+    assert (status, error) == (1, "")
+    assert f"(process {victim.pid}) was ended by SIGKILL" in demo.lines[-1]
+    await gone(processes)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_ends_it_and_its_bots(start: Start, number: signal.Signals) -> None:
+    demo = await start("demo", "--seconds", "60", "--json", stdin=DEVNULL)
+    children: list[psutil.Process] = []
+    # Before they are ready as well as after: the first moment that they are all there.
+    while len(children) < 3:
+        await asyncio.to_thread(os.sched_yield)
+        children = bots(demo)
+    demo.process.send_signal(number)
+    status, _ = await demo.end()
+    assert status == 1
+    assert "stopped before the end" in json.loads(demo.lines[-1])["verdict"]
+    await gone(children)
+
+
+async def test_when_it_is_killed_its_bots_end_by_themselves(start: Start) -> None:
+    demo = await start("demo", "--seconds", "60", stdin=DEVNULL)
+    await talking(demo)
+    children = bots(demo)
+    assert len(children) == 3
+    await demo.kill()
+    await gone(children)
+
+
+def results() -> _Results:
+    """Two bots that got on well."""
+    known = _Results(["one", "two"])
+    known.trouble = None
+    for (who, peer), _ in list(known.rows.items()):
+        known.rows[who, peer] = Row(
+            peer=peer, state="connected", path="direct", messages_sent=5, messages_received=5
+        )
+    return known
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"state": "disconnected"}, "one was not connected to two (disconnected)"),
+        ({"path": "turn"}, "one was not connected to two directly (turn)"),
+        ({"messages_sent": 6}, "1 messages from one to two did not arrive"),
+        ({"messages_received": 3}, "2 messages from two to one did not arrive"),
+        ({"in_order": False}, "one got messages from two out of order"),
+    ],
+)
+def test_a_fault_is_said_in_words(change: dict[str, object], words: str) -> None:
+    known = results()
+    assert known.faults() == []
+    assert known.as_json()["ok"] is True
+    for name, value in change.items():
+        setattr(known.rows["one", "two"], name, value)
+    assert known.faults() == [words]
+    assert known.verdict() == f"This did not go well: {words}."
+    assert known.as_json()["ok"] is False
+
+
+def test_silence_is_a_fault() -> None:
+    known = results()
+    for row in known.rows.values():
+        row.messages_sent = row.messages_received = 0
+    assert known.faults() == ["one sent nothing to two", "two sent nothing to one"]
