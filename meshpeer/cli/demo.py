@@ -92,7 +92,9 @@ class _Results:
 
     def faults(self) -> list[str]:
         """What was not as it should be, in words; empty when all was well."""
-        found = [self.trouble] if self.trouble else []
+        if self.trouble:  # the rest is what it led to
+            return [self.trouble]
+        found = []
         for one, other in combinations(self.names, 2):
             for who, peer in ((one, other), (other, one)):
                 row = self.rows[who, peer]
@@ -102,7 +104,7 @@ class _Results:
                     found.append(f"{who} was not connected to {peer} directly ({row.path})")
                 if missing := self.missing(who, peer):
                     found.append(f"{missing} messages from {who} to {peer} did not arrive")
-                elif not row.messages_sent and not self.trouble:
+                elif not row.messages_sent:
                     found.append(f"{who} sent nothing to {peer}")
                 if not row.in_order:
                     found.append(f"{who} got messages from {peer} out of order")
