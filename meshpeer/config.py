@@ -64,7 +64,7 @@ class IceServer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeshConfig:
-    """How a `PeerManager` behaves. The defaults are those of docs/recovery.md."""
+    """How a `PeerManager` behaves."""
 
     on_conflict: OnConflict = "reject"
     """An id that is in use: refuse to start, take it over (same resume token), or rename."""
