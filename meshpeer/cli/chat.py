@@ -304,10 +304,10 @@ class _Chat:
 
     async def _all_said(self) -> None:
         """Wait until what was said has arrived, or has waited long enough."""
-        if self._recent:
-            await self._somebody(self._recent[-1].until)
-        if unheard := sum(not line.given for line in self._recent):
-            self._view.notice(f"Nobody came. Lines not delivered: {unheard}.")
+        if unheard := [line for line in self._recent if not line.given]:
+            await self._somebody(unheard[-1].until)
+            if not unheard[-1].given:
+                self._view.notice(f"Nobody came. Lines not delivered: {len(unheard)}.")
         for outbox in list(self._outboxes.values()):
             await outbox.lines.join()
         async with asyncio.TaskGroup() as group:

@@ -320,7 +320,8 @@ class _Screen:
         ok = not self._results.faults()
         self._console.print(self._table())
         self._console.print(
-            Text(f"\n {self._results.verdict()}", "bold green" if ok else "bold red")
+            Text(f"\n {self._results.verdict()}", "bold green" if ok else "bold red"),
+            soft_wrap=True,
         )
 
     def _table(self) -> Table:

@@ -133,7 +133,7 @@ class TextView:
             case PeerJoined():
                 name = f" ({event.peer_id})" if event.name else ""
                 self._dim(f"→ {event.name or event.peer_id}{name} is here")
-            case PeerLeft():
+            case PeerLeft() if event.reason != "closed":  # or it is we who leave
                 self._dim(f"← {event.name or event.peer_id} is gone ({event.reason})")
             case PeerUpdated():
                 self._dim(f"· {event.peer_id} is now called {event.name or event.peer_id}")

@@ -197,6 +197,19 @@ async def test_the_end_of_a_file_is_the_end_of_the_stay(
         assert await chat.end() == (0, "")
 
 
+async def test_what_was_heard_holds_nobody_up(start: Start, relay: Relay) -> None:
+    async with PeerManager(relay.url, room="lobby") as other:
+        chat = await start.chat(relay.url)
+        messages = other.messages()
+        chat.say("one", "two")
+        assert [(await anext(messages)).data, (await anext(messages)).data] == ["one", "two"]
+    await chat.until(event="peer_state", state="closed")
+    assert chat.process.stdin is not None
+    chat.process.stdin.close()
+    # Had it waited for somebody else to come, it would say that nobody did.
+    assert await chat.end() == (0, "")
+
+
 async def test_without_input_it_listens_and_exit_after_ends_it(start: Start, relay: Relay) -> None:
     async with PeerManager(relay.url, room="lobby", peer_id="other") as other:
         chat = await start.chat(relay.url, "--id", "a", "--exit-after", "3", stdin=DEVNULL)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 from asyncio.subprocess import DEVNULL
 
@@ -76,19 +75,21 @@ async def test_a_bot_that_dies_is_named(start: Start) -> None:
     await gone(processes)
 
 
+@pytest.mark.parametrize("words", ["bots start", "They talk", "connected direct"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_a_signal_ends_it_and_its_bots(start: Start, number: signal.Signals) -> None:
-    demo = await start("demo", "--seconds", "60", "--json", stdin=DEVNULL)
-    children: list[psutil.Process] = []
-    # Before they are ready as well as after: the first moment that they are all there.
-    while len(children) < 3:
-        await asyncio.to_thread(os.sched_yield)
-        children = bots(demo)
+async def test_a_signal_ends_it_and_its_bots(
+    start: Start, number: signal.Signals, words: str
+) -> None:
+    demo = await start("demo", "--seconds", "60", stdin=DEVNULL)
+    url = (await demo.line()).split()[-1]
+    while words not in demo.lines[-1]:
+        await demo.line()
     demo.process.send_signal(number)
-    status, _ = await demo.end()
-    assert status == 1
-    assert "stopped before the end" in json.loads(demo.lines[-1])["verdict"]
-    await gone(children)
+    status, error = await demo.end()
+    assert (status, error) == (1, "")
+    assert demo.lines[-1] == " This did not go well: it was stopped before the end."
+    left = [p for p in psutil.process_iter(["cmdline"]) if url in (p.info["cmdline"] or ())]
+    assert left == []
 
 
 async def test_when_it_is_killed_its_bots_end_by_themselves(start: Start) -> None:
