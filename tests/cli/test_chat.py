@@ -66,6 +66,8 @@ async def test_a_killed_process_has_its_id_back_at_once(
     a = await start.chat(relay.url, "--id", "a")
     b = await start.chat(relay.url, "--id", "b", "--seat", seat)
     await connected(a, b)
+    a.say("said once")
+    assert (await b.until(event="message"))["data"] == "said once"
     await b.kill()
     # The id from the seat file, which is as good as the one on the command line.
     again = await start.chat(relay.url, "--seat", seat)
@@ -74,6 +76,9 @@ async def test_a_killed_process_has_its_id_back_at_once(
     again.say("here again")
     message = await a.until(event="message")
     assert (message["from"], message["data"]) == ("b", "here again")
+    # Who enters hears what was said just before, but no id twice.
+    a.say("said later")
+    assert (await again.until(event="message"))["data"] == "said later"
     # At any time one: the old one is closed before the new one is seen.
     assert [s for s in states(a, "b") if s[0] != "disconnected"] == [
         ("connecting", ""),
@@ -82,6 +87,12 @@ async def test_a_killed_process_has_its_id_back_at_once(
         ("connecting", ""),
         ("connected", ""),
     ]
+    again.process.send_signal(signal.SIGTERM)
+    await a.until(event="peer_state", peer_id="b", state="closed", reason="left")
+    third = await start.chat(relay.url, "--id", "b")
+    await connected(a, third)
+    a.say("said last")
+    assert (await third.until(event="message"))["data"] == "said last"
 
 
 async def test_a_relay_that_is_killed_and_started_again_is_hardly_missed(
