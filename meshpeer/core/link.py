@@ -28,6 +28,7 @@ from meshpeer.core.messages import (
     LinkMessage,
     Offer,
     Stale,
+    printable,
 )
 from meshpeer.core.timing import Backoff, Deadlines
 from meshpeer.errors import MeshError, ProtocolError, UnexpectedInput
@@ -255,6 +256,10 @@ _T = TypeVar("_T")
 # what came in meanwhile has not been read yet, so silence proves nothing.
 _STALL = 0.25
 _MAX_EPOCH = 2**31 - 1
+# An attempt costs a connection; the other side can't make us begin more than these in a row, and
+# one a second after that.
+_BEGINS = frozenset({"dial", "answer"})
+_BURST = 10.0
 
 
 # --- outputs -------------------------------------------------------------------------------------
@@ -348,6 +353,8 @@ class Link:
     __slots__ = (
         "_arg",
         "_backoff",
+        "_begins",
+        "_begins_at",
         "_config",
         "_deadlines",
         "_detail",
@@ -396,6 +403,8 @@ class Link:
         self._heard_at = 0.0
         self._ping_nonce = 0
         self._pinged_at: float | None = None
+        self._begins = _BURST
+        self._begins_at = 0.0
         self._held: tuple[int, list[IceCandidate], bool] | None = None
         self._out: list[LinkOutput] = []
         self._arg: object = None
@@ -565,6 +574,9 @@ class Link:
             if on in _FROM_PEER:
                 return [Refuse(ProtocolError(text, code=f"unexpected_{on}", field="$.type"))]
             raise UnexpectedInput(text)
+        if on in _FROM_PEER and not _BEGINS.isdisjoint(row.actions) and not self._may_begin(now):
+            text = f"{on} would begin another attempt, after too many: one a second is taken"
+            return [Refuse(ProtocolError(text, code="too_many_attempts", field="$.type"))]
         self._arg, self._detail = arg, row.reason.format(detail)
         self._out = []
         for action in row.actions:
@@ -631,6 +643,15 @@ class Link:
             return [self.ping(now)]
         return self._feed(Input.SILENCE, "", now, detail=f"{self._config.silence_timeout:g}")
 
+    def _may_begin(self, now: float) -> bool:
+        """Whether the other side may make us begin an attempt: a token bucket."""
+        self._begins = min(_BURST, self._begins + (now - self._begins_at))
+        self._begins_at = now
+        if self._begins < 1:
+            return False
+        self._begins -= 1
+        return True
+
     # --- actions, named in the table ---
 
     def _begin(self, epoch: int, operation: Operation, now: float) -> None:
@@ -680,7 +701,7 @@ class Link:
             self._held = (epoch, held, end or more.end)
 
     def _do_ask(self, now: float) -> None:  # noqa: ARG002
-        self._out.append(SendSignal(self.epoch, Dial(self._detail[:200])))
+        self._out.append(SendSignal(self.epoch, Dial(printable(self._detail, 200))))
 
     def _do_reply_stale(self, now: float) -> None:  # noqa: ARG002
         self._out.append(SendSignal(self.epoch, Stale(self._incarnation, self.epoch)))

@@ -31,6 +31,7 @@ __all__ = [
     "MAX_DEPTH",
     "MAX_METADATA",
     "MAX_SDP",
+    "MAX_TEXT",
     "VERSION",
     "Ack",
     "Answer",
@@ -61,11 +62,14 @@ __all__ = [
     "decode_link",
     "decode_relay",
     "encode",
+    "printable",
 ]
 
 VERSION = 1
 MAX_METADATA = 4096
 """Bytes of JSON that a member's metadata may have."""
+MAX_TEXT = 1024
+"""Characters that a text for people may have."""
 MAX_SDP = 64 * 1024
 """Characters that a session description may have."""
 MAX_CANDIDATES = 100
@@ -81,7 +85,9 @@ _LABEL = rf"^[^\s{_BAD}]([^{_BAD}]*[^\s{_BAD}])?\Z"
 _INCARNATION = r"^[A-Za-z0-9_-]{8,64}\Z"
 _TOKEN = r"^[A-Za-z0-9_-]{16,128}\Z"
 _CODE = r"^[a-z_]{1,64}\Z"
+_TEXT = rf"^[^{_BAD}]*\Z"
 _PATTERNS = {
+    _TEXT: "without control characters",
     _LABEL: "without control characters and without white space around it",
     _INCARNATION: "of 8 to 64 letters, digits, - and _",
     _TOKEN: "of 16 to 128 letters, digits, - and _",
@@ -97,7 +103,7 @@ Epoch = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Version = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Seconds = Annotated[float, Meta(ge=0, le=86400)]
-Text = Annotated[str, Meta(max_length=1024)]
+Text = Annotated[str, Meta(max_length=MAX_TEXT, pattern=_TEXT)]
 Code = Annotated[str, Meta(pattern=_CODE)]
 Metadata = dict[str, Any]
 
@@ -345,7 +351,7 @@ def _decode(decoder: msgspec.json.Decoder[T], data: bytes | str, who: str) -> T:
                 said,
             )
         # A value that is echoed is the sender's; this text goes into logs and back over the wire.
-        said = "".join(c if c.isprintable() else "\ufffd" for c in said[:_ECHO])
+        said = printable(said, _ECHO)
         raise ProtocolError(
             f"malformed message from {who}: {said} (field {path})", code="malformed", field=path
         ) from None
@@ -355,6 +361,11 @@ def _decode(decoder: msgspec.json.Decoder[T], data: bytes | str, who: str) -> T:
         raise ProtocolError(
             f"message from {who} is not JSON: {exc}", code="not_json", field="$"
         ) from None
+
+
+def printable(text: str, limit: int = MAX_TEXT) -> str:
+    """At most ``limit`` characters of ``text``, each fit for a log, a terminal and the wire."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text[:limit])
 
 
 def _too_deep(who: str) -> ProtocolError:

@@ -37,6 +37,7 @@ from meshpeer.core.messages import (
     Welcome,
     decode_client,
     encode,
+    printable,
 )
 from meshpeer.errors import ProtocolError
 
@@ -75,7 +76,6 @@ CLOSE_NOT_JOINED: Final = 4004
 _ACK_EVERY: Final = 32
 _PAST: Final = 8
 _MAX_ID: Final = 128
-_MAX_TEXT: Final = 1024
 _WARN_EVERY: Final = 1.0
 _DAY: Final = 86400.0
 
@@ -451,7 +451,7 @@ class Rooms:
     ) -> None:
         """Refuse a socket that has no seat, and shut it."""
         del self._joining[conn]
-        refused = Refused(code=code, text=text[:_MAX_TEXT], field=field, retry_after=retry_after)
+        refused = Refused(code=code, text=printable(text), field=field, retry_after=retry_after)
         out += (Send(conn, encode(refused)), Shut(conn, close, code))
         self._note("join refused", conn=conn, code=code, text=refused.text)
 
@@ -591,7 +591,7 @@ class Rooms:
     ) -> None:
         refused = Refused(
             code=code,
-            text=text[:_MAX_TEXT],
+            text=printable(text),
             field=field,
             message=message,
             to=to,

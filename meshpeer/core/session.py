@@ -446,7 +446,12 @@ class Session:
             self._received = self._received_acked = 0
         self._transmitted = self._acked + len(self._pending)
         self._join = replace(
-            join, peer_id=welcome.peer_id, token=welcome.token, session=welcome.session
+            join,
+            peer_id=welcome.peer_id,
+            # Who has an id keeps it or ends: nobody's links survive another one.
+            on_conflict="reject",
+            token=welcome.token,
+            session=welcome.session,
         )
         self._welcomed = True
         self._loss_told = False

@@ -820,3 +820,21 @@ def test_all_fields_of_outputs_are_values() -> None:
     for kind in (Operate, SendSignal, Ping, StateChanged, Refuse):
         assert dataclasses.fields(kind)
         assert kind.__eq__ is not object.__eq__
+
+
+def test_the_other_side_can_not_make_us_dial_without_end() -> None:
+    link = Link(MeshConfig(), dials=False, incarnation="us", random=lambda: 0.5)
+    link.start(0)
+    begun = refused = 0
+    for number in range(1, 1001):
+        outputs = link.message(number, Offer("sdp"), number / 100)
+        begun += any(
+            isinstance(o, Operate) and isinstance(o.operation, AcceptOffer) for o in outputs
+        )
+        refused += any(
+            isinstance(o, Refuse) and o.error.code == "too_many_attempts" for o in outputs
+        )
+    # Ten at once, and one a second for the ten seconds that this took.
+    assert begun == 19
+    assert begun + refused == 1000
+    assert any(isinstance(o, Operate) for o in link.message(2000, Offer("sdp"), 20))

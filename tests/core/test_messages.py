@@ -207,7 +207,9 @@ def _wrong(of: inspect.Type, at: str = "$") -> Iterator[tuple[Any, str]]:
                     "\x7f",
                     " a ",
                 ):
-                    yield value, at
+                    # A text for people may be empty or stand between spaces.
+                    if of.pattern != messages._TEXT or not value.isprintable():
+                        yield value, at
         case inspect.IntType():
             yield from _all(at, "1", 1.5, True, [], 10**30)
             if of.ge is not None:
