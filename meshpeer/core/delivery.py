@@ -15,7 +15,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from meshpeer.config import MeshConfig
-from meshpeer.core.frames import Credit, Data, More, decode_value, encode_credit
+from meshpeer.core.frames import (
+    Credit,
+    Data,
+    Kind,
+    More,
+    check_value,
+    decode_value,
+    encode_credit,
+)
 from meshpeer.errors import MessageTooLarge, ProtocolError
 
 __all__ = ["INITIAL_CREDIT", "MIN_PART", "OVERHEAD", "Delivery", "Received"]
@@ -30,11 +38,19 @@ MIN_PART = 1024
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A whole message. ``charge`` is to be given back with `Delivery.taken`."""
+    """A whole message. ``charge`` is to be given back with `Delivery.taken`.
 
-    data: Any
+    It is kept as the bytes that came, which are what ``charge`` counts; they are known to decode.
+    """
+
+    kind: Kind
     channel: str
+    payload: bytes
     charge: int
+
+    def value(self) -> Any:
+        """The data that was sent, built anew by each call: text, bytes, or what JSON says."""
+        return decode_value(self.kind, self.payload)
 
 
 class Delivery:
@@ -117,7 +133,8 @@ class Delivery:
     def received(self, frame: Data | More, size: int) -> Received | None:
         """A frame of ``size`` bytes arrived; the message, when it is whole now.
 
-        Raises `ProtocolError` for what is out of place, too large or beyond the credit.
+        Raises `ProtocolError` for what is out of place, too large, beyond the credit, or does not
+        decode.
         """
         begins = isinstance(frame, Data)
         if begins == bool(self._parts):
@@ -154,7 +171,8 @@ class Delivery:
         head = parts[0]
         assert isinstance(head, Data)
         payload = head.payload if len(parts) == 1 else b"".join(part.payload for part in parts)
-        return Received(decode_value(head.kind, payload), head.channel, charge)
+        check_value(head.kind, payload)
+        return Received(head.kind, head.channel, payload, charge)
 
     def taken(self, charge: int) -> bytes | None:
         """The application took so much; the frame with new credit, when it is time for one."""

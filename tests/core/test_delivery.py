@@ -73,7 +73,7 @@ class Pair:
 
     def take(self) -> None:
         message = self.inbox.popleft()
-        self.taken.append((message.channel, message.data))
+        self.taken.append((message.channel, message.value()))
         self.kept -= message.charge - OVERHEAD
         if (credit := self.receiver.taken(message.charge)) is not None:
             self.credits.append(credit)
@@ -178,7 +178,7 @@ PART = b"x" * MIN_PART
         ([data(b"x" * 30_000, last=False)] + [More(b"x" * 20_000, last=False)] * 2, "too_large"),
         ([Data(Kind.TEXT, "c", b"\xff", last=True)], "bad_message"),
         ([Data(Kind.JSON, "c", b"{", last=True)], "bad_message"),
-        ([Data(Kind.JSON, "c", b"[" * 60_000, last=True)], "bad_message"),
+        ([Data(Kind.JSON, "c", b"[" * 60_000, last=True)], "too_deep"),
     ],
 )
 def test_what_a_sender_may_not_do(frames: list[Data | More], code: str) -> None:

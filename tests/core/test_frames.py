@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from meshpeer.core.frames import (
     MAX_CHANNEL,
     MAX_FRAME,
+    MAX_VALUE_DEPTH,
     Bye,
     Credit,
     Data,
@@ -21,6 +24,7 @@ from meshpeer.core.frames import (
     More,
     Ping,
     Pong,
+    check_value,
     decode,
     decode_value,
     encode_bye,
@@ -112,9 +116,10 @@ def test_value_vectors(vector: dict[str, Any]) -> None:
     kind = Kind[vector["kind"].upper()]
     if vector.get("bad"):
         with pytest.raises(ProtocolError) as caught:
-            decode_value(kind, payload)
+            check_value(kind, payload)
         assert caught.value.code == "bad_message"
         return
+    check_value(kind, payload)
     value = bytes.fromhex(vector["value"]) if kind is Kind.BYTES else vector["value"]
     assert decode_value(kind, payload) == value
     assert encode_value(value) == (kind, payload)
@@ -135,7 +140,9 @@ json_values = st.recursive(
 
 @given(st.one_of(st.text(), st.binary(), json_values))
 def test_values_there_and_back(value: Any) -> None:
-    assert decode_value(*encode_value(value)) == value
+    kind, payload = encode_value(value)
+    check_value(kind, payload)
+    assert decode_value(kind, payload) == value
 
 
 @settings(max_examples=50)
@@ -223,19 +230,86 @@ def test_a_message_frame_cut_within_its_header_is_refused() -> None:
             assert cut.payload == b"payload"[: size - header]
 
 
-@settings(max_examples=500)
-@given(st.sampled_from(Kind), st.binary(max_size=30))
-@example(Kind.JSON, b"1e999")
-@example(Kind.JSON, b'"\\ud800"')
-@example(Kind.JSON, b'{"a":1}{"b":2}')
-@example(Kind.JSON, b"[" * 60_000)
-@example(Kind.JSON, b"9" * 5_000)
-@example(Kind.TEXT, b"\xed\xa0\x80")
-def test_any_payload_is_a_value_or_a_protocol_error(kind: Kind, payload: bytes) -> None:
+def decodes(kind: Kind, payload: bytes) -> bool:
+    """What `check_value` is to tell without decoding."""
     try:
         decode_value(kind, payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
+
+
+TOKENS = [b"[", b"]", b"{", b"}", b",", b":", b'"', b"\\", b"\\u", b"d800", b" ", b"null", b"true"]
+TOKENS += [b"0", b"-", b"1", b".", b"e", b"E+", b"400", b"9" * 300, b"\xc3", b"\xa9", b'"a"', b"\n"]
+
+
+@settings(max_examples=1000)
+@given(
+    st.sampled_from(Kind),
+    st.binary(max_size=30) | st.lists(st.sampled_from(TOKENS), max_size=12).map(b"".join),
+)
+@example(Kind.JSON, b"1e999")
+@example(Kind.JSON, b"[0,-10E308]")
+@example(Kind.JSON, b"[1e308,1e-999,-1e+0100]")
+@example(Kind.JSON, b'{"1e999":"' + b"9" * 5_000 + b'"}')
+@example(Kind.JSON, b'["\\\\",1e999,"\\"",""]')
+@example(Kind.JSON, b'["\\"1e999",1]')
+@example(Kind.JSON, b"9" * 4_300)
+@example(Kind.JSON, b"9" * 4_301)
+@example(Kind.JSON, b"[" + b"9" * 250 + b"e90]")
+@example(Kind.JSON, b"0." + b"1" * 5_000)
+@example(Kind.JSON, b'"\\ud800"')
+@example(Kind.JSON, b'"\xff"')
+@example(Kind.JSON, b'{"\xed\xa0\x80":1}')
+@example(Kind.JSON, b'{"a":1}{"b":2}')
+@example(Kind.JSON, b"[" * 60_000)
+@example(Kind.TEXT, b"\xed\xa0\x80")
+def test_what_is_checked_decodes_and_the_rest_is_a_protocol_error(
+    kind: Kind, payload: bytes
+) -> None:
+    try:
+        check_value(kind, payload)
     except ProtocolError:
-        assert kind is not Kind.BYTES, "every payload is bytes"
+        assert not decodes(kind, payload)
+    else:
+        assert decodes(kind, payload)
+
+
+def nested(depth: int, inner: bytes = b"") -> bytes:
+    return b'{"a":' * (depth - 1) + b"[" + inner + b"]" + b"}" * (depth - 1)
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [b"", b'"' + b"[" * 1000 + b'\\"{"', b"[]," * 1000 + b"{}", b'"' + b"x" * 65_530 + b'","[]"'],
+    ids=["plain", "brackets in a string", "brackets beside", "over two chunks"],
+)
+def test_a_json_value_may_be_nested_so_deep_and_no_deeper(inner: bytes) -> None:
+    room = 1 if inner.startswith(b"[") else 0
+    deepest = nested(MAX_VALUE_DEPTH - room, inner)
+    check_value(Kind.JSON, deepest)
+    data = decode_value(Kind.JSON, deepest)
+    assert decode_value(*encode_value(data)) == data
+    for deeper in (nested(MAX_VALUE_DEPTH - room + 1, inner), b"[" * 100_000 + b"]" * 100_000):
+        with pytest.raises(ProtocolError, match="nested deeper than 512") as caught:
+            check_value(Kind.JSON, deeper)
+        assert (caught.value.code, caught.value.field) == ("too_deep", "payload")
+    with pytest.raises(InvalidData, match="nested deeper than 512"):
+        encode_value([data])
+
+
+def test_a_check_takes_no_more_memory_than_a_few_times_the_payload() -> None:
+    payload = b"[" + b'{"":1},[],' * 100_000 + b"1e300]"
+    tracemalloc.start()
+    try:
+        check_value(Kind.JSON, payload)
+        checked = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        decode_value(Kind.JSON, payload)
+        decoded = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert checked < 4 * len(payload) < decoded
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,7 @@ def test_a_message_of_a_superseded_incarnation_is_never_delivered() -> None:
     assert node.frame_received("c", C1.incarnation, 1, message("old")[0], 1.1) == []
     (delivered,) = node.frame_received("c", C2.incarnation, 1, message("new")[0], 1.1)
     assert isinstance(delivered, Deliver)
-    assert delivered.message.data == "new"
+    assert delivered.message.value() == "new"
 
 
 def test_an_incarnation_that_comes_back_goes_on_with_its_epochs() -> None:
@@ -390,7 +390,7 @@ def test_messages_are_delivered_and_credit_given_back() -> None:
     (deliver,) = out
     assert isinstance(deliver, Deliver)
     assert (deliver.peer_id, deliver.epoch) == ("c", 1)
-    assert (deliver.message.data, deliver.message.channel) == ({"a": 1}, "chat")
+    assert (deliver.message.value(), deliver.message.channel) == ({"a": 1}, "chat")
     assert node.taken("c", C1.incarnation, 1, deliver.message.charge) == []
     big = b"x" * 8_000_000
     outputs = [
@@ -400,7 +400,7 @@ def test_messages_are_delivered_and_credit_given_back() -> None:
     ]
     (deliver,) = outputs
     assert isinstance(deliver, Deliver)
-    assert deliver.message.data == big
+    assert deliver.message.value() == big
     (credit,) = sent(node.taken("c", C1.incarnation, 1, deliver.message.charge))
     assert isinstance(credit, frames.Credit)
     assert credit.limit > 18 * 1024 * 1024 + 8_000_000
@@ -490,7 +490,7 @@ def test_a_new_connection_begins_with_new_credit_and_no_half_message() -> None:
     assert frames.Credit(18 * 1024 * 1024, 16 * 1024 * 1024) in sent(out)
     (deliver,) = node.frame_received("c", C1.incarnation, 2, message("whole")[0], 2.0)
     assert isinstance(deliver, Deliver)
-    assert deliver.message.data == "whole"
+    assert deliver.message.value() == "whole"
     assert node.delivery("c").may_send(64 * 1024)
     assert node.frame_received("c", C1.incarnation, 1, message("late")[0], 2.0) == []
     assert node.taken("c", C1.incarnation, 1, 1 << 30) == []

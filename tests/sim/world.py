@@ -377,7 +377,7 @@ class Process:
                 self.send_frame(peer_id, link.epoch, part)
 
     def deliver(self, output: Deliver) -> None:
-        incarnation, number = output.message.data
+        incarnation, number = output.message.value()
         known = self.known[output.peer_id]
         assert known.incarnation == incarnation, "a message of another incarnation"
         assert number > known.heard, "twice, or out of order"
@@ -386,7 +386,7 @@ class Process:
         self.world.at(self.world.rng.random(), self.take, output)
 
     def take(self, output: Deliver) -> None:
-        incarnation, _ = output.message.data
+        incarnation, _ = output.message.value()
         if self.alive and self.node is not None:
             charge = output.message.charge
             self.node_said(self.node.taken(output.peer_id, incarnation, output.epoch, charge))
