@@ -164,6 +164,8 @@ class RelayConfig:
 
     max_message_size: int = 256 * 1024
     """The largest message a client may send."""
+    max_connections: int = 20_000
+    """Sockets that may be open, joined or not; beyond it WebSockets are refused with HTTP 503."""
     max_rooms: int = 10_000
     """Rooms with at least one seat."""
     max_members: int = 500
@@ -190,7 +192,7 @@ class RelayConfig:
             _range(self, name, 0.1, 3600)
         _range(self, "restart_delay", 0, 3600)
         _whole(self, "max_message_size", 1024, 1 << 30)
-        for name in ("max_rooms", "max_members", "message_burst", "max_replay"):
+        for name in ("max_connections", "max_rooms", "max_members", "message_burst", "max_replay"):
             _whole(self, name, 1, 10_000_000)
         _range(self, "message_rate", 0.1, 10_000_000)
         _whole(self, "max_replay_bytes", 1024, 1 << 32)

@@ -41,6 +41,7 @@ _BOUNDS: list[tuple[type, str, float, float]] = [
     (RelayConfig, "keepalive_interval", 0.1, 3600),
     (RelayConfig, "restart_delay", 0, 3600),
     (RelayConfig, "max_message_size", 1024, 1 << 30),
+    (RelayConfig, "max_connections", 1, 10_000_000),
     (RelayConfig, "max_rooms", 1, 10_000_000),
     (RelayConfig, "max_members", 1, 10_000_000),
     (RelayConfig, "message_rate", 0.1, 10_000_000),

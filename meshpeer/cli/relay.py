@@ -31,6 +31,9 @@ def relay(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")
     ] = _DEFAULT.port,
+    max_connections: Annotated[
+        int, typer.Option(min=1, help="Sockets that may be open.")
+    ] = _DEFAULT.max_connections,
     max_rooms: Annotated[int, typer.Option(min=1, help="Rooms there may be.")] = _DEFAULT.max_rooms,
     max_members: Annotated[
         int, typer.Option(min=1, help="Members a room may have.")
@@ -61,6 +64,7 @@ def relay(
         config = RelayConfig(
             host=host,
             port=port,
+            max_connections=max_connections,
             max_rooms=max_rooms,
             max_members=max_members,
             max_message_size=max_message_size,

@@ -15,10 +15,10 @@ import logging
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from types import TracebackType
 from typing import Any, Final, Self
-from weakref import WeakSet
 
 from websockets.asyncio.server import Server, ServerConnection, broadcast, serve
 from websockets.exceptions import ConnectionClosed
@@ -34,8 +34,8 @@ __all__ = ["Relay"]
 
 _CLOSE_TIMEOUT: Final = 2.0
 """Seconds that a client has to answer a close before its connection is aborted."""
-_DETAILS: Final = frozenset({"message refused"})
-"""What a member can cause as often as it likes, and an operator does not want to read each time."""
+_DETAILS: Final = frozenset({"message refused", "connection refused"})
+"""What a stranger can cause as often as it likes, and no operator wants to read each time."""
 
 _log = Log(part="relay")
 # At DEBUG websockets logs what it reads and writes, and that has tokens in it.
@@ -45,6 +45,22 @@ _socket_log.setLevel(logging.INFO)
 
 def _note(event: str, **facts: object) -> None:
     (_log.debug if event in _DETAILS else _log.info)(event, **facts)
+
+
+class _Socket(ServerConnection):
+    """Is in ``known`` from its TCP connection's first moment to its last."""
+
+    def __init__(self, known: set[ServerConnection], *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._known = known
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._known.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._known.discard(self)
+        super().connection_lost(exc)
 
 
 @dataclass(slots=True, eq=False)
@@ -60,7 +76,8 @@ class Relay:
     """A relay server. ``async with Relay(RelayConfig(port=0)) as relay: relay.url``.
 
     WebSocket (RFC 6455) on ``/`` and ``/ws``; one JSON text message a frame, binary frames are
-    taken as well. ``GET /healthz`` answers with its figures. All state is in memory.
+    taken as well. Over ``max_connections`` it answers 503 there (RFC 9110, section 15.6.4).
+    ``GET /healthz`` answers with its figures. All state is in memory.
     """
 
     def __init__(self, config: RelayConfig | None = None) -> None:
@@ -68,10 +85,11 @@ class Relay:
         self._rooms = Rooms(self._config, new_token=lambda: secrets.token_urlsafe(24), note=_note)
         self._clients: dict[ConnId, _Client] = {}
         # Every connection, those that have not finished their handshake as well.
-        self._sockets: WeakSet[ServerConnection] = WeakSet()
+        self._sockets: set[ServerConnection] = set()
         self._ids = itertools.count(1)
         self._version = version("meshpeer")
         self._server: Server | None = None
+        self._started = False  # nor closed before it was
         self._alarm = Alarm(self._tick)
         self._closing = False
         self._started_at = 0.0
@@ -79,10 +97,12 @@ class Relay:
     async def start(self) -> None:
         """Listen. Raises `NetworkError` when the address can't be had, `UsageError` a second time.
 
-        Cancelled or failed, it leaves nothing open.
+        Raises `MeshClosed` when `close` is called meanwhile. Cancelled or failed, it leaves nothing
+        open, and the relay is closed.
         """
-        if self._server is not None or self._closing:
+        if self._started:
             raise UsageError("a Relay is started once; make another one")
+        self._started = True
         config = self._config
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
@@ -102,7 +122,9 @@ class Relay:
             write_limit=config.max_unread,
             logger=_socket_log,
             # A factory by its documentation, a class only by its annotation.
-            create_connection=self._connection,  # type: ignore[arg-type]
+            create_connection=partial(_Socket, self._sockets),  # type: ignore[arg-type]
+            # Whoever is cancelled while it begins to accept has nothing in hand to close.
+            start_serving=False,
         )
         try:
             self._server = await server
@@ -111,6 +133,15 @@ class Relay:
                 f"can't listen on {config.host} port {config.port}: {exc.strerror or exc}; "
                 "stop what uses it, or choose another port (0 takes a free one)"
             ) from exc
+        try:
+            if not self._closing:
+                await self._server.start_serving()
+        except BaseException:
+            await self.close()
+            raise
+        if self._closing:
+            await self.close()
+            raise MeshClosed("the relay was closed while it started")
         _note("relay listens", url=self.url)
 
     async def __aenter__(self) -> Self:
@@ -151,14 +182,14 @@ class Relay:
         is aborted. May be called at any time and more than once. When it is cancelled everything is
         aborted at once.
         """
+        first = not self._closing
+        self._started = self._closing = True
         if self._server is None:
-            self._closing = True
-            return
-        if not self._closing:
-            self._closing = True
+            return  # a `start` that is under way closes what it gets
+        if first:
             _note("relay closes", url=self.url)
-            self._server.close(close_connections=False)
-            self._apply(self._rooms.shut_down(self._loop.time()))
+        self._server.close(close_connections=False)
+        self._apply(self._rooms.shut_down(self._loop.time()))
         try:
             async with asyncio.timeout(_CLOSE_TIMEOUT):
                 await self._server.wait_closed()
@@ -170,7 +201,7 @@ class Relay:
             raise
 
     def _abort(self) -> None:
-        for socket in self._sockets:
+        for socket in list(self._sockets):
             socket.transport.abort()
 
     def _address(self) -> tuple[str, int]:
@@ -181,16 +212,11 @@ class Relay:
 
     # --- a socket --------------------------------------------------------------------------------
 
-    def _connection(self, *args: Any, **kwargs: Any) -> ServerConnection:
-        socket = ServerConnection(*args, **kwargs)
-        self._sockets.add(socket)
-        return socket
-
     def _respond(self, socket: ServerConnection, request: Request) -> Response | None:
         """Answer plain HTTP; None lets the WebSocket handshake go on (RFC 6455, section 4.2)."""
         path = request.path.partition("?")[0]
         if path in ("/", "/ws"):
-            return None
+            return self._refuse_too_many(socket)
         if path != "/healthz":
             return socket.respond(
                 http.HTTPStatus.NOT_FOUND, "The relay is at / and /ws, its health at /healthz.\n"
@@ -212,6 +238,16 @@ class Relay:
         response.headers["Content-Type"] = "application/json"
         response.headers["Cache-Control"] = "no-store"
         return response
+
+    def _refuse_too_many(self, socket: ServerConnection) -> Response | None:
+        limit = self._config.max_connections
+        if len(self._sockets) <= limit:
+            return None
+        _note("connection refused", limit=limit)
+        return socket.respond(
+            http.HTTPStatus.SERVICE_UNAVAILABLE,
+            f"This relay has {limit} connections, which is its limit. Try again later.\n",
+        )
 
     async def _serve(self, socket: ServerConnection) -> None:
         if self._closing:

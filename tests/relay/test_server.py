@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http
+import itertools
 import json
 import logging
 import socket
@@ -177,6 +178,26 @@ async def test_a_websocket_elsewhere_is_not_found(relay: Relay) -> None:
     with pytest.raises(InvalidStatus) as caught:
         await connect(relay.url + "/chat")
     assert caught.value.response.status_code == http.HTTPStatus.NOT_FOUND
+
+
+async def test_over_its_connections_it_refuses_before_the_handshake() -> None:
+    async with Relay(RelayConfig(port=0, max_connections=2)) as relay, peer(relay) as ann:
+        await ann.join("ann")
+        before = set(relay._sockets)
+        async with peer(relay):  # which has not joined
+            (idle,) = relay._sockets - before
+            with pytest.raises(InvalidStatus) as caught:
+                await connect(relay.url)
+            response = caught.value.response
+            assert response.status_code == http.HTTPStatus.SERVICE_UNAVAILABLE
+            assert b"2 connections" in response.body
+            assert (await get(relay, "GET /healthz"))[0] == http.HTTPStatus.OK
+            await ann.say(signal("nobody", b"1"))
+            assert isinstance(await ann.hear(), Refused)
+        # One that has gone makes room for another.
+        await idle.wait_closed()
+        async with peer(relay) as bob:
+            await bob.join("bob")
 
 
 async def test_what_is_not_http_harms_nobody(
@@ -476,6 +497,45 @@ async def test_an_address_that_can_not_be_had_is_an_error_with_a_way_out() -> No
         await relay.close()
     with pytest.raises(NetworkError, match=r"192\.0\.2\.1"):
         await Relay(RelayConfig(host="192.0.2.1", port=0)).start()
+
+
+@pytest.mark.parametrize("how", ["close", "cancel"])
+async def test_ended_while_it_starts_it_listens_nowhere(how: str) -> None:
+    """At whatever step of the start that is."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for steps in itertools.count(1):
+        relay = Relay(RelayConfig(port=port))
+        starting = asyncio.create_task(relay.start())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        if starting.done():
+            await relay.close()
+            break
+        if how == "close":
+            await relay.close()
+            with pytest.raises(MeshClosed, match="closed while it started"):
+                await starting
+        else:
+            starting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await starting
+        with pytest.raises(MeshClosed):
+            _ = relay.url
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+    assert steps > 2
+
+
+async def test_a_second_start_is_refused_while_the_first_is_under_way() -> None:
+    relay = Relay(RelayConfig(port=0))
+    starting = asyncio.create_task(relay.start())
+    await asyncio.sleep(0)
+    with pytest.raises(UsageError):
+        await relay.start()
+    await starting
+    await relay.close()
 
 
 async def test_not_started_it_has_no_address() -> None:
