@@ -12,13 +12,14 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 
+from meshpeer.announcer import Callback
 from meshpeer.config import MeshConfig
 from meshpeer.core.events import Event, MeshState, Path, PeerState
 from meshpeer.core.messages import VERSION, Join, Metadata, decode_client, encode
-from meshpeer.errors import ConfigError, MeshTimeout, PeerClosed, ProtocolError
+from meshpeer.errors import ConfigError, MeshTimeout, MessageTooLarge, PeerClosed, ProtocolError
 from meshpeer.peer import Message, Outgoing, Peer
 from meshpeer.rtc.base import ConnectionFactory
-from meshpeer.shell import Callback, Shell
+from meshpeer.shell import Shell
 from meshpeer.signaling.base import SignalingTransport
 from meshpeer.signaling.websocket import WebSocketTransport
 
@@ -127,9 +128,11 @@ class PeerManager:
     async def close(self) -> None:
         """Leave the room: says goodbye, closes every connection, and leaves nothing behind.
 
-        Waits up to half of ``MeshConfig.close_timeout`` for what was sent to arrive, and as long
-        again for connections that do not close. May be called more than once, and at any time.
-        When it is cancelled it waits for no arrivals, tears down, and then raises.
+        Waits up to half of ``MeshConfig.close_timeout`` for what was sent to arrive, up to
+        ``close_timeout`` for connections that do not close, and as long for callbacks that have not
+        returned. May be called more than once, at any time, and from a callback, where it returns
+        at once and the end follows. When it is cancelled it waits for no arrivals, tears down, and
+        then raises.
         """
         await self._shell.close()
 
@@ -255,27 +258,24 @@ class PeerManager:
     async def broadcast(self, data: Any, channel: str = "default") -> list[Peer]:
         """Send to every peer that is connected now; encoded once. Returns those it was sent to.
 
-        Returns when all have accepted it, as in `Peer.send`; a peer that leaves meanwhile is left
-        out. Raises `InvalidData`, `MessageTooLarge`, `MeshClosed`. When it is cancelled, some peers
-        may have been sent it and others not.
+        Returns when all have accepted it, as in `Peer.send`. A peer that leaves meanwhile, or does
+        not take messages of this size, is left out. Raises `InvalidData`, `MessageTooLarge`,
+        `MeshClosed`. When it is cancelled, some peers may have been sent it and others not.
         """
         shell = self._shell
         shell.check_running()
         message = Outgoing.of(data, channel, shell.max_message_size)
         peers = [p for p in shell.peers.values() if p.state is PeerState.CONNECTED]
-        sent: list[Peer] = []
-
-        async def send(peer: Peer) -> None:
-            try:
-                await shell.send(peer, message)
-            except PeerClosed:
-                return
-            sent.append(peer)
-
-        async with asyncio.TaskGroup() as group:
-            for peer in peers:
-                group.create_task(send(peer))
-        return sent
+        results = await asyncio.gather(
+            *(shell.send(peer, message) for peer in peers), return_exceptions=True
+        )
+        for result in results:
+            # What concerns one peer only, it has to itself: gone, or its limit is lower than ours.
+            if isinstance(result, BaseException) and not isinstance(
+                result, PeerClosed | MessageTooLarge
+            ):
+                raise result
+        return [peer for peer, result in zip(peers, results, strict=True) if result is None]
 
     def messages(self, channel: str | None = None) -> AsyncIterator[Message]:
         """Iterate over the messages of all peers, or over those of one channel.
@@ -331,8 +331,9 @@ def _checked(join: Join) -> Join:
         raise ConfigError(f"metadata must be JSON-able: {exc}") from None
     except ProtocolError as exc:
         field = exc.field.removeprefix("$.")
-        value = getattr(join, field, None)
         said = str(exc).removeprefix("malformed message from the client: ")
-        raise ConfigError(f"{field} can't be {value!r:.80}: {said}") from None
+        if field == "token":
+            raise ConfigError(f"resume_token can't be that: {said}") from None
+        raise ConfigError(f"{field} can't be {getattr(join, field, None)!r:.80}: {said}") from None
     assert isinstance(checked, Join)
     return checked

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Protocol
 
 from meshpeer.core.delivery import OVERHEAD
@@ -21,7 +20,16 @@ from meshpeer.errors import (
 from meshpeer.rtc.base import RawChannel
 from meshpeer.streams import Bell, Stream
 
-__all__ = ["Channel", "ChannelOpened", "Message", "Outgoing", "Peer", "PeerHost", "PeerRecord"]
+__all__ = [
+    "Budget",
+    "Channel",
+    "ChannelOpened",
+    "Message",
+    "Outgoing",
+    "Peer",
+    "PeerHost",
+    "PeerRecord",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +72,11 @@ class Outgoing:
 
 
 def _check_label(what: str, label: str) -> None:
-    if not 0 < len(label.encode(errors="replace")) <= MAX_CHANNEL:
+    try:
+        size = len(label.encode())
+    except UnicodeEncodeError as exc:
+        raise ConfigError(f"{what} must be valid Unicode: {exc}") from None
+    if not 0 < size <= MAX_CHANNEL:
         raise ConfigError(
             f"{what} must be a name of 1 to {MAX_CHANNEL} bytes of UTF-8, not {label!r}"
         )
@@ -95,6 +107,7 @@ class PeerRecord:
 
     name: str | None
     metadata: dict[str, Any]
+    budget: Budget
     ice_state: str = "new"
     closed_reason: str | None = None
     bell: Bell = field(default_factory=Bell)
@@ -252,11 +265,29 @@ class Peer:
         return f"<Peer {self._id!r}{name} {self.state}>"
 
 
+@dataclass(slots=True)
+class Budget:
+    """What the plain channels of one peer may keep unread, together."""
+
+    limit: int
+    used: int = 0
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether there is more than there may be."""
+        return self.used > self.limit
+
+
+def _cost(data: str | bytes) -> int:
+    return OVERHEAD + (len(data.encode()) if isinstance(data, str) else len(data))
+
+
 class Channel:
     """A plain data channel (RFC 8831). Iterate over it to read; str or bytes, as they were sent.
 
-    What is not read is kept up to ``limit`` bytes. Beyond it a channel that may lose messages loses
-    the oldest, any other one is closed: WebRTC gives a receiver no way to hold the sender back.
+    What is not read is kept, up to ``MeshConfig.receive_window`` bytes of all channels with the
+    peer. Beyond it a channel that may lose messages loses its oldest, and any other one that gets
+    more is closed: WebRTC gives a receiver no way to hold the sender back.
     """
 
     def __init__(
@@ -264,18 +295,17 @@ class Channel:
         raw: RawChannel,
         peer: Peer,
         *,
-        limit: int,
+        budget: Budget,
         send_buffer: int,
         closed: Callable[[Channel], None],
     ) -> None:
         self._raw = raw
         self._peer = peer
-        self._limit = limit
+        self._budget = budget
         self._send_buffer = send_buffer
         self._closed = closed
-        self._waiting = 0
         self._bell = Bell()
-        self._stream: Stream[str | bytes] = Stream()
+        self._stream: Stream[str | bytes] = Stream(self._taken)
         self._closed_because: str | None = None
         raw.listen(
             on_open=self._bell.ring,
@@ -347,16 +377,16 @@ class Channel:
     def _on_message(self, data: str | bytes) -> None:
         if self._closed_because is not None:
             return
-        size = len(data)
-        self._waiting += size
-        self._stream.put(data, partial(self._taken, size))
-        while self._waiting > self._limit and self._raw.lossy and len(self._stream) > 1:
+        self._budget.used += _cost(data)
+        self._stream.put(data)
+        while self._budget.exhausted and self._raw.lossy and len(self._stream):
             self._stream.take()
-        if self._waiting > self._limit and not self._raw.lossy:
-            self._end(f"more than {self._limit} bytes were not read")
+        if self._budget.exhausted:
+            self._end(f"more than {self._budget.limit} bytes from this peer were not read")
 
-    def _taken(self, size: int) -> None:
-        self._waiting -= size
+    def _taken(self, data: str | bytes) -> str | bytes:
+        self._budget.used -= _cost(data)
+        return data
 
     def _on_close(self) -> None:
         self._end("closed by the other side, or with its connection")

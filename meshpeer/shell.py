@@ -8,28 +8,26 @@ callback. Nothing else runs.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet, finalize
 
 from msgspec.structs import replace
 
 from meshpeer.alarm import Alarm
+from meshpeer.announcer import Announcer, Callback
 from meshpeer.config import MeshConfig
 from meshpeer.core import frames
+from meshpeer.core.delivery import Received
 from meshpeer.core.events import (
     BadInput,
     Closed,
     Event,
     Joined,
     MeshState,
-    Path,
     PeerJoined,
     PeerLeft,
     PeerState,
@@ -63,35 +61,18 @@ from meshpeer.errors import (
     ProtocolError,
     SignalingBacklog,
     SignalingUnavailable,
-    SlowReader,
 )
+from meshpeer.inbox import Arrived, Inbox
 from meshpeer.log import Log
-from meshpeer.peer import Channel, ChannelOpened, Message, Outgoing, Peer, PeerRecord
+from meshpeer.peer import Budget, Channel, ChannelOpened, Message, Outgoing, Peer, PeerRecord
 from meshpeer.rtc.base import Connection, ConnectionFactory, RawChannel
 from meshpeer.signaling.base import SignalingEvent, SignalingLost, SignalingTransport
-from meshpeer.streams import Bell, Stream, Waiting
+from meshpeer.streams import Bell, Stream
 
-__all__ = ["Callback", "Shell"]
-
-Callback = Callable[[Any], object]
+__all__ = ["Shell"]
 
 _MAX_CHANNELS = 256
 """Plain data channels that one peer may have open."""
-
-
-class _Unread:
-    """What is owed to a sender once every reader has taken its message."""
-
-    __slots__ = ("_given_back", "readers")
-
-    def __init__(self, given_back: Callable[[], None]) -> None:
-        self._given_back = given_back
-        self.readers = 0
-
-    def taken(self) -> None:
-        self.readers -= 1
-        if self.readers <= 0:
-            self._given_back()
 
 
 @dataclass(slots=True)
@@ -105,6 +86,11 @@ class _Lane:
     worker: asyncio.Task[None] | None = None
     scope: asyncio.Timeout | None = None
     """Around the operation that runs, to end it early when its connection is to be closed."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody works on the queue."""
+        return self.worker is None or self.worker.done()
 
 
 class _Observer:
@@ -189,14 +175,14 @@ class Shell:
         self._lanes: dict[str, _Lane] = {}
         self._loop: asyncio.AbstractEventLoop
         self._tasks: asyncio.TaskGroup | None = None
+        self._opening: asyncio.Task[Welcome] | None = None
         self._runner: asyncio.Task[None] | None = None
         self._running = asyncio.Event()
+        self._closed = asyncio.Event()
         self._stop = asyncio.Event()
         self._alarm = Alarm(self._tick)
-        self._readers: WeakKeyDictionary[Stream[Message], str | None] = WeakKeyDictionary()
-        self._unclaimed: deque[tuple[Message, _Unread]] = deque()
-        self._watchers: WeakSet[Stream[Event]] = WeakSet()
-        self._callbacks: dict[Stream[Event], tuple[type[Event], Callback]] = {}
+        self._inbox = Inbox(config.receive_window, self._given_back)
+        self._announcer = Announcer(config.max_pending_events, self.log)
         self._confirming: asyncio.Timeout | None = None
 
     # --- life ---
@@ -211,11 +197,15 @@ class Shell:
         self._loop = asyncio.get_running_loop()
         try:
             self._factory = self._make_factory()
-            welcome = await self._open()
+            self._opening = asyncio.create_task(self._open())
+            welcome = await self._opening
         except BaseException as exc:
             self.error = exc if isinstance(exc, MeshError) else None
             await self._transport.close()
             self._ended("not started")
+            task = asyncio.current_task()
+            if self._stop.is_set() and not (task and task.cancelling()):
+                raise MeshClosed("it was closed before it had entered the room") from None
             raise
         self.node = Node(
             self.config,
@@ -243,49 +233,70 @@ class Shell:
             f"could not enter room {self.join.room!r} within {self.config.join_timeout:g} s: {why}"
         )
 
-    async def close(self, reason: str = "closed") -> None:
+    async def close(self) -> None:
         """Leave the room. See `PeerManager.close`."""
-        if self._runner is None:
-            if self.state is MeshState.NEW:
-                await self._transport.close()
-                self._ended(reason)
-            return
         self._stop.set()
+        if self.state is MeshState.NEW:
+            await self._transport.close()
+            self._ended("closed")
+        if self._runner is None:
+            if self._opening is not None:
+                self._opening.cancel()
+                await self._closed.wait()
+            return
         for record in self._records.values():
             record.bell.ring()
+        self.bell.ring()
+        if self._announcer.runs_here():
+            # Called from a callback, for which the end waits: it comes when the callback returns.
+            return
         try:
             await asyncio.shield(self._runner)
         except asyncio.CancelledError:
             # Whoever cancels is in a hurry: nothing is waited for but the ends of what is open.
-            if self._confirming is not None and not self._runner.done():
+            if self._confirming is not None:
                 self._confirming.reschedule(self.now())
             await asyncio.wait([self._runner])
             raise
 
     async def _run(self, welcome: Welcome) -> None:
-        reason = "closed"
+        crash: list[Exception] = []
+
+        async def live(callbacks: asyncio.Timeout) -> None:
+            reason = "closed"
+            try:
+                await self._live(welcome)
+            except Exception as exc:  # a fault of ours or of a transport: raised when all is closed
+                crash.append(exc)
+                self.error = MeshClosed(f"this PeerManager failed: {exc!r}", reason="failed")
+                self.log.exception("failed")
+            finally:
+                if self.error is not None:
+                    reason = getattr(self.error, "reason", "failed")
+                self._running.set()
+                self._tasks = None
+                await self._tear_down(reason)
+                callbacks.reschedule(self.now() + self.config.close_timeout)
+
+        await self._announcer.run(live)
+        if crash:
+            raise crash[0]
+
+    async def _live(self, welcome: Welcome) -> None:
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
-                for stream, (_, callback) in self._callbacks.items():
-                    self._spawn(self._call_back(stream, callback))
                 self._signaled(welcome)
                 self._spawn(self._read_signaling())
                 self._running.set()
                 await self._stop.wait()
                 if self.error is None:
                     await self._confirm_all()
-                else:
-                    reason = getattr(self.error, "reason", "failed")
                 # The group takes no more tasks while it ends, and what arrives then is still told.
                 self._tasks = None
                 raise _Finished
         except* _Finished:
             pass
-        finally:
-            self._running.set()
-            self._tasks = None
-            await self._tear_down(reason)
 
     async def _tear_down(self, reason: str) -> None:
         self.do(self.node.close(self.now()))
@@ -301,26 +312,26 @@ class Shell:
     def _ended(self, reason: str) -> None:
         self.state = MeshState.CLOSED
         self._tell(Closed(reason=reason, error=self.error))
-        for stream in list(self._readers):
-            stream.end(self.error)
-        for watcher in [*self._watchers, *self._callbacks]:
-            watcher.end()
+        self._inbox.end(self.error)
+        self._announcer.end()
         self.bell.ring()
+        self._closed.set()
 
     def _fail(self, error: MeshError) -> None:
         """The signalling service ended us."""
         self.error = error
         if isinstance(error, IdentityReplaced):
             self._tell(Replaced(peer_id=self.join.peer_id))
-        self.log.warning("ended by the signalling service", error=str(error))
+        self.log.info("ended by the signalling service", error=str(error))
         self._stop.set()
 
     def closed_error(self) -> MeshError:
         """What a call on a closed manager raises."""
         if isinstance(self.error, ClosedError):
             return type(self.error)(str(self.error), reason=self.error.reason)
+        state = "closing" if self._stop.is_set() and not self._closed.is_set() else str(self.state)
         why = f" ({self.error})" if self.error is not None else ""
-        return MeshClosed(f"this PeerManager is {self.state}{why}", reason=str(self.state))
+        return MeshClosed(f"this PeerManager is {state}{why}", reason=state)
 
     def check_running(self) -> None:
         """Raise `MeshClosed` when it is not started, or is closed."""
@@ -330,6 +341,11 @@ class Shell:
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         assert self._tasks is not None
         return self._tasks.create_task(coroutine)
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more will happen."""
+        return self._closed.is_set()
 
     # --- signalling ---
 
@@ -387,9 +403,9 @@ class Shell:
         for output in outputs:
             match output:
                 case Deliver(peer_id, epoch, message):
-                    self._deliver(peer_id, epoch, message.data, message.channel, message.charge)
-                case SendFrame(peer_id, epoch, data):
-                    self._send_frame(peer_id, epoch, data)
+                    self._deliver(peer_id, epoch, message)
+                case SendFrame(peer_id, epoch, data, optional):
+                    self._send_frame(peer_id, epoch, data, optional=optional)
                 case Ponged(peer_id, nonce):
                     record = self._records[peer_id]
                     record.flush_answered = max(record.flush_answered, nonce - FLUSH)
@@ -401,11 +417,11 @@ class Shell:
                     self._enqueue(output)
         self._alarm.set(self.node.next_deadline())
 
-    def _send_frame(self, peer_id: str, epoch: int, data: bytes) -> None:
+    def _send_frame(self, peer_id: str, epoch: int, data: bytes, *, optional: bool = False) -> None:
         lane = self._lanes.get(peer_id)
-        if lane is None or lane.connection is None or lane.key is None:
+        if lane is None or lane.connection is None or lane.key is None or lane.key[1] != epoch:
             return
-        if lane.key[1] == epoch:
+        if not optional or lane.connection.buffered_amount <= 2 * self.config.send_buffer:
             lane.connection.send_frame(data)
 
     def _send_signal(self, message: SignalOut) -> None:
@@ -438,22 +454,21 @@ class Shell:
                 lane.queue.remove(waiting)
             if lane.key == key and lane.scope is not None:
                 lane.scope.reschedule(self.now())
+            if (record := self.record(run.peer_id, run.incarnation)) is not None:
+                record.bell.ring()
         lane.queue.append(run)
-        if lane.worker is None and self._tasks is not None:
+        if lane.idle and self._tasks is not None:
             lane.worker = self._spawn(self._work(run.peer_id, lane))
 
     async def _work(self, peer_id: str, lane: _Lane) -> None:
-        try:
-            while lane.queue:
-                run = lane.queue.popleft()
-                if not isinstance(run.operation, CloseConnection):
-                    await self._operate(lane, run)
-                elif lane.connection is not None and lane.key == (run.incarnation, run.epoch):
-                    # It stays in the lane until it is closed: whoever ends this task closes it.
-                    await self._close_connection(lane.connection)
-                    lane.connection = lane.key = None
-        finally:
-            lane.worker = None
+        while lane.queue:
+            run = lane.queue.popleft()
+            if not isinstance(run.operation, CloseConnection):
+                await self._operate(lane, run)
+            elif lane.connection is not None and lane.key == (run.incarnation, run.epoch):
+                # It stays in the lane until it is closed: whoever ends this task closes it.
+                await self._close_connection(lane.connection)
+                lane.connection = lane.key = None
         if lane.connection is None and peer_id not in self.peers:
             self._lanes.pop(peer_id, None)
 
@@ -464,11 +479,11 @@ class Shell:
         facts = (run.peer_id, run.incarnation, run.epoch)
         try:
             sdp = await self._run_operation(lane, run)
-        except TimeoutError:
-            log.debug("operation given up")
         except MeshError as error:
             log.info("operation failed", error=str(error))
             self.do(self.node.operation_failed(*facts, run.operation, error, self.now()))
+        except TimeoutError:
+            log.debug("operation given up")
         else:
             if sdp is not None:
                 self.do(self.node.operation_done(*facts, sdp, self.now()))
@@ -510,27 +525,31 @@ class Shell:
             if not scope.expired():
                 raise
             self.log.warning("a connection did not close", within=self.config.close_timeout)
+        except Exception:  # whatever it is, the connection is done with
+            self.log.exception("a connection failed to close")
 
     # --- events ---
 
     def _told(self, event: Event) -> None:
         match event:
             case PeerJoined():
-                record = PeerRecord(event.name, event.metadata)
+                budget = Budget(self.config.receive_window)
+                record = PeerRecord(event.name, event.metadata, budget)
                 self._records[event.peer_id] = record
                 self.peers[event.peer_id] = Peer(self, event.peer_id, event.incarnation, record)
             case PeerUpdated():
                 record = self._records[event.peer_id]
                 record.name, record.metadata = event.name, event.metadata
             case PeerLeft():
-                del self.peers[event.peer_id]
+                peer = self.peers.pop(event.peer_id)
                 record = self._records.pop(event.peer_id)
                 record.closed_reason, record.ice_state = event.reason, "closed"
+                self._inbox.peer_left(peer)
                 for channel in list(record.channels):
                     channel.abandon(f"the peer is gone ({event.reason})")
                 record.bell.ring()
                 lane = self._lanes.get(event.peer_id)
-                if lane is not None and lane.worker is None and lane.connection is None:
+                if lane is not None and lane.idle and lane.connection is None:
                     del self._lanes[event.peer_id]
             case PeerStateChanged():
                 record = self._records[event.peer_id]
@@ -550,102 +569,36 @@ class Shell:
 
     def _tell(self, event: Event) -> None:
         self.bell.ring()
-        for stream, (kind, _) in self._callbacks.items():
-            if isinstance(event, kind):
-                self._offer(stream, event)
-        for stream in list(self._watchers):
-            self._offer(stream, event)
-
-    def _offer(self, stream: Stream[Event], event: Event) -> None:
-        if stream.ended:
-            return
-        if len(stream) >= self.config.max_pending_events:
-            limit = self.config.max_pending_events
-            stream.end(
-                SlowReader(
-                    f"{limit} events were not read (MeshConfig.max_pending_events); "
-                    "read faster, or ask for fewer"
-                )
-            )
-            self.log.warning("a reader of events was ended", behind=limit)
-            return
-        stream.put(event)
+        self._announcer.tell(event)
 
     def events(self) -> Stream[Event]:
         """A stream of every event from now on."""
-        stream: Stream[Event] = Stream()
-        if self.state is MeshState.CLOSED:
-            stream.end()
-        else:
-            self._watchers.add(stream)
-        return stream
+        return self._announcer.events()
 
     def on(self, kind: type[Event], callback: Callback) -> Callable[[], None]:
         """Call ``callback`` with every event of this kind. Returns what ends it."""
-        stream: Stream[Event] = Stream()
-        if self.state is not MeshState.CLOSED:
-            self._callbacks[stream] = (kind, callback)
-            if self._tasks is not None:
-                self._spawn(self._call_back(stream, callback))
-
-        def off() -> None:
-            self._callbacks.pop(stream, None)
-            stream.end()
-
-        return off
-
-    async def _call_back(self, stream: Stream[Event], callback: Callback) -> None:
-        with suppress(SlowReader):
-            async for event in stream:
-                try:
-                    result = callback(event)
-                    if inspect.isawaitable(result):
-                        await result
-                except Exception:  # the program's own; the mesh goes on
-                    self.log.exception("a callback raised", event_type=type(event).__name__)
+        return self._announcer.on(kind, callback)
 
     # --- messages ---
 
     def messages(self, channel: str | None) -> Stream[Message]:
         """A stream of messages: what nobody has asked for yet, then everything from now on."""
-        stream: Stream[Message] = Stream()
-        if self.state is not MeshState.CLOSED:
-            self._readers[stream] = channel
-            # Who stops reading without a word must not hold the senders back.
-            loop = asyncio.get_running_loop()
-            finalize(stream, _abandon, loop, stream.waiting).atexit = False
-        unclaimed, self._unclaimed = self._unclaimed, deque()
-        for message, unread in unclaimed:
-            if channel in (None, message.channel):
-                unread.readers = 1
-                stream.put(message, unread.taken)
-            else:
-                self._unclaimed.append((message, unread))
-        if self.state is MeshState.CLOSED:
+        stream = self._inbox.reader(channel)
+        if self.closed:
             stream.end(self.error)
         return stream
 
-    def _deliver(self, peer_id: str, epoch: int, data: Any, channel: str, charge: int) -> None:
-        peer, record = self.peers[peer_id], self._records[peer_id]
+    def _deliver(self, peer_id: str, epoch: int, received: Received) -> None:
+        record = self._records[peer_id]
         record.messages_received += 1
-        record.bytes_received += charge
-        message = Message(peer, data, channel, Path.DIRECT, time.time())
-        unread = _Unread(partial(self._given_back, peer_id, peer.incarnation, epoch, charge))
-        readers = [
-            stream
-            for stream, wanted in list(self._readers.items())
-            if wanted in (None, channel) and not stream.ended
-        ]
-        if not readers:
-            self._unclaimed.append((message, unread))
-            return
-        unread.readers = len(readers)
-        for stream in readers:
-            stream.put(message, unread.taken)
+        record.bytes_received += received.charge
+        self._inbox.deliver(Arrived(self.peers[peer_id], epoch, received, time.time()))
 
-    def _given_back(self, peer_id: str, incarnation: str, epoch: int, charge: int) -> None:
-        if self._tasks is not None:
-            self.do(self.node.taken(peer_id, incarnation, epoch, charge))
+    def _given_back(self, arrived: Arrived) -> None:
+        peer = arrived.peer
+        outputs = self.node.taken(peer.id, peer.incarnation, arrived.epoch, arrived.received.charge)
+        if outputs:
+            self.do(outputs)
 
     # --- what a Peer asks for ---
 
@@ -728,8 +681,7 @@ class Shell:
         record = self.record(peer.id, peer.incarnation)
         if record is None:
             raise self._gone(peer)
-        async with record.lock:
-            target, epoch = record.messages_sent, record.sent_epoch
+        target, epoch = record.messages_sent, record.sent_epoch
         if record.confirmed >= target:
             return
         link = self.node.link(peer.id)
@@ -761,6 +713,8 @@ class Shell:
         except TimeoutError:
             if not scope.expired():
                 raise
+        finally:
+            self._confirming = None
 
     def open_channel(
         self,
@@ -806,23 +760,9 @@ class Shell:
         channel = Channel(
             raw,
             peer,
-            limit=self.config.receive_window,
+            budget=record.budget,
             send_buffer=self.config.send_buffer,
             closed=record.channels.discard,
         )
         record.channels.add(channel)
         return channel
-
-
-def _abandon(loop: asyncio.AbstractEventLoop, waiting: Waiting[Message]) -> None:
-    """The reader of a stream is gone: what waits counts as taken."""
-
-    def drain() -> None:
-        while waiting:
-            _, taken = waiting.popleft()
-            if taken is not None:
-                taken()
-
-    # Garbage collection may come at any moment, so this waits for its turn.
-    if waiting and not loop.is_closed():
-        loop.call_soon_threadsafe(drain)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-__all__ = ["Bell", "Stream", "Waiting"]
+__all__ = ["Bell", "Stream"]
 
 T = TypeVar("T")
-Waiting = deque[tuple[T, Callable[[], None] | None]]
-"""The items of a stream, each with what is to be called when it leaves."""
 
 
 class Bell:
@@ -42,11 +40,13 @@ class Stream(AsyncIterator[T], Generic[T]):
     """What `PeerManager.messages`, `PeerManager.events` and `Channel` iterate over.
 
     Every item that was put in since the stream was made comes out once, in order. A cancelled
-    ``__anext__`` takes nothing. The bound is kept by who feeds it.
+    ``__anext__`` takes nothing. The bound is kept by who feeds it: ``taken(item)`` is called for
+    each item that leaves, and makes of it what the reader gets.
     """
 
-    def __init__(self) -> None:
-        self.waiting: Waiting[T] = deque()
+    def __init__(self, taken: Callable[[Any], T] | None = None) -> None:
+        self.waiting: deque[Any] = deque()
+        self._taken = taken
         self._bell = Bell()
         self._ended = False
         self._error: BaseException | None = None
@@ -61,7 +61,7 @@ class Stream(AsyncIterator[T], Generic[T]):
     async def __anext__(self) -> T:
         while not self.waiting:
             if self._error is not None:
-                raise self._error
+                raise self._error.with_traceback(None)
             if self._ended:
                 raise StopAsyncIteration
             await self._bell.wait()
@@ -69,14 +69,13 @@ class Stream(AsyncIterator[T], Generic[T]):
 
     def take(self) -> T:
         """Take the next item out. IndexError when there is none."""
-        item, taken = self.waiting.popleft()
-        if taken is not None:
-            taken()
-        return item
+        item = self.waiting.popleft()
+        value: T = item if self._taken is None else self._taken(item)
+        return value
 
-    def put(self, item: T, taken: Callable[[], None] | None = None) -> None:
-        """Add an item; ``taken`` is called when it leaves. Not to be called after the end."""
-        self.waiting.append((item, taken))
+    def put(self, item: Any) -> None:
+        """Add an item. Not to be called after the end."""
+        self.waiting.append(item)
         self._bell.ring()
 
     @property
@@ -90,8 +89,12 @@ class Stream(AsyncIterator[T], Generic[T]):
             self._ended, self._error = True, error
             self._bell.ring()
 
-    async def aclose(self) -> None:
-        """Stop: nothing more is collected for this iterator, and what waits is dropped."""
+    def drop(self) -> None:
+        """End at once: what waits is not read any more."""
         self.end()
         while self.waiting:
             self.take()
+
+    async def aclose(self) -> None:
+        """Stop: nothing more is collected for this iterator, and what waits is dropped."""
+        self.drop()

@@ -95,15 +95,17 @@ RULES = [
     # The public faces and the shell behind them: core objects inside, WebRTC only by `rtc.base`,
     # and a default for it that is imported when a connection is first made.
     Rule("peer", f"{_SHELL} core.frames core.delivery rtc.base", "msgspec"),
+    Rule("announcer", f"{_SHELL}"),
+    Rule("inbox", f"{_SHELL} core.delivery peer"),
     Rule(
         "shell",
         f"{_SHELL} core.node core.link core.mesh core.frames core.delivery"
-        " signaling.base rtc.base peer",
+        " signaling.base rtc.base peer inbox announcer",
         "msgspec",
     ),
     Rule(
         "manager",
-        f"{_SHELL} core.node signaling.base signaling.websocket rtc.base peer shell",
+        f"{_SHELL} core.node signaling.base signaling.websocket rtc.base peer shell announcer",
         "msgspec",
         lazily="rtc.connection",
     ),

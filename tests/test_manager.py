@@ -824,7 +824,7 @@ async def test_a_mesh_of_ten_comes_and_goes() -> None:
         ({"room": "r", "metadata": {"x": "y" * 5000}}, "metadata"),
         ({"room": "r", "metadata": {"x": object()}}, "metadata"),
         ({"room": "r", "metadata": ["x"]}, "metadata"),
-        ({"room": "r", "resume_token": "short"}, "token"),
+        ({"room": "r", "resume_token": "short"}, "resume_token"),
     ],
 )
 def test_arguments_that_can_not_be_right_are_refused_before_anything_is_contacted(

@@ -79,11 +79,15 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class SendFrame:
-    """Put this into the peer's message channel."""
+    """Put this into the peer's message channel.
+
+    ``optional``: not while much waits there already. A later one will say the same.
+    """
 
     peer_id: str
     epoch: int
     data: bytes
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +291,9 @@ class Node:
                     if message is not None:
                         out.append(Deliver(peer_id, epoch, message))
                 case frames.Ping():
-                    out.append(SendFrame(peer_id, epoch, frames.encode_pong(frame.nonce)))
+                    out.append(
+                        SendFrame(peer_id, epoch, frames.encode_pong(frame.nonce), optional=True)
+                    )
                 case frames.Pong() if frame.nonce >= FLUSH:
                     out.append(Ponged(peer_id, frame.nonce))
                 case frames.Pong():

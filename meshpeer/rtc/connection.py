@@ -74,6 +74,7 @@ class _PeerConnection(RTCPeerConnection):
         self._failed = failed
         self._connecting: set[asyncio.Task[None]] = set()
         self._closing: asyncio.Task[None] | None = None
+        self._negotiating: asyncio.Future[None] | None = None
 
     def _RTCPeerConnection__connect(self) -> asyncio.Task[None]:  # noqa: N802 - aiortc's name
         assert _connect is not None
@@ -97,8 +98,12 @@ class _PeerConnection(RTCPeerConnection):
         await asyncio.shield(self._closing)
 
     async def end(self) -> None:
-        """Close, and leave no task behind. Cancelling it ends the closing where it is."""
+        """Close, and leave no task and no socket behind.
+
+        Cancelling it ends the closing where it is, and what is open is dropped.
+        """
         try:
+            await self._end_negotiation()
             await self.close()
         finally:
             tasks = set(self._connecting)
@@ -108,6 +113,32 @@ class _PeerConnection(RTCPeerConnection):
                 task.cancel()
             if tasks:
                 await asyncio.wait(tasks)
+            for protocol in self._open_protocols():
+                protocol.transport.abort()
+
+    async def negotiate(self, operation: Coroutine[Any, Any, None]) -> None:
+        """Run an operation that opens sockets. Cancelling this leaves it to `end`.
+
+        aioice knows its sockets only when all of them are bound: cancelled before, it leaks them.
+        """
+        self._negotiating = asyncio.ensure_future(operation)
+        await asyncio.shield(self._negotiating)
+
+    async def _end_negotiation(self) -> None:
+        if self._negotiating is not None and not self._negotiating.done():
+            # Binding takes milliseconds; what takes longer waits for servers, with all bound.
+            await asyncio.wait([self._negotiating], timeout=0.2)
+            self._negotiating.cancel()
+            await asyncio.wait([self._negotiating])
+
+    def _open_protocols(self) -> list[Any]:
+        """The sockets of aioice that are not closed."""
+        return [
+            protocol
+            for transport in getattr(self, "_RTCPeerConnection__iceTransports")  # noqa: B009
+            for protocol in transport._connection._protocols  # noqa: SLF001
+            if hasattr(protocol.transport, "abort") and not protocol.transport.is_closing()
+        ]
 
 
 class _Channel:
@@ -187,7 +218,7 @@ class AiortcConnection:
     async def create_offer(self) -> str:
         """The local offer, with every candidate that was found."""
         try:
-            await self._pc.setLocalDescription(await self._pc.createOffer())
+            await self._pc.negotiate(self._set_local(self._pc.createOffer))
         except Exception as exc:  # aiortc raises what comes; this is the boundary
             raise ConnectionFailed(f"no offer could be made: {_describe(exc)}") from exc
         return self._local_sdp()
@@ -197,7 +228,7 @@ class AiortcConnection:
         _parse(sdp)
         try:
             await self._set_remote(sdp, "offer")
-            await self._pc.setLocalDescription(await self._pc.createAnswer())
+            await self._pc.negotiate(self._set_local(self._pc.createAnswer))
         except ProtocolError:
             raise
         except Exception as exc:
@@ -231,6 +262,11 @@ class AiortcConnection:
                 code="bad_candidate",
                 field="$.candidates",
             )
+
+    async def _set_local(
+        self, create: Callable[[], Coroutine[Any, Any, RTCSessionDescription]]
+    ) -> None:
+        await self._pc.setLocalDescription(await create())
 
     async def _set_remote(self, sdp: str, kind: str) -> None:
         try:

@@ -1,0 +1,146 @@
+"""What has arrived and the application has yet to take: the last link of the credit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from weakref import WeakKeyDictionary, finalize
+
+from meshpeer.core.delivery import Received
+from meshpeer.core.events import Path
+from meshpeer.errors import MeshError, SlowReader
+from meshpeer.peer import Message, Peer
+from meshpeer.streams import Stream
+
+__all__ = ["Arrived", "Inbox"]
+
+
+@dataclass(slots=True, eq=False)
+class Arrived:
+    """A message on its way to the application."""
+
+    peer: Peer
+    epoch: int
+    """The connection it came over."""
+    received: Received
+    at: float
+    """Seconds since the epoch, by the clock on the wall."""
+    readers: int = 0
+    """How many have yet to take it."""
+
+
+class Inbox:
+    """Hands messages to their readers, and tells what all of them have taken.
+
+    What nobody has taken counts against its sender's credit, so no peer that is there can make this
+    grow. Of those that have left at most ``limit`` bytes are kept in all.
+    """
+
+    def __init__(self, limit: int, given_back: Callable[[Arrived], None]) -> None:
+        self._limit = limit
+        self._given_back = given_back
+        self._readers: WeakKeyDictionary[Stream[Message], str | None] = WeakKeyDictionary()
+        self._unclaimed: deque[Arrived] = deque()
+        """What came before anybody asked for it."""
+        self._unread: Counter[Peer] = Counter()
+        """Bytes from each."""
+        self._of_left = 0
+        """Bytes from those that have left."""
+
+    def reader(self, channel: str | None) -> Stream[Message]:
+        """A stream of what nobody has asked for yet, then of everything from now on."""
+        stream: Stream[Message] = Stream(self._taken)
+        self._readers[stream] = channel
+        # Who stops reading without a word must not hold the senders back.
+        loop = asyncio.get_running_loop()
+        finalize(stream, _abandon, loop, stream.waiting, self._passed).atexit = False
+        unclaimed, self._unclaimed = self._unclaimed, deque()
+        for arrived in unclaimed:
+            if channel in (None, arrived.received.channel):
+                self._give(arrived, [stream])
+            else:
+                self._unclaimed.append(arrived)
+        return stream
+
+    def deliver(self, arrived: Arrived) -> None:
+        """Hand a message to everybody who reads its channel."""
+        self._unread[arrived.peer] += arrived.received.charge
+        channel = arrived.received.channel
+        readers = [
+            stream
+            for stream, wanted in list(self._readers.items())
+            if (wanted is None or wanted == channel) and not stream.ended
+        ]
+        if readers:
+            self._give(arrived, readers)
+        else:
+            self._unclaimed.append(arrived)
+
+    def peer_left(self, peer: Peer) -> None:
+        """Nothing more comes from this peer; what did can still be read, within the limit."""
+        self._of_left += self._unread[peer]
+        if self._of_left <= self._limit:
+            return
+        kept: deque[Arrived] = deque()
+        for arrived in self._unclaimed:
+            if self._of_left > self._limit and arrived.peer.closed_reason is not None:
+                self._settle(arrived)
+            else:
+                kept.append(arrived)
+        self._unclaimed = kept
+        if self._of_left > self._limit:
+            error = SlowReader(
+                f"more than {self._limit} bytes from peers that have left were not read "
+                "(MeshConfig.receive_window); read faster"
+            )
+            for stream in list(self._readers):
+                if len(stream):
+                    stream.end(error)
+
+    def end(self, error: MeshError | None) -> None:
+        """The manager is closed: every reader ends after what waits."""
+        for stream in list(self._readers):
+            stream.end(error)
+
+    def _give(self, arrived: Arrived, readers: list[Stream[Message]]) -> None:
+        arrived.readers = len(readers)
+        for stream in readers:
+            stream.put(arrived)
+
+    def _taken(self, arrived: Arrived) -> Message:
+        self._passed(arrived)
+        received = arrived.received
+        # Decoded for each reader, so that none shares its objects with another.
+        return Message(arrived.peer, received.value(), received.channel, Path.DIRECT, arrived.at)
+
+    def _passed(self, arrived: Arrived) -> None:
+        arrived.readers -= 1
+        if arrived.readers <= 0:
+            self._settle(arrived)
+
+    def _settle(self, arrived: Arrived) -> None:
+        peer, charge = arrived.peer, arrived.received.charge
+        self._unread[peer] -= charge
+        if not self._unread[peer]:
+            del self._unread[peer]
+        if peer.closed_reason is None:
+            self._given_back(arrived)
+        else:
+            self._of_left -= charge
+
+
+def _abandon(
+    loop: asyncio.AbstractEventLoop, waiting: deque[Arrived], passed: Callable[[Arrived], None]
+) -> None:
+    """The reader of a stream is gone: what waits counts as taken."""
+
+    def drain(arrived: Iterable[Arrived]) -> None:
+        for each in arrived:
+            passed(each)
+
+    # Garbage collection may come at any moment, so this waits for its turn.
+    if waiting and not loop.is_closed():
+        loop.call_soon_threadsafe(partial(drain, waiting))
