@@ -171,7 +171,7 @@ class RelayConfig:
     max_members: int = 500
     """Seats in one room."""
     message_rate: float = 500.0
-    """Messages a second that one member may send, on average."""
+    """Messages a second that one member may send, on average; an update counts as several."""
     message_burst: int = 2_000
     """Messages that one member may send at once."""
     max_replay: int = 1_000

@@ -75,6 +75,8 @@ CLOSE_NOT_JOINED: Final = 4004
 
 _ACK_EVERY: Final = 32
 _PAST: Final = 8
+_UPDATE_REACH: Final = 50
+"""An update counts for one message more for each so many others that it goes to."""
 _MAX_ID: Final = 128
 _WARN_EVERY: Final = 1.0
 _DAY: Final = 86400.0
@@ -431,11 +433,8 @@ class Rooms:
             retry_after = max(0.0, until - now)
             text += f", which lost its connection and has {retry_after:.0f} s to come back"
         if join.on_conflict == "rename":
-            text += "; it is too long to have a number appended: choose a shorter one"
-        elif join.on_conflict == "takeover":
-            text += "; to take it over, join with the resume token that process got"
-        else:
-            text += '; choose another id, or join with on_conflict="rename"'
+            text += "; it is too long to have a number appended"
+        # What to do about it depends on what the client did before: it knows, this end does not.
         self._turn_away(conn, CLOSE_REFUSED, "peer_id_taken", text, out, retry_after=retry_after)
 
     def _turn_away(
@@ -467,13 +466,14 @@ class Rooms:
     ) -> None:
         config = self._config
         earned = (now - seat.filled_at) * config.message_rate
-        seat.allowance = min(config.message_burst, seat.allowance + earned) - 1
+        cost = self._cost(seat, message)
+        seat.allowance = min(config.message_burst, seat.allowance + earned) - cost
         seat.filled_at = now
         counted = isinstance(message, SignalOut | Update)
         seat.received += counted
         number = seat.received if counted else 0
         if seat.allowance < 0 and not isinstance(message, Leave):
-            self._over_rate(conn, seat, number, now, out)
+            self._over_rate(conn, seat, number, cost, now, out)
         elif isinstance(message, ProtocolError):
             self._refuse(seat, message.code, str(message), out, field=message.field)
         else:
@@ -481,21 +481,36 @@ class Rooms:
         if counted and seat.received % _ACK_EVERY == 0 and seat.conn is not None:
             out.append(Send(seat.conn, encode(Ack(received=seat.received))))
 
+    def _cost(self, seat: _Seat, message: ClientMessage | ProtocolError) -> int:
+        """What a message takes from the allowance: an update is written to the whole room.
+
+        Never more than a member can have saved up, or it could make no update at all.
+        """
+        if not isinstance(message, Update):
+            return 1
+        others = len(self._rooms[seat.room]) - 1
+        return min(1 + -(-others // _UPDATE_REACH), self._config.message_burst)
+
     def _over_rate(
-        self, conn: ConnId, seat: _Seat, number: int, now: float, out: list[Output]
+        self, conn: ConnId, seat: _Seat, number: int, cost: int, now: float, out: list[Output]
     ) -> None:
         config = self._config
         flood = seat.allowance <= -config.message_burst
         if flood or now - seat.warned_at >= _WARN_EVERY:
             seat.warned_at = now
+            text = (
+                f"more than {config.message_rate:g} messages a second, or {config.message_burst} "
+                "at once; what is over that is dropped"
+            )
+            if cost > 1:
+                text += f" (an update of a member of this room counts as {cost})"
             self._refuse(
                 seat,
                 "rate_limited",
-                f"more than {config.message_rate:g} messages a second, or {config.message_burst} "
-                "at once; what is over that is dropped",
+                text,
                 out,
                 message=number,
-                retry_after=min(_DAY, (1 - seat.allowance) / config.message_rate),
+                retry_after=min(_DAY, (cost - seat.allowance) / config.message_rate),
             )
         if flood:
             self._detach(conn, seat, now)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from meshpeer.config import MeshConfig
+from meshpeer.config import MeshConfig, OnConflict
 from meshpeer.core.messages import (
     VERSION,
     Ack,
@@ -77,6 +77,13 @@ MAX_SIGNAL = 192 * 1024
 
 A message that the relay shuts the socket for would be sent again after each resume, for ever.
 """
+
+# What can be done about an id that is in use, by what was asked for.
+_ADVICE: Mapping[OnConflict, str] = {
+    "reject": 'choose another id, or join with on_conflict="rename"',
+    "takeover": "to take it over, join with the resume token that process got",
+    "rename": "choose a shorter one",
+}
 
 # A waiting time that comes from the relay is held to these: nothing it says makes a client hammer.
 _SHORTEST_WAIT = 0.1
@@ -473,17 +480,22 @@ class Session:
 
     def _refused(self, refused: Refused, now: float) -> list[Output]:
         """The join was refused."""
+        text = refused.text
+        if refused.code == "peer_id_taken":
+            # Who had it before joins with "reject" whatever was asked for, and can do nothing.
+            advice = _ADVICE[self._join.on_conflict]
+            text += "; this process lost it while it was away" if self._welcomed else f"; {advice}"
         match refused.code, refused.retry_after:
             case "peer_id_taken", float(seconds):
                 # The holder's socket is down: it comes back, or its seat runs out.
                 wait = min(max(seconds, _SHORTEST_WAIT), _TAKEN_WAIT)
-                return [Disconnect(), *self._lose(refused.text, now, wait=wait)]
+                return [Disconnect(), *self._lose(text, now, wait=wait)]
             case "rate_limited", _:
-                return [Disconnect(), *self._lose(refused.text, now)]
+                return [Disconnect(), *self._lose(text, now)]
             case _:
                 error = refusal(
                     refused.code,
-                    refused.text,
+                    text,
                     field=refused.field,
                     retry_after=refused.retry_after,
                 )

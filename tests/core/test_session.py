@@ -301,9 +301,28 @@ def test_a_seat_that_does_not_last_does_not_reset_the_wait() -> None:
 
 
 @pytest.mark.parametrize(
+    ("on_conflict", "advice"),
+    [
+        ("reject", 'choose another id, or join with on_conflict="rename"'),
+        ("takeover", "to take it over, join with the resume token that process got"),
+        ("rename", "choose a shorter one"),
+    ],
+)
+@pytest.mark.parametrize("retry_after", [None, 20.0])
+def test_an_id_that_is_taken_comes_with_what_to_do(
+    on_conflict: str, advice: str, retry_after: float | None
+) -> None:
+    ann = Ann()
+    ann.open(replaced(JOIN, on_conflict=on_conflict))
+    ann.connected()
+    ann.hears(Refused(code="peer_id_taken", text="it is taken", retry_after=retry_after))
+    assert ann.session.last_failure == f"it is taken; {advice}"
+    assert ann.state is (State.WAITING if retry_after else State.CLOSED)
+
+
+@pytest.mark.parametrize(
     ("code", "error"),
     [
-        ("peer_id_taken", PeerIdTaken),
         ("room_full", RoomFull),
         ("unsupported_version", RefusedError),
         ("something_new", RefusedError),
@@ -327,7 +346,9 @@ def test_an_id_whose_holder_is_away_is_tried_again_soon(retry_after: float, wait
     ann = Ann().reach(State.JOINING)
     refused = Refused(code="peer_id_taken", text="ann is away", retry_after=retry_after)
     assert ann.hears(refused) == [Disconnect()]
-    assert ann.session.last_failure == "ann is away"
+    assert ann.session.last_failure == (
+        'ann is away; choose another id, or join with on_conflict="rename"'
+    )
     assert ann.session.next_deadline() == ann.now + wait
 
 
@@ -338,14 +359,20 @@ def test_too_many_joins_wait_like_a_failure() -> None:
     assert ann.session.next_deadline() == ann.now + 0.5
 
 
-def test_a_rejoin_that_is_refused_while_the_holder_lives_ends_the_session() -> None:
-    ann = Ann().reach(State.SEATED)
+@pytest.mark.parametrize("on_conflict", ["reject", "takeover", "rename"])
+def test_a_rejoin_that_is_refused_while_the_holder_lives_ends_the_session(on_conflict: str) -> None:
+    """Without advice: whatever was asked for, nothing would bring the id back."""
+    ann = Ann()
+    ann.open(replaced(JOIN, on_conflict=on_conflict))
+    ann.connected()
+    ann.hears(WELCOME)
     ann.dropped()
     ann.waits()
-    ann.connected()
+    assert said(ann.connected())[0].on_conflict == "reject"
     _, fail = ann.hears(Refused(code="peer_id_taken", text="somebody took it"))
     assert isinstance(fail, Fail)
     assert isinstance(fail.error, PeerIdTaken)
+    assert str(fail.error) == "somebody took it; this process lost it while it was away"
 
 
 @pytest.mark.parametrize("state", [State.JOINING, State.SEATED])
