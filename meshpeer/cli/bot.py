@@ -162,8 +162,10 @@ class _Bot:
         async for event in events:
             match event:
                 case PeerJoined(peer_id=peer_id):
-                    peer = self._mesh.peers[peer_id]
-                    self._senders.add(group.create_task(self._send(peer, self._pair(peer_id))))
+                    pair = self._pair(peer_id)
+                    # It may have left since.
+                    if (peer := self._mesh.peers.get(peer_id)) is not None:
+                        self._senders.add(group.create_task(self._send(peer, pair)))
                 case PeerStateChanged(peer_id=peer_id, state=PeerState.CONNECTED):
                     row = self._pair(peer_id).row
                     if row.time_to_connect is None:

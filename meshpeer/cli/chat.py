@@ -40,6 +40,7 @@ from meshpeer.errors import (
 )
 from meshpeer.manager import PeerManager
 from meshpeer.peer import Message, Peer
+from meshpeer.signaling.websocket import without_secrets
 from meshpeer.streams import Bell
 
 __all__ = ["chat"]
@@ -128,8 +129,9 @@ def _check_seat(kept: Seat, path: Path | None, room: str, relay: str, peer_id: s
         ("id", kept.peer_id, peer_id or kept.peer_id),
     ):
         if has != wanted:
+            shown = without_secrets if what == "relay" else str
             raise CommandError(
-                f"the seat in {path} is for the {what} {has!r}, not {wanted!r}: "
+                f"the seat in {path} is for the {what} {shown(has)!r}, not {shown(wanted)!r}: "
                 "name another file, or remove it",
                 reason="foreign_seat",
             )

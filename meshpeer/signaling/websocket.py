@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import os
 import re
 import socket
 import ssl
+from http import HTTPStatus
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import (
@@ -15,6 +17,7 @@ from websockets.exceptions import (
     InvalidHandshake,
     InvalidProxy,
     InvalidStatus,
+    InvalidURI,
     ProxyError,
     WebSocketException,
 )
@@ -24,7 +27,7 @@ from meshpeer.config import MeshConfig
 from meshpeer.errors import ConfigError, SignalingUnavailable
 from meshpeer.signaling.client import CLOSE_TIMEOUT, RelayTransport
 
-__all__ = ["KEEPALIVE", "MAX_SIZE", "WebSocketTransport"]
+__all__ = ["KEEPALIVE", "MAX_SIZE", "WebSocketTransport", "without_secrets"]
 
 KEEPALIVE = 10.0
 """Seconds between pings; a relay that does not answer one within as long is taken for gone."""
@@ -34,16 +37,38 @@ MAX_SIZE = 16 * 1024 * 1024
 _EXAMPLE = "a relay's URL looks like ws://localhost:3001 or wss://relay.example.org"
 
 
+# At DEBUG websockets logs what it reads and writes, and that has tokens in it.
+_socket_log = logging.getLogger("meshpeer.signaling.sockets")
+_socket_log.setLevel(logging.INFO)
+
+
+def without_secrets(url: str) -> str:
+    """``url``, or what was meant to be one, without a user's password and without a query."""
+    # To the last @, wherever it is: a password that is not percent-encoded may hold a / or a ?.
+    return re.sub(r"//.*@", "//", url, flags=re.DOTALL).partition("?")[0]
+
+
 def _parse(url: str) -> WebSocketURI:
+    if (fault := _fault(url)) is None:
+        return parse_uri(url)
+    if isinstance(url, str):
+        # The fault is looked for again in what may be shown: its text quotes what it is about.
+        url = without_secrets(url)
+        fault = _fault(url) or (
+            "what stands before its @ must be user:password, percent-encoded, and its query too"
+        )
+    raise ConfigError(f"{url!r} is not the URL of a relay: {fault}; {_EXAMPLE}")
+
+
+def _fault(url: str) -> str | None:
     try:
-        uri = parse_uri(url)
-        uri.host.encode("idna")
-    except WebSocketException as exc:
-        raise ConfigError(f"{url!r} is not the URL of a relay: {exc}; {_EXAMPLE}") from None
+        parse_uri(url).host.encode("idna")
+    except InvalidURI as exc:
+        return exc.msg
     except (ValueError, AttributeError, TypeError) as exc:
         # A port out of range, a bracket left open, a host name that can't be one, not a str.
-        raise ConfigError(f"{url!r} is not a URL: {exc}; {_EXAMPLE}") from None
-    return uri
+        return str(exc)
+    return None
 
 
 def _is_loopback(host: str) -> bool:
@@ -117,6 +142,7 @@ class WebSocketTransport(RelayTransport):
                 ping_timeout=KEEPALIVE,
                 open_timeout=None,
                 close_timeout=CLOSE_TIMEOUT,
+                logger=_socket_log,
                 proxy=None if _is_loopback(self._uri.host) else True,
             )
         except (OSError, WebSocketException, ValueError, ImportError) as exc:
@@ -127,12 +153,20 @@ class WebSocketTransport(RelayTransport):
         """What went wrong, and what to try."""
         url = self._shown
         match exc:
+            case InvalidStatus() if exc.response.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
+                return (
+                    f"{url} takes no more connections now (HTTP status 503): the relay is full, "
+                    "going down, or missing behind its proxy"
+                )
             case InvalidStatus():
                 return (
                     f"what answers at {url} is not a relay (HTTP status "
                     f"{exc.response.status_code}): are the port and the path right?"
                 )
-            case InvalidProxy() | ProxyError() | ImportError():
+            case InvalidProxy():
+                # Not its text, which has the proxy's password.
+                return f"{url} can't be reached: the environment's proxy is not one ({exc.msg})"
+            case ProxyError() | ImportError():
                 return f"{url} can't be reached through the proxy of the environment: {exc}"
             case InvalidHandshake():
                 return f"what answers at {url} is not a relay ({exc}): is the port right?"

@@ -287,6 +287,12 @@ def _seat(**changes: object) -> str:
         (_seat(room=1), (), "bad_seat", "$.room"),
         (_seat(room="attic"), (), "foreign_seat", "room 'attic', not 'lobby'"),
         (_seat(relay="ws://y:1"), (), "foreign_seat", "relay 'ws://y:1', not 'ws://x:1'"),
+        (
+            _seat(relay="ws://u:hunter2@y:1"),
+            (),
+            "foreign_seat",
+            "relay 'ws://y:1', not 'ws://x:1'",
+        ),
         (_seat(), ("--id", "b"), "foreign_seat", "id 'a', not 'b'"),
     ],
 )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.protocol import State as ConnectionState
@@ -138,6 +140,29 @@ async def test_a_name_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None
     )
 
 
+@pytest.mark.parametrize(
+    ("url", "shown", "fault"),
+    [
+        ("http://user:hunter2@host/?key=s3cret", "http://host/", "scheme"),
+        ("ws://user:hunter2@[::1/?key=s3cret", "ws://[::1/", "IPv6"),
+        ("ws://user:hunter2@host:99999", "ws://host:99999", "Port out of range"),
+        ("ws://user:hunter2\u2100@host", "ws://host", "percent-encoded"),
+        ("ws://user:hunter2/s3cret@host", "ws://host", "percent-encoded"),
+        ("ws://user:hunter2?s3cret@host", "ws://host", "percent-encoded"),
+        ("ws://hunter2@host", "ws://host", "user:password"),
+        ("ws://user:hunter2%ff@host", "ws://host", "percent-encoded"),
+    ],
+)
+def test_nor_in_a_url_that_is_none(url: str, shown: str, fault: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        WebSocketTransport(url)
+    text = str(raised.value)
+    assert text.startswith(f"{shown!r} is not the URL of a relay: ")
+    assert fault in text
+    assert "hunter2" not in text
+    assert "s3cret" not in text
+
+
 async def test_secrets_in_the_url_are_not_shown() -> None:
     port = free_port()
     text = await failure(f"ws://user:hunter2@127.0.0.1:{port}/ws?key=s3cret")
@@ -165,6 +190,34 @@ async def test_a_proxy_that_is_down_is_named(monkeypatch: pytest.MonkeyPatch) ->
         text = await failure("ws://relay.example:3001")
     assert text.startswith("ws://relay.example:3001 can't be reached through the proxy")
     assert "403" in text
+
+
+async def test_a_proxy_s_password_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "ws_proxy"):
+        monkeypatch.setenv(name, "gopher://user:hunter2@proxy.example:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    text = await failure("ws://relay.example:3001")
+    assert text.startswith("ws://relay.example:3001 can't be reached: the environment's proxy")
+    assert "hunter2" not in text
+
+
+async def test_a_relay_that_is_full_is_told_from_what_is_no_relay() -> None:
+    async with Relay(RelayConfig(port=0, max_connections=1)) as relay:
+        transport = WebSocketTransport(relay.url)
+        await transport.open(JOIN)
+        text = await failure(relay.url)
+        assert text.startswith(f"{relay.url} takes no more connections now (HTTP status 503)")
+        await transport.close()
+
+
+async def test_no_log_has_the_token(relay: Relay, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever level the program has set: frames are logged at DEBUG by the library below."""
+    caplog.set_level(logging.DEBUG)
+    transport = WebSocketTransport(relay.url)
+    token = "hunter2" * 6
+    await transport.open(msgspec.structs.replace(JOIN, token=token))
+    await transport.close()
+    assert "hunter2" not in caplog.text
 
 
 @asynccontextmanager
