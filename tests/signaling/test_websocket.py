@@ -8,7 +8,6 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-import msgspec
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.protocol import State as ConnectionState
@@ -210,14 +209,14 @@ async def test_a_relay_that_is_full_is_told_from_what_is_no_relay() -> None:
         await transport.close()
 
 
-async def test_no_log_has_the_token(relay: Relay, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever level the program has set: frames are logged at DEBUG by the library below."""
+async def test_no_log_has_a_frame(relay: Relay, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever level the program has set: the library below logs them, tokens and all, at DEBUG."""
     caplog.set_level(logging.DEBUG)
     transport = WebSocketTransport(relay.url)
-    token = "hunter2" * 6
-    await transport.open(msgspec.structs.replace(JOIN, token=token))
+    await transport.open(JOIN)
     await transport.close()
-    assert "hunter2" not in caplog.text
+    loud = [record for record in caplog.records if not record.name.startswith("asyncio")]
+    assert {record.levelno for record in loud} <= {logging.INFO}
 
 
 @asynccontextmanager
