@@ -28,6 +28,7 @@ from meshpeer.core.messages import (
     LinkMessage,
     Offer,
     Stale,
+    count_candidates,
     printable,
 )
 from meshpeer.core.timing import Backoff, Deadlines
@@ -255,11 +256,15 @@ _T = TypeVar("_T")
 # A deadline that is served so much later than it was set for means that this process stood still:
 # what came in meanwhile has not been read yet, so silence proves nothing.
 _STALL = 0.25
-_MAX_EPOCH = 2**31 - 1
+# Half of what the schema takes. The other side can't bring us beyond it, and the attempts of our
+# own that are left then last for decades: so no two attempts ever have the same epoch.
+_MAX_REMOTE_EPOCH = 2**30
 # An attempt costs a connection; the other side can't make us begin more than these in a row, and
 # one a second after that.
 _BEGINS = frozenset({"dial", "answer"})
 _BURST = 10.0
+# What brings candidates of the other side, which are at most MAX_CANDIDATES in one attempt.
+_ADDS = frozenset({"answer", "accept_answer", "add_candidates", "hold_candidates"})
 
 
 # --- outputs -------------------------------------------------------------------------------------
@@ -355,9 +360,11 @@ class Link:
         "_backoff",
         "_begins",
         "_begins_at",
+        "_candidates",
         "_config",
         "_deadlines",
         "_detail",
+        "_ended",
         "_failures",
         "_heard_at",
         "_held",
@@ -405,6 +412,9 @@ class Link:
         self._pinged_at: float | None = None
         self._begins = _BURST
         self._begins_at = 0.0
+        # Of the other side in this attempt: how many candidates came, and whether that was all.
+        self._candidates = 0
+        self._ended = False
         self._held: tuple[int, list[IceCandidate], bool] | None = None
         self._out: list[LinkOutput] = []
         self._arg: object = None
@@ -458,6 +468,9 @@ class Link:
             detail = message.reason
         else:
             detail = ""
+        if epoch > _MAX_REMOTE_EPOCH:
+            text = f"epoch {epoch} is beyond {_MAX_REMOTE_EPOCH}"
+            return [Refuse(ProtocolError(text, code="bad_epoch", field="$.epoch"))]
         age = "older" if epoch < self.epoch else "current" if epoch == self.epoch else "newer"
         return self._feed(kind, f"{self._role}, {age}", now, arg=(epoch, message), detail=detail)
 
@@ -574,6 +587,9 @@ class Link:
             if on in _FROM_PEER:
                 return [Refuse(ProtocolError(text, code=f"unexpected_{on}", field="$.type"))]
             raise UnexpectedInput(text)
+        if not _ADDS.isdisjoint(row.actions) and self._candidates_with(arg) > MAX_CANDIDATES:
+            text = f"{on} would bring the attempt to more than {MAX_CANDIDATES} candidates"
+            return [Refuse(ProtocolError(text, code="too_many_candidates", field="$"))]
         if on in _FROM_PEER and not _BEGINS.isdisjoint(row.actions) and not self._may_begin(now):
             text = f"{on} would begin another attempt, after too many: one a second is taken"
             return [Refuse(ProtocolError(text, code="too_many_attempts", field="$.type"))]
@@ -652,11 +668,28 @@ class Link:
         self._begins -= 1
         return True
 
+    def _candidates_with(self, arg: object) -> int:
+        """How many candidates the attempt that this message is for has with those in it."""
+        match arg:
+            case (int() as epoch, Offer(sdp) | Answer(sdp)):
+                more = count_candidates(sdp)
+            case (int() as epoch, Candidates(candidates)):
+                more = len(candidates)
+            case _:
+                raise AssertionError(f"the row needs a message with candidates, not {arg!r}")
+        if epoch == self.epoch:
+            return self._candidates + more
+        if self._held is not None and self._held[0] == epoch:
+            return len(self._held[1]) + more
+        return more
+
     # --- actions, named in the table ---
 
     def _begin(self, epoch: int, operation: Operation, now: float) -> None:
         self._do_drop(now)
         self.epoch = epoch
+        self._candidates = 0
+        self._ended = False
         self._pinged_at = None
         self._deadlines.set("state", now + self._config.connect_timeout)
         self._out.append(Operate(epoch, operation))
@@ -664,14 +697,15 @@ class Link:
     def _do_dial(self, now: float) -> None:
         # Past whatever the other side has seen, so that it does not take the offer for an old one.
         seen = self._arg[0] if isinstance(self._arg, tuple) else 0
-        self._begin(min(max(self.epoch, seen) + 1, _MAX_EPOCH), MakeOffer(), now)
+        self._begin(max(self.epoch, seen) + 1, MakeOffer(), now)
 
     def _do_answer(self, now: float) -> None:
         epoch, offer = self._message(Offer)
         held, self._held = self._held, None
         self._begin(epoch, AcceptOffer(offer.sdp), now)
+        self._candidates = count_candidates(offer.sdp)
         if held is not None and held[0] == epoch:
-            self._out.append(Operate(epoch, AddCandidates(tuple(held[1]), held[2])))
+            self._add_candidates(held[1], end=held[2])
 
     def _do_drop(self, now: float) -> None:  # noqa: ARG002
         if self.state in _HAS_CONNECTION:
@@ -685,11 +719,19 @@ class Link:
 
     def _do_accept_answer(self, now: float) -> None:  # noqa: ARG002
         _, answer = self._message(Answer)
+        self._candidates += count_candidates(answer.sdp)
         self._out.append(Operate(self.epoch, AcceptAnswer(answer.sdp)))
 
     def _do_add_candidates(self, now: float) -> None:  # noqa: ARG002
         _, more = self._message(Candidates)
-        self._out.append(Operate(self.epoch, AddCandidates(tuple(more.candidates), more.end)))
+        self._add_candidates(more.candidates, end=more.end)
+
+    def _add_candidates(self, candidates: list[IceCandidate], *, end: bool) -> None:
+        # Messages without candidates have no limit. All but the first that ends them say nothing.
+        if candidates or (end and not self._ended):
+            self._out.append(Operate(self.epoch, AddCandidates(tuple(candidates), end)))
+        self._candidates += len(candidates)
+        self._ended = self._ended or end
 
     def _do_hold_candidates(self, now: float) -> None:  # noqa: ARG002
         epoch, more = self._message(Candidates)
@@ -697,7 +739,7 @@ class Link:
             self._held = (epoch, [], False)
         if self._held[0] == epoch:
             _, held, end = self._held
-            held.extend(more.candidates[: MAX_CANDIDATES - len(held)])
+            held.extend(more.candidates)
             self._held = (epoch, held, end or more.end)
 
     def _do_ask(self, now: float) -> None:  # noqa: ARG002

@@ -58,6 +58,7 @@ __all__ = [
     "Welcome",
     "check_metadata",
     "check_sdp",
+    "count_candidates",
     "decode_client",
     "decode_link",
     "decode_relay",
@@ -466,6 +467,12 @@ def check_sdp(sdp: str) -> None:
         raise ProtocolError(
             "the session description does not begin with v=0", code="bad_sdp", field="$.sdp"
         )
+    if (count := count_candidates(sdp)) > MAX_CANDIDATES:
+        raise ProtocolError(
+            f"the session description has {count} candidates, the limit is {MAX_CANDIDATES}",
+            code="too_many_candidates",
+            field="$.sdp",
+        )
     for prefix, what in _SDP_NEEDS.items():
         if not any(line.startswith(prefix) for line in lines):
             raise ProtocolError(
@@ -473,3 +480,8 @@ def check_sdp(sdp: str) -> None:
                 code="bad_sdp",
                 field="$.sdp",
             )
+
+
+def count_candidates(sdp: str) -> int:
+    """How many candidates there are in a session description (RFC 8839, section 5.1)."""
+    return sum(line.startswith("a=candidate:") for line in sdp.splitlines())

@@ -178,19 +178,60 @@ def test_candidates_that_come_before_their_offer_are_kept_for_it() -> None:
     ], "and those that come after it go straight on"
 
 
+def too_many(outputs: list[LinkOutput]) -> bool:
+    match outputs:
+        case [Refuse(ProtocolError(code="too_many_candidates"))]:
+            return True
+    return False
+
+
+def with_candidates(count: int) -> str:
+    return "v=0\r\n" + "a=candidate:1 1 udp 1 10.0.0.1 9 typ host\r\n" * count
+
+
 def test_candidates_kept_for_an_offer_have_a_bound_and_are_dropped_with_their_epoch() -> None:
     link = make(dials=False)
     link.start(0.0)
-    for _ in range(3):
-        link.message(2, Candidates([ONE] * (MAX_CANDIDATES - 1)), 0.0)
-    (_, kept, _) = link.message(2, Offer("o"), 0.0)
-    assert kept == Operate(2, AddCandidates((ONE,) * MAX_CANDIDATES, end=False))
+    assert link.message(2, Candidates([ONE] * (MAX_CANDIDATES - 10)), 0.0) == []
+    assert too_many(link.message(2, Candidates([ONE] * 11), 0.0))
+    assert too_many(link.message(2, Offer(with_candidates(11)), 0.0))
+    assert link.state is S.WAITING
+    (_, kept, _) = link.message(2, Offer(with_candidates(9)), 0.0)
+    assert kept == Operate(2, AddCandidates((ONE,) * (MAX_CANDIDATES - 10), end=False))
+    assert link.message(2, Candidates([ONE]), 0.0), "one more for those kept and those in the offer"
+    assert too_many(link.message(2, Candidates([ONE]), 0.0))
     link.message(3, Candidates([ONE]), 0.0)
     for epoch in (4, 5):
         assert link.message(epoch, Offer("o"), 0.0) == [
             Operate(epoch - 2 if epoch == 4 else 4, CloseConnection()),
             Operate(epoch, AcceptOffer("o")),
         ]
+
+
+def test_an_attempt_has_so_many_candidates_and_no_more() -> None:
+    link = offered()
+    for _ in range(MAX_CANDIDATES - 10):
+        assert len(link.message(1, Candidates([ONE]), 0.0)) == 1
+    assert too_many(link.message(1, Answer(with_candidates(11)), 0.0))
+    assert state_of(link) is S.OFFERED
+    link.message(1, Answer(with_candidates(10)), 0.0)
+    assert state_of(link) is S.CHECKING
+    for _ in range(3):
+        assert too_many(link.message(1, Candidates([ONE], end=True), 0.0))
+    link.message(9, Dial("the next attempt"), 0.0)
+    link.offer_made(10, "o", 0.0)
+    assert link.message(10, Candidates([ONE] * MAX_CANDIDATES), 0.0), "has as many again"
+
+
+def test_the_end_of_the_candidates_is_told_once() -> None:
+    """Nor does a message without any have a cost of its own for the connection."""
+    link = offered()
+    assert link.message(1, Candidates([]), 0.0) == []
+    assert link.message(1, Candidates([], end=True), 0.0) == [
+        Operate(1, AddCandidates((), end=True))
+    ]
+    assert link.message(1, Candidates([], end=True), 0.0) == []
+    assert len(link.message(1, Candidates([ONE]), 0.0)) == 1
 
 
 def test_both_dial_and_ours_wins() -> None:
@@ -436,13 +477,42 @@ def test_a_failed_operation_ends_the_attempt_but_a_bad_candidate_does_not() -> N
         assert link.operation_failed(1, AcceptAnswer("a"), error, 0.3) == refused, "an older epoch"
 
 
-def test_an_epoch_at_the_end_of_the_numbers_harms_nobody() -> None:
+@pytest.mark.parametrize(
+    ("dials", "message"),
+    [
+        (True, Dial("x")),
+        (True, Stale(OTHER, 2**30 + 1)),
+        (True, Offer("o")),
+        (False, Offer("o")),
+        (False, Candidates([ONE])),
+    ],
+)
+def test_an_epoch_that_leaves_no_room_for_ours_is_refused(
+    dials: bool, message: LinkMessage
+) -> None:
+    link = connected(dials=dials)
+    for epoch in (2**30 + 1, 2**31 - 1):
+        if isinstance(message, Stale):
+            message = Stale(OTHER, epoch)
+        (refused,) = link.message(epoch, message, 1.0)
+        assert isinstance(refused, Refuse)
+        assert (refused.error.code, refused.error.field) == ("bad_epoch", "$.epoch")
+        assert (link.state, link.epoch) == (S.CONNECTED, 1)
+
+
+def test_no_two_attempts_have_the_same_epoch_however_far_ahead_the_other_side_is() -> None:
     link = offered()
-    link.message(0, Stale(OTHER, 2**31 - 1), 0.0)
-    assert link.epoch == 2**31 - 1
-    for _ in range(50):
-        step(link)
-        assert link.epoch == 2**31 - 1, "what the schema does not take is not sent"
+    link.message(0, Stale(OTHER, 2**30), 0.0)
+    assert link.epoch == 2**30 + 1
+    epochs = [link.epoch]
+    for _ in range(200):
+        epochs += [
+            output.epoch
+            for output in step(link)[1]
+            if isinstance(output, Operate) and output.operation == MakeOffer()
+        ]
+    assert epochs == sorted(set(epochs))
+    assert len(epochs) > 50
 
 
 # --- a connection that is lost right after each connect -------------------------------------------

@@ -17,6 +17,7 @@ from msgspec import Raw, inspect
 
 from meshpeer.core import messages
 from meshpeer.core.messages import (
+    MAX_CANDIDATES,
     MAX_DEPTH,
     MAX_METADATA,
     MAX_SDP,
@@ -533,6 +534,7 @@ def test_a_good_description_passes() -> None:
     check_sdp(SDP)
     check_sdp(SDP.replace("\r\n", "\n"))
     check_sdp(SDP + "a=x:" + "y" * (MAX_SDP - len(SDP) - 4))
+    check_sdp(SDP + "a=candidate:x\r\n" * MAX_CANDIDATES)
 
 
 @pytest.mark.parametrize(
@@ -551,6 +553,7 @@ def test_a_good_description_passes() -> None:
         (SDP.replace("a=ice-ufrag", "a=ufrag"), "bad_sdp", "'a=ice-ufrag:'"),
         (SDP.replace("a=ice-pwd", "a=pwd"), "bad_sdp", "'a=ice-pwd:'"),
         (SDP.replace("a=fingerprint", "a=f"), "bad_sdp", "lacks a DTLS fingerprint"),
+        (SDP + "a=candidate:x\r\n" * 101, "too_many_candidates", "has 101 candidates"),
     ],
 )
 @pytest.mark.parametrize("cls", [Offer, Answer])

@@ -34,6 +34,7 @@ from meshpeer.core.messages import (
     Answer,
     Candidates,
     Dial,
+    IceCandidate,
     LinkMessage,
     Member,
     MemberJoined,
@@ -44,6 +45,7 @@ from meshpeer.core.messages import (
     SignalIn,
     Stale,
     Welcome,
+    decode_client,
     decode_link,
     encode,
 )
@@ -564,3 +566,71 @@ def test_the_next_deadline_is_the_earliest_of_all(seed: int) -> None:
                 assert (node.next_deadline() or now + 1.0) > now, "what was due is done"
         check()
     assert len(node._heap) < 200
+
+
+# --- nothing from the other side raises -----------------------------------------------------------
+
+EPOCHS = (0, 1, 2, 2**30 - 1, 2**30, 2**30 + 1, 2**31 - 2, 2**31 - 1)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 2**32))
+def test_no_signal_makes_an_honest_result_unexpected(seed: int) -> None:
+    """Any signals and frames, between the honest results of the operations that they bring about.
+
+    Each attempt has an epoch of its own, which the schema takes.
+    """
+    rng = random.Random(seed)
+    node = Node(MeshConfig(), peer_id="b", incarnation=MINE, random=rng.random)
+    sender = rng.choice((A1, C1))
+    peer_id, incarnation = sender.peer_id, sender.incarnation
+    running: list[Run] = []
+    described: list[int] = []
+    begun: list[int] = []
+    now = 0.0
+
+    def said(outputs: list[NodeOutput]) -> None:
+        for output in outputs:
+            if isinstance(output, Signal):
+                decode_client(encode(output.message))
+            if not isinstance(output, Run):
+                continue
+            running.append(output)
+            if isinstance(output.operation, MakeOffer | AcceptOffer):
+                begun.append(output.epoch)
+                assert begun == sorted(set(begun))
+
+    said(node.signaling(welcome(sender), now))
+    for _ in range(120):
+        now += rng.choice((0.0, 0.3, 2.0))
+        link = node.link(peer_id)
+        match rng.randrange(9):
+            case 0 | 1 | 2 | 3:
+                epoch = rng.choice((*EPOCHS, *(max(0, link.epoch + by) for by in (-1, 0, 0, 1))))
+                bodies: list[LinkMessage] = [Offer(SDP), Answer(SDP), Dial("x")]
+                bodies += [Stale("incarnation-x", epoch), Candidates([], end=True)]
+                bodies += [Candidates([IceCandidate("c")] * 40)]
+                body = rng.choice(bodies)
+                said(node.signaling(signal(sender, epoch, body), now))
+            case 4 | 5 if running:
+                run = running.pop(0)
+                args = (peer_id, incarnation, run.epoch)
+                if rng.random() < 0.2:
+                    error = rng.choice((ConnectionFailed("no"), ProtocolError("no")))
+                    if not isinstance(run.operation, CloseConnection):
+                        said(node.operation_failed(*args, run.operation, error, now))
+                elif isinstance(run.operation, MakeOffer | AcceptOffer):
+                    said(node.operation_done(*args, SDP, now))
+                if isinstance(run.operation, AcceptAnswer | AcceptOffer):
+                    described.append(run.epoch)
+            case 6 if described:
+                said(node.connection_opened(peer_id, incarnation, described.pop(), now))
+            case 7 if begun:
+                at = rng.choice(begun)
+                if rng.random() < 0.3:
+                    said(node.connection_lost(peer_id, incarnation, at, "cut", now))
+                else:
+                    data = rng.choice((b"", frames.encode_ping(1), frames.encode_credit(0, 0)))
+                    said(node.frame_received(peer_id, incarnation, at, data, now))
+            case _:
+                said(node.tick(now))
