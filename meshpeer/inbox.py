@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from weakref import WeakKeyDictionary, finalize
+from weakref import finalize, ref
 
 from meshpeer.core.delivery import Received
 from meshpeer.core.events import Path
@@ -42,7 +42,7 @@ class Inbox:
     def __init__(self, limit: int, given_back: Callable[[Arrived], None]) -> None:
         self._limit = limit
         self._given_back = given_back
-        self._readers: WeakKeyDictionary[Stream[Message], str | None] = WeakKeyDictionary()
+        self._readers: list[tuple[ref[Stream[Message]], str | None]] = []
         self._unclaimed: deque[Arrived] = deque()
         """What came before anybody asked for it."""
         self._unread: Counter[Peer] = Counter()
@@ -53,10 +53,12 @@ class Inbox:
     def reader(self, channel: str | None) -> Stream[Message]:
         """A stream of what nobody has asked for yet, then of everything from now on."""
         stream: Stream[Message] = Stream(self._taken)
-        self._readers[stream] = channel
+        entry = (ref(stream), channel)
+        self._readers.append(entry)
         # Who stops reading without a word must not hold the senders back.
         loop = asyncio.get_running_loop()
-        finalize(stream, _abandon, loop, stream.waiting, self._passed).atexit = False
+        gone = partial(self._abandoned, loop, entry, stream.waiting)
+        finalize(stream, gone).atexit = False
         unclaimed, self._unclaimed = self._unclaimed, deque()
         for arrived in unclaimed:
             if channel in (None, arrived.received.channel):
@@ -71,8 +73,10 @@ class Inbox:
         channel = arrived.received.channel
         readers = [
             stream
-            for stream, wanted in list(self._readers.items())
-            if (wanted is None or wanted == channel) and not stream.ended
+            for reader, wanted in self._readers
+            if (wanted is None or wanted == channel)
+            and (stream := reader()) is not None
+            and not stream.ended
         ]
         if readers:
             self._give(arrived, readers)
@@ -96,14 +100,17 @@ class Inbox:
                 f"more than {self._limit} bytes from peers that have left were not read "
                 "(MeshConfig.receive_window); read faster"
             )
-            for stream in list(self._readers):
+            for stream in self._streams():
                 if len(stream):
                     stream.end(error)
 
     def end(self, error: MeshError | None) -> None:
         """The manager is closed: every reader ends after what waits."""
-        for stream in list(self._readers):
+        for stream in self._streams():
             stream.end(error)
+
+    def _streams(self) -> list[Stream[Message]]:
+        return [stream for reader, _ in self._readers if (stream := reader()) is not None]
 
     def _give(self, arrived: Arrived, readers: list[Stream[Message]]) -> None:
         arrived.readers = len(readers)
@@ -131,16 +138,19 @@ class Inbox:
         else:
             self._of_left -= charge
 
+    def _abandoned(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        entry: tuple[ref[Stream[Message]], str | None],
+        waiting: deque[Arrived],
+    ) -> None:
+        """The reader of a stream is gone: what waits counts as taken."""
 
-def _abandon(
-    loop: asyncio.AbstractEventLoop, waiting: deque[Arrived], passed: Callable[[Arrived], None]
-) -> None:
-    """The reader of a stream is gone: what waits counts as taken."""
+        def settle() -> None:
+            self._readers.remove(entry)
+            for arrived in waiting:
+                self._passed(arrived)
 
-    def drain(arrived: Iterable[Arrived]) -> None:
-        for each in arrived:
-            passed(each)
-
-    # Garbage collection may come at any moment, so this waits for its turn.
-    if waiting and not loop.is_closed():
-        loop.call_soon_threadsafe(partial(drain, waiting))
+        # Garbage collection may come at any moment, so this waits for its turn.
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle)

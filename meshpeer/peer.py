@@ -112,6 +112,8 @@ class PeerRecord:
     closed_reason: str | None = None
     bell: Bell = field(default_factory=Bell)
     """Rings when the state, the credit or the buffer has changed."""
+    waiting: int = 0
+    """How many messages wait for their turn; whoever comes now queues up behind them."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by the message whose turn it is."""
     channels: set[Channel] = field(default_factory=set)

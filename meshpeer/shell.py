@@ -36,7 +36,14 @@ from meshpeer.core.events import (
     Replaced,
     SignalingChanged,
 )
-from meshpeer.core.link import AcceptAnswer, AcceptOffer, AddCandidates, CloseConnection, MakeOffer
+from meshpeer.core.link import (
+    AcceptAnswer,
+    AcceptOffer,
+    AddCandidates,
+    CloseConnection,
+    LinkState,
+    MakeOffer,
+)
 from meshpeer.core.messages import Join, SignalOut, Welcome
 from meshpeer.core.node import (
     FLUSH,
@@ -96,11 +103,12 @@ class _Lane:
 class _Observer:
     """Brings what one connection tells to the shell, with the connection's name on it."""
 
-    __slots__ = ("_epoch", "_incarnation", "_peer_id", "_shell")
+    __slots__ = ("_bell", "_epoch", "_incarnation", "_peer_id", "_shell")
 
-    def __init__(self, shell: Shell, run: Run) -> None:
+    def __init__(self, shell: Shell, run: Run, bell: Bell) -> None:
         self._shell = shell
         self._peer_id, self._incarnation, self._epoch = run.peer_id, run.incarnation, run.epoch
+        self._bell = bell
 
     def connection_opened(self) -> None:
         shell = self._shell
@@ -124,12 +132,10 @@ class _Observer:
             )
         )
         # It may have been credit.
-        self.buffer_low()
+        self._bell.ring()
 
     def buffer_low(self) -> None:
-        record = self._shell.record(self._peer_id, self._incarnation)
-        if record is not None:
-            record.bell.ring()
+        self._bell.ring()
 
     def channel_opened(self, channel: RawChannel) -> None:
         self._shell.channel_opened(self._peer_id, self._incarnation, channel)
@@ -492,7 +498,10 @@ class Shell:
         """The local description, when the operation makes one. TimeoutError when it is given up."""
         if isinstance(run.operation, MakeOffer | AcceptOffer):
             assert lane.connection is None, "the old connection is closed before the new one speaks"
-            lane.connection = self._factory(_Observer(self, run))
+            record = self.record(run.peer_id, run.incarnation)
+            if record is None:
+                return None  # it left while this waited for its turn
+            lane.connection = self._factory(_Observer(self, run, record.bell))
             lane.key = (run.incarnation, run.epoch)
         connection = lane.connection
         if connection is None or lane.key != (run.incarnation, run.epoch):
@@ -627,18 +636,35 @@ class Shell:
     async def send(self, peer: Peer, message: Outgoing) -> None:
         """Put a message into the peer's connection as soon as it may be."""
         record = self._present(peer)
-        async with record.lock:
-            while True:
-                connection = self._writable(peer, message)
-                if connection is not None:
-                    break
-                await record.bell.wait()
-            self.node.delivery(peer.id).sent(message.charge)
-            for frame in message.frames:
-                connection.send_frame(frame)
-            record.messages_sent += 1
-            record.bytes_sent += message.charge
-            record.sent_epoch = self.node.link(peer.id).epoch
+        if not record.waiting and self._put(peer, record, message):
+            return
+        record.waiting += 1
+        try:
+            async with record.lock:
+                while not self._put(peer, self._present(peer), message):
+                    await record.bell.wait()
+        finally:
+            record.waiting -= 1
+
+    def _put(self, peer: Peer, record: PeerRecord, message: Outgoing) -> bool:
+        """Send it now, if it may be sent."""
+        link = self.node.link(peer.id)
+        if link.state is not LinkState.CONNECTED:
+            return False
+        connection = self._lanes[peer.id].connection
+        delivery = self.node.delivery(peer.id)
+        delivery.check(message.charge, message.size)
+        if connection is None or connection.buffered_amount > self.config.send_buffer:
+            return False
+        if not delivery.may_send(message.charge):
+            return False
+        delivery.sent(message.charge)
+        for frame in message.frames:
+            connection.send_frame(frame)
+        record.messages_sent += 1
+        record.bytes_sent += message.charge
+        record.sent_epoch = link.epoch
+        return True
 
     def _present(self, peer: Peer) -> PeerRecord:
         self.check_running()
@@ -650,17 +676,6 @@ class Shell:
     def _gone(self, peer: Peer) -> PeerClosed:
         reason = peer.closed_reason or "closed"
         return PeerClosed(f"peer {peer.id!r} is gone ({reason})", reason=reason)
-
-    def _writable(self, peer: Peer, message: Outgoing) -> Connection | None:
-        self._present(peer)
-        if self.node.link(peer.id).peer_state is not PeerState.CONNECTED:
-            return None
-        connection = self._lanes[peer.id].connection
-        delivery = self.node.delivery(peer.id)
-        delivery.check(message.charge, message.size)
-        if connection is None or connection.buffered_amount > self.config.send_buffer:
-            return None
-        return connection if delivery.may_send(message.charge) else None
 
     async def flush(self, peer: Peer, timeout: float | None) -> None:
         """Wait until everything accepted so far has arrived."""
