@@ -222,18 +222,26 @@ async def test_what_was_heard_holds_nobody_up(start: Start, relay: Relay) -> Non
     assert await chat.end() == (0, "")
 
 
-async def test_without_input_it_listens_and_exit_after_ends_it(start: Start, relay: Relay) -> None:
+async def test_without_input_it_listens(start: Start, relay: Relay) -> None:
     async with PeerManager(relay.url, room="lobby", peer_id="other") as other:
-        chat = await start.chat(relay.url, "--id", "a", "--exit-after", "3", stdin=DEVNULL)
+        chat = await start.chat(relay.url, "--id", "a", "--exit-after", "3600", stdin=DEVNULL)
         peer = await other.wait_for_peer("a")
         await peer.send({"n": [1, None]})
         await peer.send(b"\xff", channel="raw")
+        await chat.until(event="message", channel="raw")
+        chat.process.send_signal(signal.SIGTERM)
         assert await chat.end() == (0, "")
     messages = [e for e in chat.events if e["event"] == "message"]
     assert [(m["data"], m["channel"]) for m in messages] == [
         ({"n": [1, None]}, "default"),
         ({"base64": "/w=="}, "raw"),
     ]
+
+
+async def test_exit_after_ends_it_while_its_input_is_open(start: Start, relay: Relay) -> None:
+    chat = await start.chat(relay.url, "--exit-after", "0.1")
+    assert await chat.end() == (0, "")
+    assert chat.events[-1] == {"event": "closed", "reason": "closed"}
 
 
 @pytest.mark.parametrize("redirect", ["<&-", "<&- >&- 2>&-", "</dev/null"])

@@ -45,7 +45,8 @@ async def test_json_is_the_table_and_nothing_else(start: Start) -> None:
     assert len(rows) == 6
     for (who, peer), row in rows.items():
         assert (row["state"], row["path"]) == ("connected", "direct")
-        assert 0 < row["round_trip"] < row["time_to_connect"] < 10
+        assert row["round_trip"] > 0
+        assert row["time_to_connect"] > 0
         assert row["messages_sent"] == rows[peer, who]["messages_received"] > 1
     sent = sum(row["messages_sent"] for row in rows.values())
     assert result["verdict"] == (
