@@ -79,7 +79,7 @@ class MeshConfig:
     retry_max: float = 30.0
     """The longest wait between two attempts."""
     ping_interval: float = 1.0
-    """A connected link on which nothing was heard for this long is pinged."""
+    """A side that sent nothing for this long on a connected link pings, heard or not heard."""
     silence_timeout: float = 2.5
     """A connected link on which nothing was heard for this long is ``disconnected``."""
     disconnected_timeout: float = 5.0

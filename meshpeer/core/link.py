@@ -374,6 +374,7 @@ class Link:
         "_pinged_at",
         "_random",
         "_recovering",
+        "_spoke_at",
         "connections",
         "dials",
         "epoch",
@@ -408,6 +409,7 @@ class Link:
         self._failures = 0
         self._recovering = False
         self._heard_at = 0.0
+        self._spoke_at = 0.0
         self._ping_nonce = 0
         self._pinged_at: float | None = None
         self._begins = _BURST
@@ -508,6 +510,10 @@ class Link:
             return []
         return self._feed(Input.HEARD, "current", now)
 
+    def spoke(self, now: float) -> None:
+        """A frame was sent over the connection: no ping is needed for a while."""
+        self._spoke_at = now
+
     def pong(self, epoch: int, nonce: int, now: float) -> None:
         """The answer to a ping arrived; one that nobody waits for is ignored."""
         if epoch == self.epoch and nonce == self._ping_nonce and self._pinged_at is not None:
@@ -517,7 +523,7 @@ class Link:
     def ping(self, now: float) -> Ping:
         """Measure the round trip now."""
         self._ping_nonce = (self._ping_nonce + 1) & 0x7FFFFFFF
-        self._pinged_at = now
+        self._pinged_at = self._spoke_at = now
         return Ping(self.epoch, self._ping_nonce)
 
     def set_reachable(self, reachable: bool, now: float) -> list[LinkOutput]:
@@ -617,7 +623,7 @@ class Link:
                     self._out.append(self.ping(now))
                 self._deadlines.set("silence", now + self._config.silence_timeout)
                 self._deadlines.set("stable", now + self._config.stable_after)
-                self._deadlines.set("ping", now + self._ping_after)
+                self._deadlines.set("ping", self._spoke_at + self._ping_after)
             case LinkState.DISCONNECTED:
                 self._deadlines.set("state", now + self._config.disconnected_timeout)
             case LinkState.WAITING:
@@ -638,11 +644,15 @@ class Link:
 
     @property
     def _ping_after(self) -> float:
-        # One side's pings keep both sides informed; the other side only stands in.
-        return self._config.ping_interval * (1.0 if self.dials else 1.5)
+        # Who pings is the one who speaks first: with the answer the other side has spoken too, so
+        # it waits a little longer, but never so long that it would be taken for gone.
+        interval, silence = self._config.ping_interval, self._config.silence_timeout
+        return interval if self.dials else min(1.5 * interval, (interval + silence) / 2)
 
     def _ping_due(self, now: float) -> list[LinkOutput]:
-        at = self._heard_at + self._ping_after
+        # What was heard is no reason to be silent: the other side may send and send, and hear
+        # nothing of us.
+        at = self._spoke_at + self._ping_after
         if at > now:
             self._deadlines.set("ping", at)
             return []

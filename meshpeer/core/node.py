@@ -291,6 +291,7 @@ class Node:
                     if message is not None:
                         out.append(Deliver(peer_id, epoch, message))
                 case frames.Ping():
+                    link.spoke(now)
                     out.append(
                         SendFrame(peer_id, epoch, frames.encode_pong(frame.nonce), optional=True)
                     )
@@ -307,6 +308,10 @@ class Node:
             out.append(self._bad(peer_id, error))
             out += self._link_said(peer_id, link.lost(epoch, str(error), now), now)
         return out
+
+    def spoke(self, peer_id: str, now: float) -> None:
+        """The shell sent data over the current connection. KeyError when the peer is not there."""
+        self._peers[peer_id].link.spoke(now)
 
     def taken(self, peer_id: str, incarnation: str, epoch: int, charge: int) -> list[NodeOutput]:
         """The application took a message that came over this connection."""

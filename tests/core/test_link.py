@@ -56,8 +56,8 @@ def half() -> float:
     return 0.5
 
 
-def make(*, dials: bool) -> Link:
-    return Link(CONFIG, dials=dials, incarnation=MINE, random=half)
+def make(*, dials: bool, config: MeshConfig = CONFIG) -> Link:
+    return Link(config, dials=dials, incarnation=MINE, random=half)
 
 
 def state_of(link: Link) -> LinkState:
@@ -89,8 +89,8 @@ def changed(previous: LinkState, state: LinkState, why: str) -> StateChanged:
     return StateChanged(previous, state, why)
 
 
-def offered(epoch: int = 1) -> Link:
-    link = make(dials=True)
+def offered(epoch: int = 1, config: MeshConfig = CONFIG) -> Link:
+    link = make(dials=True, config=config)
     link.start(0.0)
     if epoch > 1:
         link.message(0, Stale(OTHER, epoch - 1), 0.0)
@@ -99,13 +99,13 @@ def offered(epoch: int = 1) -> Link:
     return link
 
 
-def connected(*, dials: bool, epoch: int = 1) -> Link:
+def connected(*, dials: bool, epoch: int = 1, config: MeshConfig = CONFIG) -> Link:
     """Connected since 0.0."""
     if dials:
-        link = offered(epoch)
+        link = offered(epoch, config)
         link.message(epoch, Answer("answer"), 0.0)
     else:
-        link = make(dials=False)
+        link = make(dials=False, config=config)
         link.start(0.0)
         link.message(epoch, Offer("offer"), 0.0)
         link.answer_made(epoch, "answer", 0.0)
@@ -332,11 +332,12 @@ def test_silence_that_lasts_ends_the_connection() -> None:
     ]
 
 
-def test_one_side_pings_as_long_as_both_hear_each_other() -> None:
-    links = {dials: connected(dials=dials) for dials in (True, False)}
+def pings_within(seconds: float, config: MeshConfig, *, answers: bool) -> dict[bool, int]:
+    """Two ends that hear each other's pings, and the answers too; how often each has pinged."""
+    links = {dials: connected(dials=dials, config=config) for dials in (True, False)}
     pings = {True: 0, False: 0}
     now = 0.0
-    while now < 60.0:
+    while now < seconds:
         dials, now = min(
             ((dials, link.next_deadline() or 0.0) for dials, link in links.items()),
             key=lambda item: item[1],
@@ -345,9 +346,47 @@ def test_one_side_pings_as_long_as_both_hear_each_other() -> None:
             assert isinstance(output, Ping)
             pings[dials] += 1
             links[not dials].heard(1, now)
-            links[dials].heard(1, now)
-    assert pings == {True: 60, False: 0}
+            if answers:
+                links[not dials].spoke(now)
+                links[dials].heard(1, now)
     assert {link.state for link in links.values()} == {S.CONNECTED}
+    return pings
+
+
+def test_one_side_pings_as_long_as_the_other_answers() -> None:
+    assert pings_within(60.0, MeshConfig(), answers=True) == {True: 60, False: 0}
+
+
+@pytest.mark.parametrize(("interval", "silence"), [(1.0, 2.5), (2.4, 2.5), (0.1, 60.0)])
+def test_each_side_speaks_before_the_other_would_call_it_silent(
+    interval: float, silence: float
+) -> None:
+    """Even when all that it sends arrives and nothing of what it gets is an answer."""
+    config = MeshConfig(ping_interval=interval, silence_timeout=silence)
+    pings = pings_within(60.0, config, answers=False)
+    assert pings[True] >= 60.0 / interval - 1
+    assert pings[False] >= 60.0 / (1.5 * interval) - 1
+
+
+def test_who_hears_all_the_time_speaks_nevertheless() -> None:
+    link = connected(dials=False)
+    at, pinged = 0.0, []
+    while at < 30.0:
+        at += 0.1
+        assert link.heard(1, at) == []
+        pinged += [at for _ in link.tick(at)]
+    assert len(pinged) >= 19
+    link.spoke(30.0)
+    assert link.tick(31.4) == [], "what was sent meanwhile is as good as a ping"
+    assert len(link.tick(31.6)) == 1
+
+
+def test_who_was_disconnected_does_not_begin_to_wait_again() -> None:
+    link = connected(dials=True)
+    until(link, S.DISCONNECTED)
+    spoke = 2.0
+    link.heard(1, 2.9)
+    assert step(link) == (spoke + 1.0, [Ping(1, 4)])
 
 
 def test_a_stalled_loop_is_not_silence_of_the_peer() -> None:

@@ -57,6 +57,7 @@ _DECODERS: dict[str, Decode] = {
     "peer": decode_peer,
 }
 _CODES = {"malformed", "not_json", "too_deep", "too_large", "unsupported_version", "bad_sdp"}
+_CODES |= {"too_many_candidates"}
 _VECTORS = json.loads(
     (Path(__file__).parent.parent / "vectors" / "signaling.json").read_text(encoding="utf-8")
 )

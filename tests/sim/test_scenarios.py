@@ -320,3 +320,42 @@ def test_a_crash_is_noticed_in_seconds_and_told(seed: int) -> None:
         assert [left.reason for left in told(who, since, PeerLeft)] == ["timeout"]
     world.check_settled()
     world.check_nothing_left()
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("sender", [0, 1])
+@pytest.mark.parametrize("read", [True, False])
+def test_large_messages_one_way_on_a_slow_line_do_not_end_it(
+    seed: int, sender: int, read: bool
+) -> None:
+    """A message of 8 MiB takes 67 s, in which the receiver has nothing to say but that it lives."""
+    world = World(2, seed)
+    for host in range(2):
+        world.start(host)
+    world.run(2.0)
+    world.check_settled()
+    world.bytes_a_second = 125_000.0
+    world.read = read
+    since, source = world.now, process(world, sender)
+    for _ in range(60):
+        source.speak(world.hosts[1 - sender].peer_id, 8 * 1024 * 1024)
+        world.run(5.0)
+        for who in world.live():
+            who.check_heard()
+    assert source.sent > 1
+    assert len(process(world, 1 - sender).messages) >= (3 if read else 2)
+    for who in world.live():
+        assert told(who, since, PeerStateChanged) == []
+    world.check_settled()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_idle_connection_costs_a_ping_and_a_pong_a_second(seed: int) -> None:
+    world = World(2, seed)
+    for host in range(2):
+        world.start(host)
+    world.run(5.0)
+    before = world.frames_carried
+    world.run(60.0)
+    assert 110 <= world.frames_carried - before <= 122
+    world.check_settled()

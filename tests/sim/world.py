@@ -358,8 +358,8 @@ class Process:
 
     # --- messages ---
 
-    def speak(self, peer_id: str) -> None:
-        """Send a message, as an application would."""
+    def speak(self, peer_id: str, size: int = 0) -> None:
+        """Send a message, as an application would, when the credit suffices."""
         conn = self.conns.get(peer_id)
         if not self.alive or self.node is None or peer_id not in self.known or conn is None:
             return
@@ -367,26 +367,28 @@ class Process:
         if link.state is not LinkState.CONNECTED or link.epoch != conn.epoch:
             return
         self.sent += 1
-        kind, payload = frames.encode_value([self.incarnation, self.sent])
+        kind, payload = frames.encode_value([self.incarnation, self.sent, "x" * size])
         parts = list(frames.encode_message(kind, "c", payload))
         charge = OVERHEAD + sum(map(len, parts))
         delivery = self.node.delivery(peer_id)
         if delivery.may_send(charge):
             delivery.sent(charge)
+            self.node.spoke(peer_id, self.world.now)
             for part in parts:
                 self.send_frame(peer_id, link.epoch, part)
 
     def deliver(self, output: Deliver) -> None:
-        incarnation, number = output.message.value()
+        incarnation, number, _ = output.message.value()
         known = self.known[output.peer_id]
         assert known.incarnation == incarnation, "a message of another incarnation"
         assert number > known.heard, "twice, or out of order"
         known.heard = number
         self.messages.append((self.world.now, output.peer_id))
-        self.world.at(self.world.rng.random(), self.take, output)
+        if self.world.read:
+            self.world.at(self.world.rng.random(), self.take, output)
 
     def take(self, output: Deliver) -> None:
-        incarnation, _ = output.message.value()
+        incarnation, *_ = output.message.value()
         if self.alive and self.node is not None:
             charge = output.message.charge
             self.node_said(self.node.taken(output.peer_id, incarnation, output.epoch, charge))
@@ -507,6 +509,11 @@ class World:
         self.operations_fail_rate = 0.3
         self.signals_fail_until = 0.0
         self.restart_refused = True
+        self.bytes_a_second = float("inf")
+        """What a line carries, each way."""
+        self.read = True
+        """Whether applications take the messages that they are given."""
+        self.frames_carried = 0
         self._queue: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._number = 0
         self._sockets: dict[int, Socket] = {}
@@ -800,7 +807,9 @@ class World:
         """A frame from this end to the other."""
         if conn.closed or not conn.opened:
             return
+        self.frames_carried += 1
         conn.arrive_at = max(conn.arrive_at, self.now + self._late())
+        conn.arrive_at += len(data) / self.bytes_a_second
         self.push(conn.arrive_at, self._arrive, conn, data)
 
     def _arrive(self, conn: Conn, data: bytes) -> None:
