@@ -99,7 +99,10 @@ class MeshConfig:
     max_message_size: int = 16 * 1024 * 1024
     """The largest message that is sent or accepted, in bytes after encoding."""
     receive_window: int = 16 * 1024 * 1024
-    """How much a peer may send before the application has taken it, in bytes."""
+    """How much a peer may send before the application has taken it, in bytes.
+
+    What is kept for a peer, over all its connections, is at most an eighth and 1 MiB more.
+    """
     send_buffer: int = 1024 * 1024
     """How much `Peer.send` leaves in the data channel's buffer before it waits, in bytes."""
     max_pending_events: int = 10_000

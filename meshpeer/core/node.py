@@ -151,7 +151,8 @@ class Node:
         self._peers: dict[str, _Peer] = {}
         # The epoch at which the link to an incarnation ended: to tell late signals of it from those
         # of a stranger, and to go on from there if it comes back, so that no epoch is used twice.
-        self._ended: OrderedDict[tuple[str, str], int] = OrderedDict()
+        # With it what the application has not taken of its messages, which still counts then.
+        self._ended: OrderedDict[tuple[str, str], tuple[int, Delivery]] = OrderedDict()
         # The links' deadlines, earliest first. Entries that no longer hold are skipped when they
         # come up, so that what happens on one link costs nothing for the others.
         self._heap: list[tuple[float, str]] = []
@@ -314,12 +315,21 @@ class Node:
         self._peers[peer_id].link.spoke(now)
 
     def taken(self, peer_id: str, incarnation: str, epoch: int, charge: int) -> list[NodeOutput]:
-        """The application took a message that came over this connection."""
+        """The application took a message that came over this connection.
+
+        What came over an earlier connection gives credit on the current one.
+        """
         link = self._find(peer_id, incarnation)
-        if link is None or epoch != link.epoch:
+        if link is None:
+            if (ended := self._ended.get((peer_id, incarnation))) is not None:
+                ended[1].taken(charge)
+            return []
+        if epoch > link.epoch:
             return []
         credit = self._peers[peer_id].delivery.taken(charge)
-        return [] if credit is None else [SendFrame(peer_id, epoch, credit)]
+        if credit is None or link.state not in _UP:
+            return []
+        return [SendFrame(peer_id, link.epoch, credit)]
 
     # --- time and the end ---
 
@@ -364,14 +374,17 @@ class Node:
         for output in outputs:
             match output:
                 case OpenLink(member, dials):
+                    epoch, delivery = self._ended.pop(
+                        (member.peer_id, member.incarnation), (0, Delivery(self._config))
+                    )
                     link = Link(
                         self._config,
                         dials=dials,
                         incarnation=self._incarnation,
                         random=self._random,
-                        epoch=self._ended.pop((member.peer_id, member.incarnation), 0),
+                        epoch=epoch,
                     )
-                    self._peers[member.peer_id] = _Peer(member, link, Delivery(self._config))
+                    self._peers[member.peer_id] = _Peer(member, link, delivery)
                     out.append(
                         Tell(
                             PeerJoined(
@@ -387,7 +400,8 @@ class Node:
                     peer = self._peers[peer_id]
                     out += self._link_said(peer_id, peer.link.close(reason, now), now)
                     del self._peers[peer_id]
-                    self._ended[peer_id, incarnation] = peer.link.epoch
+                    rest = Delivery(self._config, after=peer.delivery)
+                    self._ended[peer_id, incarnation] = peer.link.epoch, rest
                     if len(self._ended) > _MAX_ENDED:
                         self._ended.popitem(last=False)
                     out.append(
@@ -442,7 +456,7 @@ class Node:
         out: list[NodeOutput] = []
         peer_id, link = peer.member.peer_id, peer.link
         if change.previous is LinkState.CHECKING and change.state is LinkState.CONNECTED:
-            peer.delivery = Delivery(self._config)
+            peer.delivery = Delivery(self._config, after=peer.delivery)
             out.append(SendFrame(peer_id, link.epoch, peer.delivery.first_credit()))
         if link.peer_state is not peer.told:
             previous, peer.told = peer.told, link.peer_state

@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshpeer.config import MeshConfig
-from meshpeer.core.delivery import INITIAL_CREDIT, MIN_PART, OVERHEAD, Delivery, Received
+from meshpeer.core.delivery import (
+    INITIAL_CREDIT,
+    MIN_PART,
+    OVERHEAD,
+    RECONNECT_SLACK,
+    Delivery,
+    Received,
+)
 from meshpeer.core.frames import (
     MAX_FRAME,
     Credit,
@@ -207,12 +214,78 @@ def test_parts_without_an_end_are_refused_within_the_limit() -> None:
 
 def test_credit_does_not_go_back() -> None:
     delivery = Delivery(MeshConfig())
-    delivery.credited(Credit(1_000_000, 500))
-    delivery.credited(Credit(1_000_000, 500))
+    delivery.credited(Credit(1_000_000, 1024))
+    delivery.credited(Credit(1_000_000, 1024))
     with pytest.raises(ProtocolError) as caught:
-        delivery.credited(Credit(999_999, 500))
+        delivery.credited(Credit(999_999, 1024))
     assert caught.value.code == "bad_credit"
     assert delivery.may_send(1_000_000), "nothing has changed"
+
+
+@pytest.mark.parametrize(
+    ("limit", "max_message", "field"),
+    [(INITIAL_CREDIT - 1, 1024, "limit"), (0, 1024, "limit"), (1 << 30, 1023, "max_message")],
+)
+def test_credit_for_less_than_every_side_takes_is_refused(
+    limit: int, max_message: int, field: str
+) -> None:
+    delivery = Delivery(MeshConfig())
+    with pytest.raises(ProtocolError) as caught:
+        delivery.credited(Credit(limit, max_message))
+    assert (caught.value.code, caught.value.field) == ("bad_credit", field)
+    delivery.check(1 << 20, 1 << 20)
+    assert delivery.may_send(INITIAL_CREDIT)
+    delivery.credited(Credit(INITIAL_CREDIT, 1024))
+
+
+def test_what_is_unread_of_the_connection_before_counts_for_the_next() -> None:
+    config = MeshConfig(receive_window=640 * KIB, max_message_size=64 * KIB)
+    before = Delivery(config)
+    charges = []
+    for _ in range(9):
+        message = before.received(data(b"x" * 60_000, last=True), 60_004)
+        assert message is not None
+        charges.append(message.charge)
+    before.received(data(PART, last=False), MIN_PART + 4)
+    now = Delivery(config, after=before)
+    assert now.unread == sum(charges), "half a message is forgotten"
+    first = decode(now.first_credit())
+    assert first == Credit(720 * KIB - sum(charges), 64 * KIB)
+    sender = Delivery(config)
+    sender.credited(Credit(720 * KIB, 64 * KIB))
+    sender = Delivery(config, after=sender)
+    sender.credited(first)
+    sender.check(700 * KIB, 64 * KIB)  # The window is known from the connection before.
+    given = [frame for charge in charges if (frame := now.taken(charge)) is not None]
+    assert given
+    credit = decode(given[-1])
+    assert isinstance(credit, Credit)
+    assert credit.limit > 680 * KIB
+    assert now.unread == 0
+    now.taken(1 << 40)
+    assert now.unread == 0, "no more is taken than came"
+
+
+def test_what_is_unread_has_a_bound_however_often_it_is_connected_again() -> None:
+    delivery = Delivery(SMALL)
+    most = 0
+
+    def connect_and_send() -> None:
+        nonlocal delivery, most
+        delivery = Delivery(SMALL, after=delivery)
+        for _ in range(2):
+            delivery.received(data(b"x" * 30_000, last=True), 30_004)
+            most = delivery.unread
+
+    def again_and_again() -> None:
+        for _ in range(1000):
+            connect_and_send()
+
+    with pytest.raises(ProtocolError) as caught:
+        again_and_again()
+    assert caught.value.code == "beyond_credit"
+    bound = SMALL.receive_window * 9 // 8 + RECONNECT_SLACK
+    assert bound - 30_132 < most <= bound
 
 
 def test_two_joined_over_any_order_of_events_deliver_what_was_sent() -> None:

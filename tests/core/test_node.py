@@ -498,6 +498,33 @@ def test_a_new_connection_begins_with_new_credit_and_no_half_message() -> None:
     assert node.taken("c", C1.incarnation, 1, 1 << 30) == []
 
 
+def test_what_came_before_and_is_unread_counts_until_it_is_taken() -> None:
+    """On the next connection, and when the same incarnation leaves and comes again."""
+    node = make(C1)
+    connect(node, C1)
+    window = MeshConfig().receive_window
+    charges: list[int] = []
+    parts = message(b"x" * 8_000_000) + message(b"y" * 4_000_000) + message(b"z" * 2_000_000)
+    for part in parts:
+        for output in node.frame_received("c", C1.incarnation, 1, part, 1.0):
+            assert isinstance(output, Deliver)
+            charges.append(output.message.charge)
+    node.connection_lost("c", C1.incarnation, 1, "cut", 2.0)
+    taken = node.taken("c", C1.incarnation, 1, charges.pop())
+    assert taken == [], "there is no connection to say it on"
+    out = connect(node, C1, epoch=2, now=2.0)
+    assert frames.Credit(window * 9 // 8 - sum(charges), window) in sent(out)
+    node.signaling(MemberLeft("c", C1.incarnation, "left"), 3.0)
+    assert node.taken("c", C1.incarnation, 1, charges[0]) == []
+    node.signaling(MemberJoined(C1), 4.0)
+    out = connect(node, C1, epoch=node.link("c").epoch, now=4.0)
+    assert frames.Credit(window * 9 // 8 - charges[1], window) in sent(out)
+    (credit,) = node.taken("c", C1.incarnation, 1, charges[1])
+    assert isinstance(credit, SendFrame)
+    assert credit.epoch == node.link("c").epoch
+    assert frames.decode(credit.data) == frames.Credit(window * 9 // 8, window)
+
+
 # --- the end --------------------------------------------------------------------------------------
 
 
