@@ -118,10 +118,11 @@ class PeerManager:
     async def start(self) -> None:
         """Enter the room; returns when the relay has given us a seat.
 
-        Raises `PeerIdTaken`, `RoomFull` or another `RefusedError` when the relay says no,
-        `SignalingUnavailable` when it can't be reached within ``MeshConfig.join_timeout``,
-        `MeshClosed` when it was started before. After an error, or when it is cancelled, the
-        manager is closed and nothing is left behind.
+        Raises `PeerIdTaken`, `RoomFull` or another `RefusedError` when the relay says no. An id
+        that is held for a process which lost its connection is waited for, as is a relay that can't
+        be reached, up to ``MeshConfig.join_timeout``: then `PeerIdTaken`, or
+        `SignalingUnavailable`, is raised. `MeshClosed` when it was started before. After an error,
+        or when it is cancelled, the manager is closed and nothing is left behind.
         """
         await self._shell.start()
 

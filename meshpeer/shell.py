@@ -66,6 +66,7 @@ from meshpeer.errors import (
     MeshTimeout,
     PeerClosed,
     ProtocolError,
+    RefusedError,
     SignalingBacklog,
     SignalingUnavailable,
 )
@@ -235,6 +236,8 @@ class Shell:
             if not scope.expired():
                 raise
         why = self._transport.last_failure or "no answer"
+        if isinstance(why, RefusedError):
+            raise why
         raise SignalingUnavailable(
             f"could not enter room {self.join.room!r} within {self.config.join_timeout:g} s: {why}"
         )
@@ -664,6 +667,7 @@ class Shell:
         record.messages_sent += 1
         record.bytes_sent += message.charge
         record.sent_epoch = link.epoch
+        link.spoke(self.now())
         return True
 
     def _present(self, peer: Peer) -> PeerRecord:

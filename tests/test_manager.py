@@ -496,6 +496,19 @@ async def test_an_id_that_is_in_use_is_refused() -> None:
 
 
 @virtual
+async def test_an_id_that_is_held_for_somebody_who_may_come_back_is_waited_for() -> None:
+    async with World(RelayConfig(seat_timeout=30)) as world:
+        a = await world.start("a")
+        a._shell._transport.block()  # type: ignore[attr-defined]
+        impatient = world.manager("a", config=MeshConfig(join_timeout=5))
+        with pytest.raises(PeerIdTaken, match="lost its connection"):
+            await impatient.start()
+        patient = await world.start("a", config=MeshConfig(join_timeout=60))
+        assert patient.state is MeshState.JOINED
+        assert 30 <= event_time(patient) <= 32
+
+
+@virtual
 async def test_rename_gives_the_next_free_id() -> None:
     async with World() as world:
         await world.start("a")

@@ -44,6 +44,7 @@ from meshpeer.errors import (
     MessageTooLarge,
     ProtocolError,
     SignalingBacklog,
+    SignalingUnavailable,
     UnexpectedInput,
     refusal,
 )
@@ -256,7 +257,7 @@ class Session:
         self._backoff = Backoff(config.signaling_retry_first, config.signaling_retry_max, 1.0)
         self._wait = 0.0
         self._seated_at = 0.0
-        self._last_failure: str | None = None
+        self._last_failure: MeshError | None = None
         self._join: Join  # set by `open`, which every other input needs
         self._welcomed = False
         self._loss_told = False
@@ -276,7 +277,7 @@ class Session:
         return self._state
 
     @property
-    def last_failure(self) -> str | None:
+    def last_failure(self) -> MeshError | None:
         """Why the latest try failed; None after a success, or when none was made."""
         return self._last_failure
 
@@ -485,20 +486,15 @@ class Session:
             # Who had it before joins with "reject" whatever was asked for, and can do nothing.
             advice = _ADVICE[self._join.on_conflict]
             text += "; this process lost it while it was away" if self._welcomed else f"; {advice}"
+        error = refusal(refused.code, text, field=refused.field, retry_after=refused.retry_after)
         match refused.code, refused.retry_after:
             case "peer_id_taken", float(seconds):
                 # The holder's socket is down: it comes back, or its seat runs out.
                 wait = min(max(seconds, _SHORTEST_WAIT), _TAKEN_WAIT)
-                return [Disconnect(), *self._lose(text, now, wait=wait)]
+                return [Disconnect(), *self._lose(error, now, wait=wait)]
             case "rate_limited", _:
-                return [Disconnect(), *self._lose(text, now)]
+                return [Disconnect(), *self._lose(error, now)]
             case _:
-                error = refusal(
-                    refused.code,
-                    text,
-                    field=refused.field,
-                    retry_after=refused.retry_after,
-                )
                 return self._fail(error, now)
 
     def _goodbye(self, goodbye: Goodbye, now: float) -> list[Output]:
@@ -528,22 +524,25 @@ class Session:
         if state in (State.CONNECTING, State.JOINING):
             self._deadlines.set(state, now + ANSWER_TIMEOUT)
 
-    def _lose(self, reason: str, now: float, *, wait: float | None = None) -> list[Output]:
+    def _lose(
+        self, reason: str | MeshError, now: float, *, wait: float | None = None
+    ) -> list[Output]:
         """There is no connection now; try again after ``wait``, by default the backoff's."""
         # A seat that did not last as long as it was waited for is no success: the wait grows.
         if self._state is State.SEATED and now - self._seated_at >= self._wait:
             self._backoff.reset()
         self._wait = self._backoff.next(self._random()) if wait is None else wait
-        self._last_failure = reason
+        error = SignalingUnavailable(reason) if isinstance(reason, str) else reason
+        self._last_failure = error
         self._set_state(State.WAITING, now)
         self._deadlines.set(State.WAITING, now + self._wait)
         if not self._welcomed or self._loss_told:
             return []
         self._loss_told = True
-        return [Lost(reason, self._wait)]
+        return [Lost(str(error), self._wait)]
 
     def _fail(self, error: MeshError, now: float) -> list[Output]:
-        self._last_failure = str(error)
+        self._last_failure = error
         self._set_state(State.CLOSED, now)
         return [Disconnect(), Fail(error)]
 

@@ -16,6 +16,7 @@ from meshpeer.core.messages import (
     SignalOut,
     Welcome,
 )
+from meshpeer.errors import MeshError
 
 __all__ = ["SignalingEvent", "SignalingLost", "SignalingTransport"]
 
@@ -68,8 +69,12 @@ class SignalingTransport(ABC):
 
     @property
     @abstractmethod
-    def last_failure(self) -> str | None:
-        """Why the latest try to reach the service failed, for an error's text; None if none did."""
+    def last_failure(self) -> MeshError | None:
+        """Why the latest try to take a seat failed; None if none did.
+
+        A `RefusedError` is a no that may yet become a yes, as when an id is still held for a
+        process that lost its connection.
+        """
 
     @abstractmethod
     def send(self, signal: SignalOut) -> None:

@@ -29,7 +29,13 @@ from meshpeer.core.session import (
     Tell,
     Transmit,
 )
-from meshpeer.errors import ClosedError, MeshClosed, SignalingUnavailable, UnexpectedInput
+from meshpeer.errors import (
+    ClosedError,
+    MeshClosed,
+    MeshError,
+    SignalingUnavailable,
+    UnexpectedInput,
+)
 from meshpeer.log import Log
 from meshpeer.signaling.base import SignalingEvent, SignalingLost, SignalingTransport
 
@@ -134,7 +140,7 @@ class RelayTransport(SignalingTransport):
         return welcome
 
     @property
-    def last_failure(self) -> str | None:
+    def last_failure(self) -> MeshError | None:
         """Why the latest try to reach the relay failed; None after a success."""
         return self._session.last_failure
 

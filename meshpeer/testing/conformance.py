@@ -40,7 +40,7 @@ from meshpeer.core.messages import (
     SignalOut,
     Welcome,
 )
-from meshpeer.errors import IdentityReplaced, MeshClosed, PeerIdTaken, SignalingBacklog
+from meshpeer.errors import IdentityReplaced, MeshClosed, MeshError, PeerIdTaken, SignalingBacklog
 from meshpeer.signaling.base import SignalingEvent, SignalingLost, SignalingTransport
 
 __all__ = [
@@ -97,7 +97,7 @@ class _Member:
             SignalOut(to=to.peer_id, to_incarnation=to.incarnation, epoch=number, body=Raw(body))
         )
 
-    def failure(self) -> str | None:
+    def failure(self) -> MeshError | None:
         return self.transport.last_failure
 
     async def next(self, kind: type[E]) -> E:

@@ -64,7 +64,7 @@ async def failure(url: str) -> str:
     transport = Watched(url)
     opening = asyncio.create_task(transport.open(JOIN))
     await transport.failed.wait()
-    text = transport.last_failure
+    text = str(transport.last_failure)
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
         await opening
@@ -381,7 +381,7 @@ async def test_a_goodbye_is_heard_before_the_socket_closes() -> None:
         opening = asyncio.create_task(transport.open(JOIN))
         while transport.last_failure is None:  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0)
-        assert transport.last_failure == f"the relay at {url} said goodbye (shutdown)"
+        assert str(transport.last_failure) == f"the relay at {url} said goodbye (shutdown)"
         opening.cancel()
         with pytest.raises(asyncio.CancelledError):
             await opening
