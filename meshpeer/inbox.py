@@ -118,15 +118,12 @@ class Inbox:
             stream.put(arrived)
 
     def _taken(self, arrived: Arrived) -> Message:
-        self._passed(arrived)
-        received = arrived.received
-        # Decoded for each reader, so that none shares its objects with another.
-        return Message(arrived.peer, received.value(), received.channel, Path.DIRECT, arrived.at)
-
-    def _passed(self, arrived: Arrived) -> None:
         arrived.readers -= 1
         if arrived.readers <= 0:
             self._settle(arrived)
+        received = arrived.received
+        # Decoded for each reader, so that none shares its objects with another.
+        return Message(arrived.peer, received.value(), received.channel, Path.DIRECT, arrived.at)
 
     def _settle(self, arrived: Arrived) -> None:
         peer, charge = arrived.peer, arrived.received.charge
@@ -149,7 +146,7 @@ class Inbox:
         def settle() -> None:
             self._readers.remove(entry)
             for arrived in waiting:
-                self._passed(arrived)
+                self._taken(arrived)
 
         # Garbage collection may come at any moment, so this waits for its turn.
         if not loop.is_closed():

@@ -46,11 +46,11 @@ class Message:
     """When it arrived here, in seconds since the epoch."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outgoing:
     """A message ready to be sent; made once, however many peers get it."""
 
-    frames: tuple[bytes, ...]
+    frames: list[bytes]
     size: int
     """Bytes of the message."""
     charge: int
@@ -67,7 +67,7 @@ class Outgoing:
                 "(MeshConfig.max_message_size): send it in parts"
             )
         _check_label("channel", channel)
-        frames = tuple(encode_message(kind, channel, payload))
+        frames = encode_message(kind, channel, payload)
         return cls(frames, len(payload), sum(map(len, frames)) + OVERHEAD)
 
 

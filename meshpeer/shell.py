@@ -21,7 +21,6 @@ from meshpeer.alarm import Alarm
 from meshpeer.announcer import Announcer, Callback
 from meshpeer.config import MeshConfig
 from meshpeer.core import frames
-from meshpeer.core.delivery import Received
 from meshpeer.core.events import (
     BadInput,
     Closed,
@@ -127,13 +126,14 @@ class _Observer:
 
     def frame_received(self, data: bytes) -> None:
         shell = self._shell
-        shell.do(
-            shell.node.frame_received(
-                self._peer_id, self._incarnation, self._epoch, data, shell.now()
-            )
+        outputs = shell.node.frame_received(
+            self._peer_id, self._incarnation, self._epoch, data, shell.now()
         )
-        # It may have been credit.
-        self._bell.ring()
+        if len(outputs) == 1 and isinstance(outputs[0], Deliver):
+            shell.deliver(outputs[0])  # by far the most frequent, and it moves no deadline
+            return
+        shell.do(outputs)
+        self._bell.ring()  # it may have been credit
 
     def buffer_low(self) -> None:
         self._bell.ring()
@@ -411,8 +411,8 @@ class Shell:
         """Do what the node said."""
         for output in outputs:
             match output:
-                case Deliver(peer_id, epoch, message):
-                    self._deliver(peer_id, epoch, message)
+                case Deliver():
+                    self.deliver(output)
                 case SendFrame(peer_id, epoch, data, optional):
                     self._send_frame(peer_id, epoch, data, optional=optional)
                 case Ponged(peer_id, nonce):
@@ -600,11 +600,13 @@ class Shell:
             stream.end(self.error)
         return stream
 
-    def _deliver(self, peer_id: str, epoch: int, received: Received) -> None:
-        record = self._records[peer_id]
+    def deliver(self, output: Deliver) -> None:
+        """A message for the application."""
+        record = self._records[output.peer_id]
         record.messages_received += 1
-        record.bytes_received += received.charge
-        self._inbox.deliver(Arrived(self.peers[peer_id], epoch, received, time.time()))
+        record.bytes_received += output.message.charge
+        peer = self.peers[output.peer_id]
+        self._inbox.deliver(Arrived(peer, output.epoch, output.message, time.time()))
 
     def _given_back(self, arrived: Arrived) -> None:
         peer = arrived.peer
@@ -671,11 +673,11 @@ class Shell:
         return True
 
     def _present(self, peer: Peer) -> PeerRecord:
-        self.check_running()
-        record = self.record(peer.id, peer.incarnation)
-        if record is None:
+        if self._tasks is None or self._stop.is_set():
+            self.check_running()
+        if self.peers.get(peer.id) is not peer:
             raise self._gone(peer)
-        return record
+        return self._records[peer.id]
 
     def _gone(self, peer: Peer) -> PeerClosed:
         reason = peer.closed_reason or "closed"

@@ -53,7 +53,7 @@ MIN_PART = 1024
 """Bytes of the smallest frame that is not the last of its message, so that parts stay few."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Received:
     """A whole message. ``charge`` is to be given back with `Delivery.taken`.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import struct
 from array import array
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import accumulate
@@ -67,7 +66,7 @@ class Kind(IntEnum):
     JSON = 2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Data:
     """The beginning of a message, or all of it when ``last``."""
 
@@ -77,7 +76,7 @@ class Data:
     last: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class More:
     """The next part of the message that a `Data` frame began."""
 
@@ -229,18 +228,19 @@ def _check_numbers(payload: bytes) -> None:
         msgspec.json.decode(number[0])
 
 
-def encode_message(kind: Kind, channel: str, payload: bytes) -> Iterator[bytes]:
+def encode_message(kind: Kind, channel: str, payload: bytes) -> list[bytes]:
     """The frames of one message."""
     name = channel.encode()
     room = MAX_FRAME - 3 - len(name)
-    last = len(payload) <= room
-    head = bytes((_DATA, kind | (_LAST if last else 0), len(name)))
-    yield b"".join((head, name, payload if last else payload[:room]))
+    if len(payload) <= room:
+        return [b"".join((bytes((_DATA, kind | _LAST, len(name))), name, payload))]
+    frames = [b"".join((bytes((_DATA, kind, len(name))), name, payload[:room]))]
     at, room = room, MAX_FRAME - 2
     while at < len(payload):
         end = at + room
-        yield bytes((_MORE, _LAST if end >= len(payload) else 0)) + payload[at:end]
+        frames.append(bytes((_MORE, _LAST if end >= len(payload) else 0)) + payload[at:end])
         at = end
+    return frames
 
 
 def encode_ping(nonce: int) -> bytes:

@@ -90,7 +90,7 @@ class SendFrame:
     optional: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Deliver:
     """A message for the application."""
 
@@ -283,7 +283,8 @@ class Node:
         link = self._find(peer_id, incarnation)
         if link is None or epoch != link.epoch or link.state not in _UP:
             return []
-        out = self._link_said(peer_id, link.heard(epoch, now), now)
+        said = link.heard(epoch, now)
+        out = self._link_said(peer_id, said, now) if said else []
         peer = self._peers[peer_id]
         try:
             match frame := frames.decode(data):
