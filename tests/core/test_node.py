@@ -459,7 +459,7 @@ def test_a_frame_that_is_heard_ends_the_silence() -> None:
         b"x" * 70_000,
         frames.encode_ping(1)[:-1],
         frames.encode_bye() + b"x",
-        frames.encode_message(frames.Kind.TEXT, "c", b"\xff").__next__(),
+        frames.encode_message(frames.Kind.TEXT, "c", b"\xff")[0],
         bytes((0x12, 0x80)),
     ],
     ids=repr,
