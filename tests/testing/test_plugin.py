@@ -223,6 +223,7 @@ def test_the_services_are_up_and_leave_nothing(pytester: pytest.Pytester, mode: 
 
 
 def test_without_pytest_asyncio_nothing_is_offered(pytester: pytest.Pytester) -> None:
+    pytester.makeini("[pytest]")  # or a configuration above this folder would be found
     pytester.makepyfile("def test_it():\n    pass\n")
     result = pytester.runpytest_subprocess("-p", "no:asyncio", "-p", "no:cacheprovider")
     result.assert_outcomes(passed=1)
