@@ -226,6 +226,9 @@ class Shell:
         except asyncio.CancelledError:
             await self.close()
             raise
+        if self._stop.is_set():
+            await self.close()
+            raise self.closed_error()
 
     async def _open(self) -> Welcome:
         scope = asyncio.timeout(self.config.join_timeout)

@@ -135,6 +135,24 @@ async def test_close_during_start_ends_the_start() -> None:
 
 
 @virtual
+async def test_a_close_at_any_step_of_a_start_leaves_nothing() -> None:
+    """However far the start has come: it succeeds before the close, or raises."""
+    async with World() as world:
+        outcomes = set()
+        for steps in range(60):
+            a = world.manager("a")
+            starting = asyncio.create_task(a.start())
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            await a.close()
+            await asyncio.wait([starting])
+            outcomes.add(type(starting.exception()))
+            assert a.state is MeshState.CLOSED
+            await asyncio.sleep(31)  # a seat that was not given back runs out
+        assert outcomes == {MeshClosed, type(None)}
+
+
+@virtual
 async def test_a_close_that_is_cancelled_while_it_tears_down_raises_that() -> None:
     async with World() as world:
         a, _ = await world.pair()
