@@ -134,9 +134,6 @@ class FakeConnection:
     ) -> RawChannel:
         raise NotImplementedError("plain channels are tested with real connections")
 
-    def stats(self) -> dict[str, Any]:
-        return {}
-
     def lose(self, reason: str = "lost by the test") -> None:
         """End it as a network does."""
         self._call(self.observer.connection_lost, reason)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 __all__ = ["Connection", "ConnectionFactory", "ConnectionObserver", "RawChannel", "RemoteCandidate"]
 
@@ -87,7 +87,6 @@ class Connection(Protocol):
         max_retransmits: int | None,
         max_packet_life_time: int | None,
     ) -> RawChannel: ...
-    def stats(self) -> dict[str, Any]: ...
     async def close(self) -> None:
         """End it; what is in the buffer may be lost. May be called more than once."""
         ...

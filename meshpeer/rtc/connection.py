@@ -311,14 +311,6 @@ class AiortcConnection:
             raise UsageError(f"channel {label!r} can't be opened: {exc}") from exc
         return _Channel(channel)
 
-    def stats(self) -> dict[str, Any]:
-        """What aiortc says of itself."""
-        return {
-            "connection_state": self._pc.connectionState,
-            "ice_state": self._pc.iceConnectionState,
-            "buffered_amount": self.buffered_amount,
-        }
-
     # --- the end ---
 
     async def close(self) -> None:
