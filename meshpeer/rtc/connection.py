@@ -106,6 +106,7 @@ class _PeerConnection(RTCPeerConnection):
             await self._end_negotiation()
             await self.close()
         finally:
+            await self._end_negotiation()
             tasks = set(self._connecting)
             if self._closing is not None:
                 tasks.add(self._closing)
@@ -125,11 +126,25 @@ class _PeerConnection(RTCPeerConnection):
         await asyncio.shield(self._negotiating)
 
     async def _end_negotiation(self) -> None:
-        if self._negotiating is not None and not self._negotiating.done():
-            # Binding takes milliseconds; what takes longer waits for servers, with all bound.
-            await asyncio.wait([self._negotiating], timeout=0.2)
-            self._negotiating.cancel()
-            await asyncio.wait([self._negotiating])
+        negotiating = self._negotiating
+        if negotiating is None:
+            return
+        while not negotiating.done() and self._is_binding():
+            # aioice tells nobody when it has bound its sockets, which takes milliseconds; what it
+            # waits for after that are servers.
+            await asyncio.wait([negotiating], timeout=0.01)
+        negotiating.cancel()
+        await asyncio.wait([negotiating])
+
+    def _is_binding(self) -> bool:
+        connections = [
+            transport._connection  # noqa: SLF001
+            for transport in getattr(self, "_RTCPeerConnection__iceTransports")  # noqa: B009
+        ]
+        return any(
+            each._local_candidates_start and not each._protocols  # noqa: SLF001
+            for each in connections
+        )
 
     def _open_protocols(self) -> list[Any]:
         """The sockets of aioice that are not closed."""
@@ -196,6 +211,7 @@ class AiortcConnection:
         self._closed = False
         self._lost = False
         self._closing: asyncio.Future[None] | None = None
+        self._cut_off = False
         try:
             self._pc = _PeerConnection(_configuration(config), self._on_lost)
             self._channel: RTCDataChannel = self._pc.createDataChannel(
@@ -326,7 +342,9 @@ class AiortcConnection:
         try:
             await asyncio.wait([self._closing])
         except asyncio.CancelledError:
-            self._closing.cancel()
+            if not self._cut_off:  # a second time it would cut off the clearing up as well
+                self._cut_off = True
+                self._closing.cancel()
             await asyncio.wait([self._closing])
             raise
         if not self._closing.cancelled():  # by a call before this one

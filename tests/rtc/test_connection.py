@@ -209,6 +209,23 @@ async def test_a_connection_that_never_got_anywhere_closes_clean(ends: tuple[End
     await asyncio.wait([closing])
 
 
+@pytest.mark.parametrize("closing_steps", [0, 1, 2, 5])
+async def test_nothing_is_left_of_one_that_is_given_up_at_any_step(closing_steps: int) -> None:
+    """Neither the offer nor the closing is let finish: `no_leaks` looks at what stays open."""
+    for steps in range(25):
+        end = End(MeshConfig())
+        offering = asyncio.create_task(end.connection.create_offer())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        offering.cancel()
+        closing = asyncio.create_task(end.connection.close())
+        for _ in range(closing_steps):
+            await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.wait([offering, closing])
+        await end.connection.close()
+
+
 async def test_an_ice_server_that_aiortc_can_not_use_is_a_wrong_setting() -> None:
     config = MeshConfig(ice_servers=(IceServer(urls="stun:"),))
     with pytest.raises(ConfigError, match="ice_servers"):
