@@ -114,6 +114,16 @@ class _PeerConnection(RTCPeerConnection):
                 task.cancel()
             if tasks:
                 await asyncio.wait(tasks)
+            # ICE that was completed in the same moment has begun to watch over itself again.
+            watching = set()
+            for transport in getattr(self, "_RTCPeerConnection__iceTransports"):  # noqa: B009
+                watching.add(getattr(transport, "_RTCIceTransport__monitor_task"))  # noqa: B009
+                watching.add(transport._connection._query_consent_task)  # noqa: SLF001
+            watching.discard(None)
+            for task in watching:
+                task.cancel()
+            if watching:
+                await asyncio.wait(watching)
             for protocol in self._open_protocols():
                 protocol.transport.abort()
 
