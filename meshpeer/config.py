@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from meshpeer.errors import ConfigError
 
+if TYPE_CHECKING:
+    from ssl import SSLContext
+
 __all__ = ["IceServer", "MeshConfig", "OnConflict", "RelayConfig"]
+
+AddressFamily = Literal["ipv4", "ipv6"]
 
 OnConflict = Literal["reject", "takeover", "rename"]
 
@@ -45,6 +50,10 @@ class IceServer:
     """For TURN. Required there."""
     credential: str | None = field(default=None, repr=False)
     """The password for TURN. Required there; not shown by ``repr``."""
+    ca_file: str | None = None
+    """For ``turns:``: a file of certificates (PEM) to trust instead of the system's."""
+    ssl_context: SSLContext | None = None
+    """For ``turns:``: the TLS settings as a whole; then ``ca_file`` is not looked at."""
 
     def __post_init__(self) -> None:
         # Read as `object` here and below: a caller without a type checker passes anything.
@@ -72,8 +81,29 @@ class MeshConfig:
     ice_servers: tuple[IceServer, ...] = ()
     """STUN and TURN servers. None by default: nothing is contacted that was not named."""
 
+    ice_transport_policy: Literal["all", "relay"] = "all"
+    """``relay``: only candidates of TURN servers are used, so that no address of ours is shown
+    (W3C WebRTC, RTCIceTransportPolicy)."""
+    ice_server_timeout: float = 5.0
+    """How long a STUN or TURN server is waited for. Nothing else waits meanwhile."""
+    interfaces: tuple[str, ...] = ("*",)
+    """Names of the network interfaces to use, as patterns (``eth*``); with ``!`` before it, those
+    that match are left out (``!docker*``). The last that matches a name counts."""
+    address_families: tuple[AddressFamily, ...] = ("ipv4", "ipv6")
+    """Which addresses to use."""
+    port_range: tuple[int, int] | None = None
+    """The first and the last UDP port to use; None: whichever the system gives."""
+
     connect_timeout: float = 8.0
-    """A connection attempt that takes longer has failed."""
+    """A connection attempt, and an ICE restart that was answered, that takes longer has failed."""
+    candidates_timeout: float = 5.0
+    """The other side is taken to have sent its last candidate this long after the latest."""
+    restart_timeout: float = 5.0
+    """An ICE restart that is not answered within this is given up, and begun again if need be."""
+    upgrade_first: float = 5.0
+    """The first wait before a better path than TURN is looked for; it doubles."""
+    upgrade_max: float = 300.0
+    """The longest wait between two such tries."""
     retry_first: float = 1.0
     """The first wait before another attempt, after two have failed; it doubles."""
     retry_max: float = 30.0
@@ -82,8 +112,9 @@ class MeshConfig:
     """A side that sent nothing for this long on a connected link pings, heard or not heard."""
     silence_timeout: float = 2.5
     """A connected link on which nothing was heard for this long is ``disconnected``."""
-    disconnected_timeout: float = 5.0
-    """A disconnected link that is not heard of for this long gets a new connection."""
+    disconnected_timeout: float = 15.0
+    """A disconnected link that is not heard of for this long, in spite of ICE restarts, gets a new
+    connection."""
     stable_after: float = 5.0
     """A connection that held for this long has earned a fresh start of failures and waits."""
 
@@ -122,7 +153,23 @@ class MeshConfig:
             raise ConfigError(
                 f"MeshConfig.ice_servers must be a tuple of IceServer, not {type(servers).__name__}"
             )
-        for name in ("connect_timeout", "ping_interval", "silence_timeout", "disconnected_timeout"):
+        if self.ice_transport_policy not in ("all", "relay"):
+            raise ConfigError(
+                "MeshConfig.ice_transport_policy must be 'all' or 'relay', "
+                f"not {self.ice_transport_policy!r}"
+            )
+        self._check_addresses()
+        for name in (
+            "connect_timeout",
+            "candidates_timeout",
+            "restart_timeout",
+            "upgrade_first",
+            "upgrade_max",
+            "ice_server_timeout",
+            "ping_interval",
+            "silence_timeout",
+            "disconnected_timeout",
+        ):
             _range(self, name, 0.05, 3600)
         for name in ("retry_first", "retry_max", "signaling_retry_first", "signaling_retry_max"):
             _range(self, name, 0.01, 3600)
@@ -145,6 +192,29 @@ class MeshConfig:
                 f"MeshConfig.max_message_size ({self.max_message_size}) must fit into "
                 f"receive_window ({self.receive_window})"
             )
+
+    def _check_addresses(self) -> None:
+        patterns: object = self.interfaces
+        if not isinstance(patterns, tuple) or not all(
+            isinstance(each, str) and each.removeprefix("!") for each in patterns
+        ):
+            raise ConfigError(
+                f"MeshConfig.interfaces must be a tuple of patterns like 'eth*', not {patterns!r}"
+            )
+        families: object = self.address_families
+        if not isinstance(families, tuple) or not families or set(families) - {"ipv4", "ipv6"}:
+            raise ConfigError(
+                "MeshConfig.address_families must be a tuple of 'ipv4', 'ipv6' or both, "
+                f"not {families!r}"
+            )
+        match ports := self.port_range:
+            case None | (int(), int()) if ports is None or 1 <= ports[0] <= ports[1] <= 65535:
+                pass
+            case _:
+                raise ConfigError(
+                    "MeshConfig.port_range must be two ports between 1 and 65535, the lower first, "
+                    f"not {ports!r}"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

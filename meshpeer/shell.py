@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,12 +19,14 @@ from msgspec.structs import replace
 
 from meshpeer.alarm import Alarm
 from meshpeer.announcer import Announcer, Callback
-from meshpeer.config import MeshConfig
+from meshpeer.config import IceServer, MeshConfig
 from meshpeer.core import frames
 from meshpeer.core.events import (
     BadInput,
+    CandidatePair,
     Closed,
     Event,
+    IceServerReport,
     Joined,
     MeshState,
     PeerJoined,
@@ -72,7 +74,7 @@ from meshpeer.errors import (
 from meshpeer.inbox import Arrived, Inbox
 from meshpeer.log import Log
 from meshpeer.peer import Budget, Channel, ChannelOpened, Message, Outgoing, Peer, PeerRecord
-from meshpeer.rtc.base import Connection, ConnectionFactory, RawChannel
+from meshpeer.rtc.base import Candidate, Connection, ConnectionFactory, RawChannel
 from meshpeer.signaling.base import SignalingEvent, SignalingLost, SignalingTransport
 from meshpeer.streams import Bell, Stream
 
@@ -146,6 +148,27 @@ class _Observer:
         record = shell.record(self._peer_id, self._incarnation)
         if record is not None and shell.node.link(self._peer_id).epoch == self._epoch:
             record.ice_state = state
+
+    def ice_servers(self) -> Sequence[IceServer]:
+        return self._shell.config.ice_servers
+
+    def candidates_found(self, generation: int, candidates: Sequence[Candidate], end: bool) -> None:
+        pass
+
+    def server_reported(self, report: IceServerReport) -> None:
+        pass
+
+    def pair_selected(self, generation: int, pair: CandidatePair) -> None:
+        pass
+
+    def heard(self, answered: bool) -> None:
+        pass
+
+    def ponged(self, nonce: int) -> None:
+        pass
+
+    def path_lost(self, reason: str) -> None:
+        pass
 
 
 class _Finished(Exception):
@@ -516,14 +539,16 @@ class Shell:
             async with asyncio.timeout(None) as lane.scope:
                 match run.operation:
                     case MakeOffer():
-                        return await connection.create_offer()
+                        return await connection.create_offer(0)
                     case AcceptOffer(sdp):
-                        return await connection.accept_offer(sdp)
+                        return await connection.accept_offer(0, sdp)
                     case AcceptAnswer(sdp):
-                        await connection.accept_answer(sdp)
+                        await connection.accept_answer(0, sdp)
                     case AddCandidates(candidates, end):
                         await connection.add_candidates(
-                            [(c.candidate, c.sdp_mid, c.sdp_m_line_index) for c in candidates], end
+                            0,
+                            [(c.candidate, c.sdp_mid, c.sdp_m_line_index) for c in candidates],
+                            end,
                         )
                     case CloseConnection():
                         raise AssertionError("the worker closes")

@@ -8,7 +8,7 @@ from itertools import count
 from typing import Any
 
 from meshpeer.errors import ConnectionFailed, ProtocolError
-from meshpeer.rtc.base import ConnectionObserver, RawChannel, RemoteCandidate
+from meshpeer.rtc.base import Candidate, ConnectionObserver, RawChannel
 
 __all__ = ["FakeConnection", "FakeNetwork"]
 
@@ -68,24 +68,24 @@ class FakeConnection:
         self.remote: FakeConnection | None = None
         self.closed = False
         self.sent: list[bytes] = []
-        self.candidates: list[RemoteCandidate] = []
+        self.candidates: list[Candidate] = []
         self._buffer: list[bytes] = []
 
     def _call(self, call: Callable[..., None], *args: Any) -> None:
         asyncio.get_running_loop().call_soon(call, *args)
 
-    async def create_offer(self) -> str:
+    async def create_offer(self, generation: int) -> str:
         await self.network.operation("create_offer")
         self.network.log.append(f"spoke {self.number}")
         return _SDP.format(id=self.number)
 
-    async def accept_offer(self, sdp: str) -> str:
+    async def accept_offer(self, generation: int, sdp: str) -> str:
         await self.network.operation("accept_offer")
         self.remote = self._other(sdp)
         self.network.log.append(f"spoke {self.number}")
         return _SDP.format(id=self.number)
 
-    async def accept_answer(self, sdp: str) -> None:
+    async def accept_answer(self, generation: int, sdp: str) -> None:
         await self.network.operation("accept_answer")
         self.remote = other = self._other(sdp)
         if other.remote is self and not other.closed:
@@ -98,9 +98,14 @@ class FakeConnection:
         except (ValueError, IndexError, KeyError):
             raise ProtocolError("no fake description", code="bad_sdp", field="$.sdp") from None
 
-    async def add_candidates(self, candidates: Sequence[RemoteCandidate], end: bool) -> None:
+    async def add_candidates(
+        self, generation: int, candidates: Sequence[Candidate], end: bool
+    ) -> None:
         await self.network.operation("add_candidates")
         self.candidates += candidates
+
+    def ping(self, nonce: int) -> None:
+        pass
 
     @property
     def buffered_amount(self) -> int:

@@ -13,8 +13,13 @@ from meshpeer.errors import MeshError, ProtocolError
 
 __all__ = [
     "BadInput",
+    "CandidateInfo",
+    "CandidatePair",
     "Closed",
+    "ConnectionReport",
     "Event",
+    "IceServerOutcome",
+    "IceServerReport",
     "Joined",
     "MeshState",
     "Path",
@@ -57,6 +62,47 @@ class Path(StrEnum):
     """How data flows."""
 
     DIRECT = "direct"
+    TURN = "turn"
+    """Over a TURN server of either side."""
+
+
+class IceServerOutcome(StrEnum):
+    """What came of asking a STUN or TURN server for a candidate."""
+
+    FOUND = "found"
+    TIMED_OUT = "timed out"
+    REFUSED = "refused"
+    WRONG_CREDENTIALS = "wrong credentials"
+    UNTRUSTED_CERTIFICATE = "untrusted certificate"
+    NAME_NOT_FOUND = "name not found"
+    FAILED = "failed"
+    """Something else; `IceServerReport.detail` says what."""
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateInfo:
+    """One end of a candidate pair."""
+
+    type: str
+    """``host``, ``srflx``, ``prflx`` or ``relay`` (RFC 8445, section 5.1.1)."""
+    address: str
+    port: int
+    server: str | None = None
+    """For a local ``relay`` candidate: the URL of its TURN server."""
+
+
+@dataclass(frozen=True, slots=True)
+class CandidatePair:
+    """Where data goes from and to (RFC 8445, section 4)."""
+
+    local: CandidateInfo
+    remote: CandidateInfo
+
+    @property
+    def path(self) -> Path:
+        """How data flows over it."""
+        relayed = "relay" in (self.local.type, self.remote.type)
+        return Path.TURN if relayed else Path.DIRECT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +178,47 @@ class PeerStateChanged(Event):
     reason: str
     epoch: int
     """The number of the connection attempt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionReport(Event):
+    """How it stands with one peer. Told when the state, the path or the selected pair changes, and
+    after an ICE restart; `PeerManager.debug` gives the same at any time."""
+
+    peer_id: str
+    incarnation: str
+    name: str | None
+    state: PeerState
+    ice_state: str
+    path: Path | None
+    pair: CandidatePair | None
+    """The selected candidate pair; None while there is none."""
+    rtt: float | None
+    """The latest round trip in seconds."""
+    reason: str
+    """Why it is in this state, or what has just happened."""
+    epoch: int
+    """The number of the connection attempt."""
+    generation: int
+    """The ICE generation that carries data."""
+    restarts: int
+    """ICE restarts that took over, in all connections with this incarnation."""
+    seconds: dict[PeerState, float]
+    """How long the link was in each state so far."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IceServerReport(Event):
+    """What came of asking a STUN or TURN server. Told when it is another than the last time."""
+
+    url: str
+    outcome: IceServerOutcome
+    detail: str
+    """More about it in words; empty when there is nothing to say."""
+    address: str | None
+    """The address that was found (host:port): ours as the server sees it, or the relayed one."""
+    took: float
+    """Seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -101,6 +101,7 @@ DisplayName = Annotated[str, Meta(min_length=1, max_length=128, pattern=_LABEL)]
 Incarnation = Annotated[str, Meta(pattern=_INCARNATION)]
 Token = Annotated[str, Meta(pattern=_TOKEN)]
 Epoch = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Generation = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Version = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Seconds = Annotated[float, Meta(ge=0, le=86400)]
@@ -263,15 +264,18 @@ class Goodbye(Struct, frozen=True, tag="goodbye"):
 
 
 class Offer(Struct, frozen=True, tag="offer"):
-    """A session description that begins epoch ``epoch`` (RFC 8829)."""
+    """A session description (RFC 8829) that begins an epoch, or with a generation above 0 an ICE
+    restart within it."""
 
     sdp: str
+    generation: Generation = 0
 
 
 class Answer(Struct, frozen=True, tag="answer"):
-    """The session description that answers the offer of the same epoch."""
+    """The session description that answers the offer of the same epoch and generation."""
 
     sdp: str
+    generation: Generation = 0
 
 
 class IceCandidate(Struct, frozen=True, rename="camel"):
@@ -285,10 +289,11 @@ class IceCandidate(Struct, frozen=True, rename="camel"):
 
 
 class Candidates(Struct, frozen=True, tag="candidates"):
-    """More candidates for the connection of this epoch; ``end`` when there will be no others."""
+    """More candidates for a generation of this epoch; ``end`` when there will be no others."""
 
     candidates: Annotated[list[IceCandidate], Meta(max_length=MAX_CANDIDATES)] = []
     end: bool = False
+    generation: Generation = 0
 
 
 class Dial(Struct, frozen=True, tag="dial"):

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-__all__ = ["Connection", "ConnectionFactory", "ConnectionObserver", "RawChannel", "RemoteCandidate"]
+from meshpeer.config import IceServer
+from meshpeer.core.events import CandidatePair, IceServerReport
 
-RemoteCandidate = tuple[str, str | None, int | None]
+__all__ = ["Candidate", "Connection", "ConnectionFactory", "ConnectionObserver", "RawChannel"]
+
+Candidate = tuple[str, str | None, int | None]
 """candidate line, sdpMid, sdpMLineIndex: W3C WebRTC's RTCIceCandidateInit."""
 
 
@@ -59,7 +62,34 @@ class ConnectionObserver(Protocol):
         """The other side opened a plain data channel."""
 
     def ice_state_changed(self, state: str) -> None:
-        """The ICE state, in W3C WebRTC's words."""
+        """The ICE state of the newest generation: ``new``, ``gathering``, ``checking``,
+        ``connected`` or ``closed``. That a path fell silent, or that ICE failed, the link says."""
+
+    def ice_servers(self) -> Sequence[IceServer]:
+        """The STUN and TURN servers to ask, read when a generation begins to gather."""
+        ...
+
+    def candidates_found(self, generation: int, candidates: Sequence[Candidate], end: bool) -> None:
+        """Local candidates that the description of this generation did not have; ``end``: these
+        are the last."""
+
+    def server_reported(self, report: IceServerReport) -> None:
+        """What came of asking a STUN or TURN server."""
+
+    def pair_selected(self, generation: int, pair: CandidatePair) -> None:
+        """Data goes over this pair from now on. The first time for a generation it has taken over;
+        told again when its pair changes, or becomes known better."""
+
+    def heard(self, answered: bool) -> None:
+        """Something of the other side arrived, whatever it was; told at most ten times a second.
+        ``answered``: it was a check, and was answered, so the other side hears of us as well."""
+
+    def ponged(self, nonce: int) -> None:
+        """The answer to `Connection.ping` arrived."""
+
+    def path_lost(self, reason: str) -> None:
+        """What the selected pair goes over has ended (a TURN server's TCP connection, say). The
+        connection lives on, and waits for another generation."""
 
 
 class Connection(Protocol):
@@ -67,12 +97,34 @@ class Connection(Protocol):
 
     The coroutines raise `ProtocolError` for what the other side sent and `ConnectionFailed` for
     everything else.
+
+    Generation 0 is the first negotiation; each higher number is an ICE restart (RFC 8445, section
+    9) under the same DTLS association. A restart that does not succeed changes nothing: what
+    carries data goes on carrying it. A later restart replaces one that has not taken over.
     """
 
-    async def create_offer(self) -> str: ...
-    async def accept_offer(self, sdp: str) -> str: ...
-    async def accept_answer(self, sdp: str) -> None: ...
-    async def add_candidates(self, candidates: Sequence[RemoteCandidate], end: bool) -> None: ...
+    async def create_offer(self, generation: int) -> str:
+        """An offer with the candidates of this host; others follow by `candidates_found`."""
+        ...
+
+    async def accept_offer(self, generation: int, sdp: str) -> str:
+        """The answer to an offer, likewise. A restart of our own that waits for its answer is given
+        up for it."""
+        ...
+
+    async def accept_answer(self, generation: int, sdp: str) -> None:
+        """Take the answer to the latest `create_offer`; of another generation, it is ignored."""
+
+    async def add_candidates(
+        self, generation: int, candidates: Sequence[Candidate], end: bool
+    ) -> None:
+        """Take remote candidates. Those of a generation that is over are ignored, and so are those
+        that name another ``ufrag``; the good ones count even if others are bad."""
+
+    def ping(self, nonce: int) -> None:
+        """Send a check over the selected pair (RFC 7675); dropped when there is none."""
+        ...
+
     @property
     def buffered_amount(self) -> int: ...
     def send_frame(self, data: bytes) -> None:

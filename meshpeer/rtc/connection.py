@@ -19,7 +19,7 @@ from aiortc.sdp import SessionDescription, candidate_from_sdp
 
 from meshpeer.config import MeshConfig
 from meshpeer.errors import ChannelClosed, ConfigError, ConnectionFailed, ProtocolError, UsageError
-from meshpeer.rtc.base import ConnectionObserver, RawChannel, RemoteCandidate
+from meshpeer.rtc.base import Candidate, ConnectionObserver, RawChannel
 
 __all__ = ["AiortcConnection", "connection_factory"]
 
@@ -241,7 +241,7 @@ class AiortcConnection:
 
     # --- negotiation ---
 
-    async def create_offer(self) -> str:
+    async def create_offer(self, generation: int) -> str:
         """The local offer, with every candidate that was found."""
         try:
             await self._pc.negotiate(self._set_local(self._pc.createOffer))
@@ -249,7 +249,7 @@ class AiortcConnection:
             raise ConnectionFailed(f"no offer could be made: {_describe(exc)}") from exc
         return self._local_sdp()
 
-    async def accept_offer(self, sdp: str) -> str:
+    async def accept_offer(self, generation: int, sdp: str) -> str:
         """The local answer to a remote offer."""
         _parse(sdp)
         try:
@@ -261,12 +261,14 @@ class AiortcConnection:
             raise ConnectionFailed(f"the offer could not be answered: {_describe(exc)}") from exc
         return self._local_sdp()
 
-    async def accept_answer(self, sdp: str) -> None:
+    async def accept_answer(self, generation: int, sdp: str) -> None:
         """Give the remote answer to the connection."""
         _parse(sdp)
         await self._set_remote(sdp, "answer")
 
-    async def add_candidates(self, candidates: Sequence[RemoteCandidate], end: bool) -> None:
+    async def add_candidates(
+        self, generation: int, candidates: Sequence[Candidate], end: bool
+    ) -> None:
         """Give remote candidates to the connection; the good ones count even if others are bad."""
         bad: list[str] = []
         for line, mid, index in candidates:
@@ -306,6 +308,9 @@ class AiortcConnection:
         return str(self._pc.localDescription.sdp)
 
     # --- data ---
+
+    def ping(self, nonce: int) -> None:
+        """Send a check over the selected pair."""
 
     @property
     def buffered_amount(self) -> int:
