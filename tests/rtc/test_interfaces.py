@@ -297,6 +297,9 @@ class Host:
         """Add an interface with these addresses, and a cable to nowhere in it."""
         self.ip(
             f"link add {name} type veth peer name far-{name}",
+            # Without addresses of IPv6's own making, which are news of their own.
+            f"link set {name} addrgenmode none",
+            f"link set far-{name} addrgenmode none",
             *(f"addr add {address} dev {name} {_at_once(address)}" for address in addresses),
             f"link set {name} up",
             f"link set far-{name} up",
