@@ -3,36 +3,50 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+import re
+import time
+from collections.abc import Awaitable, Callable, Sequence
 
-import aiortc
 from aiortc import (
     RTCConfiguration,
     RTCDataChannel,
-    RTCIceServer,
+    RTCDtlsTransport,
+    RTCIceCandidate,
     RTCPeerConnection,
+    RTCSctpTransport,
     RTCSessionDescription,
 )
 from aiortc.exceptions import InvalidStateError
-from aiortc.sdp import SessionDescription, candidate_from_sdp
+from aiortc.rtcicetransport import candidate_to_aioice
+from aiortc.sdp import MediaDescription, SessionDescription, candidate_from_sdp
 
 from meshpeer.config import MeshConfig
-from meshpeer.errors import ChannelClosed, ConfigError, ConnectionFailed, ProtocolError, UsageError
+from meshpeer.core.events import CandidatePair, IceServerReport
+from meshpeer.errors import ChannelClosed, ConnectionFailed, ProtocolError, UsageError
+from meshpeer.rtc import parts
 from meshpeer.rtc.base import Candidate, ConnectionObserver, RawChannel
+from meshpeer.rtc.ice import IceEvents, IceTransport
+from meshpeer.rtc.servers import Server, parse_servers
 
-__all__ = ["AiortcConnection", "connection_factory"]
+__all__ = ["AiortcConnection", "PeerConnection", "connection_factory"]
 
 # The message channel is agreed on beforehand ("negotiated"), so it opens with SCTP itself and not a
 # round trip later (RFC 8832 is what it saves).
 _MESSAGE_CHANNEL = "meshpeer"
 _MESSAGE_CHANNEL_ID = 0
+_RTO_INITIAL = 1.0
+"""Seconds; RFC 9260, section 16. aiortc begins with 3."""
+_IN_FLIGHT = 0.2
+"""What was sent this many seconds ago and is not acknowledged when the path changes is lost."""
+_UFRAG = re.compile(r"\bufrag (\S+)")
 
 
 def connection_factory(
     config: MeshConfig,
 ) -> Callable[[ConnectionObserver], AiortcConnection]:
-    """What makes the connections of one manager."""
+    """What makes the connections of one manager. Raises `ConfigError` for unusable ICE servers."""
+    parts.check()
+    parse_servers(config.ice_servers)
 
     def make(observer: ConnectionObserver) -> AiortcConnection:
         return AiortcConnection(observer, config)
@@ -40,45 +54,73 @@ def connection_factory(
     return make
 
 
-def _configuration(config: MeshConfig) -> RTCConfiguration:
-    return RTCConfiguration(
-        iceServers=[
-            RTCIceServer(
-                urls=server.urls if isinstance(server.urls, str) else list(server.urls),
-                username=server.username,
-                credential=server.credential,
-            )
-            for server in config.ice_servers
-        ]
-    )
-
-
-_connect: Callable[[RTCPeerConnection], Coroutine[Any, Any, None]] | None = getattr(
-    RTCPeerConnection, "_RTCPeerConnection__connect", None
-)
-if _connect is None:
-    raise ImportError(
-        f"meshpeer does not work with aiortc {aiortc.__version__}: it needs 1.16 or a later 1.x"
-    )
-
-
-class _PeerConnection(RTCPeerConnection):
-    """An RTCPeerConnection whose background task has an owner.
+class PeerConnection(RTCPeerConnection):
+    """An RTCPeerConnection whose ICE can restart, and whose background tasks have an owner.
 
     aiortc starts ICE, DTLS and SCTP in a task that nobody awaits: an exception in it would leave
     the connection ``connecting`` for ever, and it outlives `close`.
     """
 
-    def __init__(self, configuration: RTCConfiguration, failed: Callable[[str], None]) -> None:
-        super().__init__(configuration)
+    def __init__(
+        self, config: MeshConfig, events: IceEvents, failed: Callable[[str], None]
+    ) -> None:
+        super().__init__(RTCConfiguration(iceServers=[]))
+        self._config = config
+        self._ice_events = events
         self._failed = failed
         self._connecting: set[asyncio.Task[None]] = set()
         self._closing: asyncio.Task[None] | None = None
-        self._negotiating: asyncio.Future[None] | None = None
+
+    @property
+    def ice_transports(self) -> list[IceTransport]:
+        """One, or one for each part that is not bundled."""
+        return list(getattr(self, "_RTCPeerConnection__iceTransports"))  # noqa: B009
+
+    def restart_ice(self, number: int) -> None:
+        """Begin an ICE restart: what is described next has new credentials."""
+        credentials: tuple[str, str] | None = None
+        for transport in self.ice_transports:
+            generation = transport.restart(number, credentials)
+            credentials = generation.local_username, generation.local_password
+
+    def give_up_restart(self, number: int) -> None:
+        """End a restart that has not taken over, and what was offered for it."""
+        self.roll_back()
+        for transport in self.ice_transports:
+            if (generation := transport.generation(number)) is not None:
+                transport.give_up(generation)
+
+    def roll_back(self) -> None:
+        """Take back an offer that waits for its answer (RFC 8829, section 4.1.10.2)."""
+        if self.signalingState == "have-local-offer":
+            setattr(self, "_RTCPeerConnection__pendingLocalDescription", None)  # noqa: B010
+            getattr(self, "_RTCPeerConnection__setSignalingState")("stable")  # noqa: B009
+
+    def _RTCPeerConnection__createDtlsTransport(self) -> RTCDtlsTransport:  # noqa: N802
+        existing = next(iter(self.ice_transports), None)
+        credentials = None
+        if existing is not None:
+            # Browsers want one pair of credentials for all that may be bundled.
+            newest = existing.newest
+            credentials = newest.local_username, newest.local_password
+        ice = IceTransport(self._config, self._ice_events, credentials)
+        changed = getattr(self, "_RTCPeerConnection__updateConnectionState")  # noqa: B009
+        ice_changed = getattr(self, "_RTCPeerConnection__updateIceConnectionState")  # noqa: B009
+        gathering = getattr(self, "_RTCPeerConnection__updateIceGatheringState")  # noqa: B009
+        ice.iceGatherer.on("statechange", gathering)
+        ice.on("statechange", ice_changed)
+        ice.on("statechange", changed)
+        getattr(self, "_RTCPeerConnection__iceTransports").add(ice)  # noqa: B009
+        certificates = getattr(self, "_RTCPeerConnection__certificates")  # noqa: B009
+        dtls = RTCDtlsTransport(ice, certificates)
+        dtls.on("statechange", changed)
+        getattr(self, "_RTCPeerConnection__dtlsTransports").add(dtls)  # noqa: B009
+        for update in (gathering, ice_changed, changed):
+            update()
+        return dtls
 
     def _RTCPeerConnection__connect(self) -> asyncio.Task[None]:  # noqa: N802 - aiortc's name
-        assert _connect is not None
-        task = asyncio.ensure_future(_connect(self))
+        task: asyncio.Task[None] = asyncio.ensure_future(_connect(self))
         self._connecting.add(task)
         task.add_done_callback(self._connect_ended)
         return task
@@ -103,10 +145,8 @@ class _PeerConnection(RTCPeerConnection):
         Cancelling it ends the closing where it is, and what is open is dropped.
         """
         try:
-            await self._end_negotiation()
             await self.close()
         finally:
-            await self._end_negotiation()
             tasks = set(self._connecting)
             if self._closing is not None:
                 tasks.add(self._closing)
@@ -114,56 +154,11 @@ class _PeerConnection(RTCPeerConnection):
                 task.cancel()
             if tasks:
                 await asyncio.wait(tasks)
-            # ICE that was completed in the same moment has begun to watch over itself again.
-            watching = set()
-            for transport in getattr(self, "_RTCPeerConnection__iceTransports"):  # noqa: B009
-                watching.add(getattr(transport, "_RTCIceTransport__monitor_task"))  # noqa: B009
-                watching.add(transport._connection._query_consent_task)  # noqa: SLF001
-            watching.discard(None)
-            for task in watching:
-                task.cancel()
-            if watching:
-                await asyncio.wait(watching)
-            for protocol in self._open_protocols():
-                protocol.transport.abort()
+            for transport in self.ice_transports:
+                await transport.stop(release=0)
 
-    async def negotiate(self, operation: Coroutine[Any, Any, None]) -> None:
-        """Run an operation that opens sockets. Cancelling this leaves it to `end`.
 
-        aioice knows its sockets only when all of them are bound: cancelled before, it leaks them.
-        """
-        self._negotiating = asyncio.ensure_future(operation)
-        await asyncio.shield(self._negotiating)
-
-    async def _end_negotiation(self) -> None:
-        negotiating = self._negotiating
-        if negotiating is None:
-            return
-        while not negotiating.done() and self._is_binding():
-            # aioice tells nobody when it has bound its sockets, which takes milliseconds; what it
-            # waits for after that are servers.
-            await asyncio.wait([negotiating], timeout=0.01)
-        negotiating.cancel()
-        await asyncio.wait([negotiating])
-
-    def _is_binding(self) -> bool:
-        connections = [
-            transport._connection  # noqa: SLF001
-            for transport in getattr(self, "_RTCPeerConnection__iceTransports")  # noqa: B009
-        ]
-        return any(
-            each._local_candidates_start and not each._protocols  # noqa: SLF001
-            for each in connections
-        )
-
-    def _open_protocols(self) -> list[Any]:
-        """The sockets of aioice that are not closed."""
-        return [
-            protocol
-            for transport in getattr(self, "_RTCPeerConnection__iceTransports")  # noqa: B009
-            for protocol in transport._connection._protocols  # noqa: SLF001
-            if hasattr(protocol.transport, "abort") and not protocol.transport.is_closing()
-        ]
+_connect = getattr(RTCPeerConnection, "_RTCPeerConnection__connect")  # noqa: B009
 
 
 class _Channel:
@@ -222,13 +217,19 @@ class AiortcConnection:
         self._lost = False
         self._closing: asyncio.Future[None] | None = None
         self._cut_off = False
-        try:
-            self._pc = _PeerConnection(_configuration(config), self._on_lost)
-            self._channel: RTCDataChannel = self._pc.createDataChannel(
-                _MESSAGE_CHANNEL, negotiated=True, id=_MESSAGE_CHANNEL_ID
-            )
-        except ValueError as exc:
-            raise ConfigError(f"MeshConfig.ice_servers is not usable: {exc}") from exc
+        self._ice_state = "new"
+        self._remote: MediaDescription | None = None
+        """The data channel section of the latest remote description."""
+        self._pc = PeerConnection(config, self, self._on_lost)
+        self._channel: RTCDataChannel = self._pc.createDataChannel(
+            _MESSAGE_CHANNEL, negotiated=True, id=_MESSAGE_CHANNEL_ID
+        )
+        assert self._pc.sctp is not None
+        self._sctp: RTCSctpTransport = self._pc.sctp
+        self._sctp._rto = _RTO_INITIAL
+        ice = self._sctp.transport.transport
+        assert isinstance(ice, IceTransport)
+        self._ice = ice
         # Half of what `Peer.send` fills it to: low enough to wait for, high enough not to run dry.
         self._channel.bufferedAmountLowThreshold = config.send_buffer // 2
         self._channel.on("open", observer.connection_opened)
@@ -236,81 +237,209 @@ class AiortcConnection:
         self._channel.on("bufferedamountlow", observer.buffer_low)
         self._channel.on("close", self._on_channel_close)
         self._pc.on("connectionstatechange", self._on_connection_state)
-        self._pc.on("iceconnectionstatechange", self._on_ice_state)
         self._pc.on("datachannel", self._on_channel)
 
     # --- negotiation ---
 
     async def create_offer(self, generation: int) -> str:
-        """The local offer, with every candidate that was found."""
-        try:
-            await self._pc.negotiate(self._set_local(self._pc.createOffer))
-        except Exception as exc:  # aiortc raises what comes; this is the boundary
-            raise ConnectionFailed(f"no offer could be made: {_describe(exc)}") from exc
-        return self._local_sdp()
+        """The local offer; with a generation above 0 that of an ICE restart."""
+        if generation:
+            self._pc.roll_back()
+            self._pc.restart_ice(generation)
+
+        async def create() -> None:
+            await self._set_local(self._pc.createOffer())
+
+        return await self._make(generation, "offer", create)
 
     async def accept_offer(self, generation: int, sdp: str) -> str:
-        """The local answer to a remote offer."""
-        _parse(sdp)
-        try:
-            await self._set_remote(sdp, "offer")
-            await self._pc.negotiate(self._set_local(self._pc.createAnswer))
-        except ProtocolError:
-            raise
-        except Exception as exc:
-            raise ConnectionFailed(f"the offer could not be answered: {_describe(exc)}") from exc
-        return self._local_sdp()
+        """The local answer to a remote offer; with a generation above 0 that of an ICE restart."""
+        section = _parse(sdp)
+        if generation:
+            self._check_restart(section)
+            self._pc.roll_back()
+            self._pc.restart_ice(generation)
+
+        async def create() -> None:
+            await self._set_remote(sdp, "offer", section)
+            await self._set_local(self._pc.createAnswer())
+
+        return await self._make(generation, "answer", create)
 
     async def accept_answer(self, generation: int, sdp: str) -> None:
         """Give the remote answer to the connection."""
-        _parse(sdp)
-        await self._set_remote(sdp, "answer")
+        section = _parse(sdp)
+        if generation:
+            if self._ice.newest.number != generation:
+                return
+            self._check_restart(section)
+        await self._set_remote(sdp, "answer", section)
+        self._ice_is("checking")
 
     async def add_candidates(
         self, generation: int, candidates: Sequence[Candidate], end: bool
     ) -> None:
         """Give remote candidates to the connection; the good ones count even if others are bad."""
+        target = self._ice.generation(generation)
+        if target is None:
+            return
         bad: list[str] = []
         for line, mid, index in candidates:
             if not line:  # RFC 8838, section 8.1, by way of W3C: an empty one says "no more"
                 end = True
                 continue
+            named = _UFRAG.search(line)
+            if named is not None and named[1] != target.remote_username:
+                continue
             try:
                 candidate = candidate_from_sdp(line.removeprefix("candidate:"))
-                candidate.sdpMid = mid
-                candidate.sdpMLineIndex = index if index is not None or mid is not None else 0
-                await self._pc.addIceCandidate(candidate)
             except Exception as exc:  # noqa: BLE001 - whatever its parser raises
                 bad.append(f"{line[:80]!r} ({_describe(exc)})")
+                continue
+            if (why := self._unfit(candidate, mid, index)) is not None:
+                bad.append(f"{line[:80]!r} ({why})")
+            else:
+                target.add_remote(candidate_to_aioice(candidate))
         if end:
-            await self._pc.addIceCandidate(None)
+            target.end_remote()
         if bad:
             raise ProtocolError(
-                f"{len(bad)} of {len(candidates)} ICE candidates are malformed, first {bad[0]}",
+                f"{len(bad)} of {len(candidates)} ICE candidates can't be used, first {bad[0]}",
                 code="bad_candidate",
                 field="$.candidates",
             )
 
-    async def _set_local(
-        self, create: Callable[[], Coroutine[Any, Any, RTCSessionDescription]]
-    ) -> None:
-        await self._pc.setLocalDescription(await create())
+    def _unfit(self, candidate: RTCIceCandidate, mid: str | None, index: int | None) -> str | None:
+        if not (mid == self._sctp.mid or (mid is None and index in (None, 0))):
+            return f"no section {mid if mid is not None else index}"
+        return _unfit(candidate)
 
-    async def _set_remote(self, sdp: str, kind: str) -> None:
+    async def _make(self, generation: int, kind: str, create: Callable[[], Awaitable[None]]) -> str:
+        self._ice_is("gathering")
+        try:
+            await create()
+        except asyncio.CancelledError:
+            raise
+        except Exception as exc:  # aiortc raises what comes; this is the boundary
+            if generation:
+                self._pc.give_up_restart(generation)
+            if isinstance(exc, ProtocolError | ConnectionFailed):
+                raise
+            raise ConnectionFailed(f"no {kind} could be made: {_describe(exc)}") from exc
+        newest = self._ice.newest
+        if not newest.local_candidates:
+            if generation:
+                self._pc.give_up_restart(generation)
+            raise ConnectionFailed(
+                f"no {kind} could be made: there is no address to be reached at (no network "
+                "interface that may be used is up, and no TURN server gave one)"
+            )
+        if kind == "answer":
+            self._ice_is("checking")
+        sdp = str(self._pc.localDescription.sdp)
+        newest.describe(sdp)
+        return sdp
+
+    def _check_restart(self, section: MediaDescription) -> None:
+        """Refuse what is no restart of this connection (RFC 8445, section 9; RFC 8842, 5.4)."""
+        remote = self._remote
+        if remote is None:
+            raise ConnectionFailed("an ICE restart before there is a connection to restart")
+        assert section.ice is not None
+        if section.ice == remote.ice:
+            raise ProtocolError(
+                "an ICE restart with the credentials unchanged (a=ice-ufrag and a=ice-pwd)",
+                code="unchanged_credentials",
+                field="$.sdp",
+            )
+        assert section.dtls is not None
+        assert remote.dtls is not None
+        if section.dtls.fingerprints != remote.dtls.fingerprints:
+            raise ProtocolError(
+                "an ICE restart with another DTLS fingerprint (a=fingerprint): that is another "
+                "connection, and needs an offer of a new epoch",
+                code="changed_fingerprint",
+                field="$.sdp",
+            )
+
+    async def _set_local(self, create: Awaitable[RTCSessionDescription]) -> None:
+        await self._pc.setLocalDescription(await create)
+
+    async def _set_remote(self, sdp: str, kind: str, section: MediaDescription) -> None:
         try:
             await self._pc.setRemoteDescription(RTCSessionDescription(sdp, kind))
         except InvalidStateError as exc:
             raise ConnectionFailed(f"the {kind} does not fit the state: {exc}") from exc
         except Exception as exc:  # what it can't use, however it finds out
             raise _bad_sdp(f"the {kind} can't be used: {_describe(exc)}") from exc
+        self._remote = section
 
-    def _local_sdp(self) -> str:
-        return str(self._pc.localDescription.sdp)
-
-    # --- data ---
+    # --- ICE ---
 
     def ping(self, nonce: int) -> None:
         """Send a check over the selected pair."""
+        self._ice.ping(nonce)
+
+    def servers(self) -> Sequence[Server]:
+        """The servers to ask for the generation that begins to gather."""
+        return parse_servers(self._observer.ice_servers())
+
+    def candidates_found(self, generation: int, candidates: list[str], end: bool) -> None:
+        """Local candidates that the description did not have."""
+        if not self._closed:
+            mid = self._sctp.mid
+            self._observer.candidates_found(generation, [(c, mid, 0) for c in candidates], end)
+
+    def server_reported(self, report: IceServerReport) -> None:
+        """What came of asking a server."""
+        if not self._closed:
+            self._observer.server_reported(report)
+
+    def pair_selected(self, generation: int, pair: CandidatePair) -> None:
+        """Data goes over this pair from now on."""
+        if not self._closed:
+            self._ice_is("connected")
+            self._observer.pair_selected(generation, pair)
+
+    def heard(self, answered: bool) -> None:
+        """Something arrived."""
+        if not self._closed:
+            self._observer.heard(answered)
+
+    def ponged(self, nonce: int) -> None:
+        """A ping was answered."""
+        if not self._closed:
+            self._observer.ponged(nonce)
+
+    def path_lost(self, reason: str) -> None:
+        """What the selected pair goes over has ended."""
+        if not self._closed:
+            self._observer.path_lost(reason)
+
+    def path_changed(self) -> None:
+        """Send what SCTP waits to send again now, not when its timer (doubled or not) expires."""
+        sctp = self._sctp
+        oldest = next(iter(sctp._sent_queue), None)
+        if sctp._t3_handle is None or oldest is None:
+            return
+        if oldest._sent_time is None or time.time() - oldest._sent_time > _IN_FLIGHT:
+            sctp._rto = min(sctp._rto, _RTO_INITIAL)
+            sctp._t3_cancel()
+            sctp._t3_expired()
+
+    def failed(self, error: BaseException) -> None:
+        """A task of ICE ended with an error that it must not end with."""
+        self._on_lost(f"ICE failed: {_describe(error)}")
+
+    _ORDER = ("new", "gathering", "checking", "connected")
+
+    def _ice_is(self, state: str) -> None:
+        # A restart does not begin anew: what carries data goes on.
+        if self._ORDER.index(state) > self._ORDER.index(self._ice_state):
+            self._ice_state = state
+            self._observer.ice_state_changed(state)
+
+    # --- data ---
 
     @property
     def buffered_amount(self) -> int:
@@ -382,11 +511,6 @@ class AiortcConnection:
             self._lost = True
             self._observer.connection_lost(reason)
 
-    def _on_ice_state(self) -> None:
-        # To aiortc every connected transport is "completed"; the word for users is the common one.
-        state = self._pc.iceConnectionState
-        self._observer.ice_state_changed("connected" if state == "completed" else state)
-
     def _on_channel(self, channel: RTCDataChannel) -> None:
         if not self._closed:
             self._observer.channel_opened(_Channel(channel))
@@ -396,7 +520,8 @@ def _bad_sdp(text: str) -> ProtocolError:
     return ProtocolError(text, code="bad_sdp", field="$.sdp")
 
 
-def _parse(sdp: str) -> None:
+def _parse(sdp: str) -> MediaDescription:
+    """The data channel section of a session description."""
     try:
         media = SessionDescription.parse(sdp).media
     except Exception as exc:  # its parser asserts, unpacks and indexes; all of it means "malformed"
@@ -411,6 +536,17 @@ def _parse(sdp: str) -> None:
         raise _bad_sdp("the session description has no usable a=fingerprint and a=setup")
     if section.sctp_port is None:
         raise _bad_sdp("the session description has no a=sctp-port")
+    for candidate in section.ice_candidates:
+        if (why := _unfit(candidate)) is not None:
+            raise _bad_sdp(f"the session description has a candidate that can't be used: {why}")
+    return section
+
+
+def _unfit(candidate: RTCIceCandidate) -> str | None:
+    """Why a candidate can't be used, or None. What is only of no use here is not unfit."""
+    if not 0 <= candidate.port <= 65535:
+        return f"port {candidate.port}"
+    return None
 
 
 def _describe(exc: BaseException) -> str:

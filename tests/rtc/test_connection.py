@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 
 from meshpeer.config import IceServer, MeshConfig
+from meshpeer.core.events import CandidatePair, IceServerReport
 from meshpeer.errors import ConfigError, ConnectionFailed, ProtocolError
-from meshpeer.rtc.base import RawChannel
-from meshpeer.rtc.connection import AiortcConnection
+from meshpeer.rtc.base import Candidate, RawChannel
+from meshpeer.rtc.connection import AiortcConnection, connection_factory
 
 
 class End:
@@ -20,6 +21,7 @@ class End:
 
     def __init__(self, config: MeshConfig) -> None:
         self.told: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+        self.servers = config.ice_servers
         self.connection = AiortcConnection(self, config)
 
     async def next(self, kind: str) -> Any:
@@ -46,6 +48,27 @@ class End:
     def ice_state_changed(self, state: str) -> None:
         self.told.put_nowait(("ice", state))
 
+    def ice_servers(self) -> Sequence[IceServer]:
+        return self.servers
+
+    def candidates_found(self, generation: int, candidates: Sequence[Candidate], end: bool) -> None:
+        self.told.put_nowait(("candidates", (generation, list(candidates), end)))
+
+    def server_reported(self, report: IceServerReport) -> None:
+        self.told.put_nowait(("server", report))
+
+    def pair_selected(self, generation: int, pair: CandidatePair) -> None:
+        self.told.put_nowait(("pair", (generation, pair)))
+
+    def heard(self, answered: bool) -> None:
+        self.told.put_nowait(("heard", answered))
+
+    def ponged(self, nonce: int) -> None:
+        self.told.put_nowait(("pong", nonce))
+
+    def path_lost(self, reason: str) -> None:
+        self.told.put_nowait(("path lost", reason))
+
 
 @pytest.fixture
 async def ends() -> AsyncIterator[tuple[End, End]]:
@@ -58,8 +81,8 @@ async def ends() -> AsyncIterator[tuple[End, End]]:
 
 
 async def connect(a: End, b: End) -> None:
-    answer = await b.connection.accept_offer(await a.connection.create_offer())
-    await a.connection.accept_answer(answer)
+    answer = await b.connection.accept_offer(0, await a.connection.create_offer(0))
+    await a.connection.accept_answer(0, answer)
     await a.next("opened")
     await b.next("opened")
 
@@ -144,7 +167,7 @@ async def test_plain_channels_carry_their_options(
 
 
 async def offer_of(end: End) -> str:
-    return await end.connection.create_offer()
+    return await end.connection.create_offer(0)
 
 
 @pytest.mark.parametrize(
@@ -165,17 +188,17 @@ async def test_an_offer_that_does_not_parse_is_the_other_sides_fault(
     sdp = await offer_of(a)
     assert old in sdp
     with pytest.raises(ProtocolError) as caught:
-        await b.connection.accept_offer(sdp.replace(old, new, 1))
+        await b.connection.accept_offer(0, sdp.replace(old, new, 1))
     assert (caught.value.code, caught.value.field) == ("bad_sdp", "$.sdp")
 
 
 async def test_an_answer_to_nothing_is_refused(ends: tuple[End, End]) -> None:
     a, b = ends
-    answer = await b.connection.accept_offer(await offer_of(a))
+    answer = await b.connection.accept_offer(0, await offer_of(a))
     c = End(MeshConfig())
     try:
         with pytest.raises(ConnectionFailed, match="does not fit the state"):
-            await c.connection.accept_answer(answer)
+            await c.connection.accept_answer(0, answer)
     finally:
         await c.connection.close()
 
@@ -188,13 +211,13 @@ async def test_candidates_may_come_separately_and_bad_ones_cost_nothing(
     lines = offer.splitlines(keepends=True)
     bare = "".join(line for line in lines if not line.startswith(("a=candidate", "a=end-of")))
     mid = next(line for line in lines if line.startswith("a=mid:")).strip().removeprefix("a=mid:")
-    answer = await b.connection.accept_offer(bare)
-    await a.connection.accept_answer(answer)
+    answer = await b.connection.accept_offer(0, bare)
+    await a.connection.accept_answer(0, answer)
     candidates = [
         (line.strip().removeprefix("a="), mid, 0) for line in lines if "candidate:" in line
     ]
-    with pytest.raises(ProtocolError, match=r"1 of .* malformed") as caught:
-        await b.connection.add_candidates([("nonsense", mid, 0), *candidates], True)
+    with pytest.raises(ProtocolError, match=r"1 of .* can't be used") as caught:
+        await b.connection.add_candidates(0, [("nonsense", mid, 0), *candidates], True)
     assert caught.value.code == "bad_candidate"
     await a.next("opened")
     await b.next("opened")
@@ -214,7 +237,7 @@ async def test_nothing_is_left_of_one_that_is_given_up_at_any_step(closing_steps
     """Neither the offer nor the closing is let finish: `no_leaks` looks at what stays open."""
     for steps in range(25):
         end = End(MeshConfig())
-        offering = asyncio.create_task(end.connection.create_offer())
+        offering = asyncio.create_task(end.connection.create_offer(0))
         for _ in range(steps):
             await asyncio.sleep(0)
         offering.cancel()
@@ -226,7 +249,6 @@ async def test_nothing_is_left_of_one_that_is_given_up_at_any_step(closing_steps
         await end.connection.close()
 
 
-async def test_an_ice_server_that_aiortc_can_not_use_is_a_wrong_setting() -> None:
-    config = MeshConfig(ice_servers=(IceServer(urls="stun:"),))
-    with pytest.raises(ConfigError, match="ice_servers"):
-        End(config)
+async def test_an_ice_server_that_can_not_be_used_is_a_wrong_setting() -> None:
+    with pytest.raises(ConfigError, match="stun:"):
+        connection_factory(MeshConfig(ice_servers=(IceServer(urls="stun:"),)))
