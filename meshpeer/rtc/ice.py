@@ -144,12 +144,17 @@ class _Socket(StunProtocol):
         if not self.closed:
             self.transport.sendto(bytes(message), addr)
 
-    async def drop(self) -> None:
-        """Close a UDP socket and wait until it is closed."""
+    def drop(self) -> None:
+        """Close a UDP socket."""
         if not self.closed:
             self.closed = True
             self.transport.abort()
-        await getattr(self, "_StunProtocol__closed")  # noqa: B009
+
+    @property
+    def ended(self) -> asyncio.Future[bool]:
+        """Done when it is closed."""
+        future: asyncio.Future[bool] = getattr(self, "_StunProtocol__closed")  # noqa: B009
+        return future
 
     @property
     def relayed(self) -> bool:
@@ -612,7 +617,7 @@ class Generation(Connection):
     async def close(self, release: float = _RELEASE) -> None:
         """Give everything back, within ``release`` seconds whatever the servers do.
 
-        Cancelling it drops at once what is still open.
+        Cancelling it drops what is still open; it may be called again.
         """
         self._closing = True
         self._first.set()
@@ -623,9 +628,17 @@ class Generation(Connection):
         self._nominated.clear()
         await unref_mdns_protocol(self)
         sockets, self._protocols[:] = self._sockets, []
-        async with asyncio.TaskGroup() as group:
-            for each in sockets:
-                group.create_task(give_back(each, release) if each.relayed else each.drop())
+        relayed = [each for each in sockets if each.relayed]
+        hosts = [each for each in sockets if not each.relayed]
+        for each in hosts:
+            each.drop()
+        try:
+            await asyncio.gather(*(give_back(each, release) for each in relayed))
+        finally:
+            for each in relayed:
+                await give_back(each, 0)
+            if hosts:
+                await asyncio.wait([each.ended for each in hosts])
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(coroutine)
@@ -786,7 +799,7 @@ class IceTransport(RTCIceTransport):
             earlier.may_end.set()
         task = asyncio.ensure_future(self._close_later(generation, at_once=at_once))
         self._retiring[generation] = task
-        task.add_done_callback(lambda task: self._retired(generation, task))
+        task.add_done_callback(lambda task: self._retirement_ended(generation, task))
 
     async def _close_later(self, generation: Generation, *, at_once: bool) -> None:
         if not at_once:
@@ -799,7 +812,7 @@ class IceTransport(RTCIceTransport):
             async with asyncio.timeout(seconds):
                 await event.wait()
 
-    def _retired(self, generation: Generation, task: asyncio.Task[None]) -> None:
+    def _retirement_ended(self, generation: Generation, task: asyncio.Task[None]) -> None:
         self._retiring.pop(generation, None)
         if not task.cancelled() and (exc := task.exception()) is not None:
             self.failed(exc)
@@ -910,7 +923,7 @@ class IceTransport(RTCIceTransport):
         self._queue.put_nowait(None)
         for earlier in self._retiring:
             earlier.may_end.set()
-        retiring = list(self._retiring.values())
+        earlier_ones, retiring = list(self._retiring), list(self._retiring.values())
         closing = [asyncio.ensure_future(each.close(release)) for each in self._generations]
         try:
             await asyncio.gather(*closing, *retiring)
@@ -918,7 +931,11 @@ class IceTransport(RTCIceTransport):
             tasks = closing + retiring
             for task in tasks:
                 task.cancel()
-            await asyncio.wait(tasks)
+            if tasks:
+                await asyncio.wait(tasks)
+            # A task that was cancelled before its first step has done nothing.
+            for each in [*self._generations, *earlier_ones]:
+                await each.close(0)
             raise
 
     def _set_state(self, state: str) -> None:
