@@ -63,7 +63,10 @@ RULES = [
     Rule("core.events", "errors", pure=True),
     Rule("core.frames", "errors", "msgspec", pure=True),
     # One pair, one node, the relay, and the client's seat there: they never import each other.
-    Rule("core.link", _CORE, "msgspec", pure=True),
+    Rule("core.operations", "errors core.messages", pure=True),
+    Rule("core.trickle", "core.messages core.operations", pure=True),
+    Rule("core.restart", f"{_CORE} core.operations core.trickle", pure=True),
+    Rule("core.link", f"{_CORE} core.operations core.trickle core.restart", "msgspec", pure=True),
     Rule("core.delivery", f"{_CORE} core.frames", "msgspec", pure=True),
     Rule("core.mesh", _CORE, "msgspec", pure=True),
     Rule("core.rooms", _CORE, "msgspec", pure=True),

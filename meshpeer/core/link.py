@@ -8,6 +8,10 @@ table does not list raises `UnexpectedInput` when it is the shell's doing, and i
 The peer with the smaller id dials, the other waits (and may ask to be dialled). Each attempt has a
 number, its epoch; every signal carries it, and so does everything the shell reports about a
 connection. What belongs to an earlier epoch has rows of its own and changes nothing.
+
+A connection lives through ICE restarts, whose own table is in `meshpeer.core.restart`: the link
+says when one begins, hands on what is about one (a generation above 0), and when none of them helps
+makes a new connection.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from enum import StrEnum
 from typing import NamedTuple, TypeVar
 
 from meshpeer.config import MeshConfig
-from meshpeer.core.events import PeerState
+from meshpeer.core.events import CandidatePair, Path, PeerState
 from meshpeer.core.messages import (
     MAX_CANDIDATES,
     Answer,
@@ -31,7 +35,20 @@ from meshpeer.core.messages import (
     count_candidates,
     printable,
 )
+from meshpeer.core.operations import (
+    AcceptAnswer,
+    AcceptOffer,
+    AddCandidates,
+    CloseConnection,
+    MakeOffer,
+    Operate,
+    Operation,
+    Refuse,
+    SendSignal,
+)
+from meshpeer.core.restart import Restart, RestartOutput, RestartState
 from meshpeer.core.timing import Backoff, Deadlines
+from meshpeer.core.trickle import Trickle
 from meshpeer.errors import MeshError, ProtocolError, UnexpectedInput
 
 __all__ = [
@@ -47,6 +64,7 @@ __all__ = [
     "MakeOffer",
     "Operate",
     "Operation",
+    "PairSelected",
     "Ping",
     "Refuse",
     "Row",
@@ -87,18 +105,29 @@ class Input(StrEnum):
     CANDIDATES = "candidates"
     DIAL = "dial"
     STALE = "stale"
+    RESTART_OFFER = "restart offer"
+    """An offer with a generation above 0."""
+    RESTART_REPLY = "restart reply"
+    """An answer or candidates with a generation above 0."""
     # From the shell, about operations and the connection.
     OFFER_MADE = "offer made"
     ANSWER_MADE = "answer made"
     OPERATION_FAILED = "operation failed"
     OPENED = "opened"
     LOST = "lost"
+    PATH_LOST = "path lost"
     HEARD = "heard"
+    CANDIDATES_FOUND = "candidates found"
+    SELECTED = "selected"
+    RESTART_REPORT = "restart report"
+    """What became of an operation with a generation above 0."""
     # Time.
     DEADLINE = "deadline"
     SILENCE = "silence"
-    # From the mesh.
+    # From the mesh, and from the program.
     REACHABLE = "reachable"
+    RESTART = "restart"
+    """Something asks for an ICE restart."""
     CLOSE = "close"
 
 
@@ -120,6 +149,8 @@ _ANSWERING = (_S.ANSWERING, _S.CHECKING)
 _UP = (_S.CONNECTED, _S.DISCONNECTED)
 _IDLE = (_S.WAITING, _S.FAILED)
 _HAS_CONNECTION = frozenset((*_DIALLING, *_ANSWERING, *_UP))
+_MAY_RESTART = (_S.CHECKING, *_UP)
+_DESCRIBING = (_S.OFFERING, _S.OFFERED, _S.ANSWERING)
 _DIALS = (*_DIALLING, *_UP, _S.FAILED)
 _WAITS = (_S.WAITING, *_ANSWERING, *_UP, _S.FAILED)
 
@@ -176,6 +207,33 @@ def _table() -> tuple[Row, ...]:
     row(_WAITS, Input.CANDIDATES, "waits, newer", None, ("hold_candidates",),
         "candidates before their offer")
 
+    # An ICE restart of the other side's.
+    row(_MAY_RESTART, Input.RESTART_OFFER, ("dials, current", "waits, current"), None,
+        ("hand_on",), "an ICE restart")
+    row(_MAY_RESTART, Input.RESTART_REPLY, ("dials, current", "waits, current"), None,
+        ("hand_on",), "an ICE restart")
+    row(_WAITS, Input.RESTART_OFFER, "waits, newer", None, ("disown",),
+        "nothing is known of this connection")
+    row(_IDLE, Input.RESTART_OFFER, "waits, current", None, ("disown",),
+        "this connection is over")
+    row(_WAITS, Input.RESTART_OFFER, "waits, older", None, ("reply_stale",),
+        "an epoch that is over")
+    row(_S.ANSWERING, Input.RESTART_OFFER, "waits, current", None, (), "before the answer")
+    row(_S.OFFERED, Input.RESTART_OFFER, "dials, current", None, (), "before the answer")
+    row(_DIALLING, Input.RESTART_OFFER, "dials, newer", None, (), "dialling already")
+    row((*_UP, _S.FAILED), Input.RESTART_OFFER, "dials, newer", _S.OFFERING, ("dial",),
+        "the other side is ahead")
+    row(_DIALS, Input.RESTART_OFFER, "dials, older", None, (), "an epoch that is over")
+    row(_S.FAILED, Input.RESTART_OFFER, "dials, current", None, (), "an attempt that failed")
+    row(_DIALS, Input.RESTART_REPLY, ("dials, older", "dials, newer"), None, (),
+        "not of this connection")
+    row(_WAITS, Input.RESTART_REPLY, ("waits, older", "waits, newer"), None, (),
+        "not of this connection")
+    row((_S.OFFERED, _S.FAILED), Input.RESTART_REPLY, "dials, current", None, (),
+        "not of this connection")
+    row((_S.ANSWERING, *_IDLE), Input.RESTART_REPLY, "waits, current", None, (),
+        "not of this connection")
+
     # The side that waits asks to be dialled. If it had our latest offer, that attempt has failed.
     row(_S.FAILED, Input.DIAL, ("dials, older", "dials, current", "dials, newer"), _S.OFFERING,
         ("dial",), "the other side asks: {}")
@@ -202,12 +260,31 @@ def _table() -> tuple[Row, ...]:
     row(_S.ANSWERING, Input.ANSWER_MADE, "current", _S.CHECKING, ("send_answer",), "answer sent")
     row(_S.CHECKING, Input.OPENED, "current", _S.CONNECTED, (), "connected")
     row(_S.DISCONNECTED, Input.HEARD, "current", _S.CONNECTED, (), "heard again")
-    row(_S.CONNECTED, Input.SILENCE, "", _S.DISCONNECTED, (), "nothing heard for {} s")
-    for on in (Input.OFFER_MADE, Input.ANSWER_MADE, Input.OPENED, Input.LOST,
-               Input.OPERATION_FAILED):
+    row((*_DESCRIBING, *_MAY_RESTART), Input.CANDIDATES_FOUND, "current", None, ("trickle",),
+        "candidates")
+    row((*_DESCRIBING, *_MAY_RESTART), Input.SELECTED, "current", None, ("select",),
+        "a candidate pair was selected")
+    row(_MAY_RESTART, Input.RESTART_REPORT, "current", None, ("hand_on",), "an ICE restart")
+    for on in (Input.OFFER_MADE, Input.ANSWER_MADE, Input.OPENED, Input.LOST, Input.PATH_LOST,
+               Input.OPERATION_FAILED, Input.CANDIDATES_FOUND, Input.SELECTED,
+               Input.RESTART_REPORT):
         row([state for state in _S if state is not _S.NEW], on, "older", None, (),
             "a connection that is gone")
         row((*_IDLE, _S.CLOSED), on, "current", None, (), "a connection that is gone")
+
+    # The path is bad, or may be: an ICE restart.
+    row(_S.CONNECTED, Input.SILENCE, "", _S.DISCONNECTED, ("restart",), "nothing heard for {} s")
+    row(_S.CONNECTED, Input.PATH_LOST, "current", _S.DISCONNECTED, ("restart",), "path lost: {}")
+    row((_S.CHECKING, _S.DISCONNECTED), Input.PATH_LOST, "current", None, ("restart",),
+        "path lost: {}")
+    row(_DESCRIBING, Input.PATH_LOST, "current", None, (), "nothing goes over it yet")
+    row(_MAY_RESTART, Input.RESTART, "", None, ("restart_anew",), "{}")
+    row(_DESCRIBING, Input.RESTART, "", None, ("restart_later",), "{}")
+    row((_S.NEW, *_IDLE, _S.CLOSED), Input.RESTART, "", None, (), "no connection to restart")
+    row(_S.CHECKING, Input.DEADLINE, "dials, not restarted", None, ("extend", "restart"),
+        "not connected within {} s")
+    row(_S.CHECKING, Input.DEADLINE, "waits, not restarted", None, ("extend",),
+        "not connected within {} s")
 
     # What fails once is tried again at once; what fails again waits first.
     for dialling, answering, on, reason in (
@@ -229,9 +306,11 @@ def _table() -> tuple[Row, ...]:
 
     # Signals get to the peer again.
     row(_S.FAILED, Input.REACHABLE, "dials", _S.OFFERING, ("dial",), "signalling is back")
-    row((*_DIALLING, *_UP), Input.REACHABLE, "dials", None, (), "nothing to mend")
     row(_IDLE, Input.REACHABLE, "waits", None, ("ask",), "signalling is back")
-    row((*_ANSWERING, *_UP), Input.REACHABLE, "waits", None, (), "nothing to mend")
+    row(_MAY_RESTART, Input.REACHABLE, ("dials", "waits"), None, ("restart_now",),
+        "signalling is back")
+    row((_S.OFFERING, _S.OFFERED), Input.REACHABLE, "dials", None, (), "nothing to mend")
+    row(_S.ANSWERING, Input.REACHABLE, "waits", None, (), "nothing to mend")
 
     # The end.
     row(_S, Input.CLOSE, "", _S.CLOSED, ("drop",), "{}")
@@ -243,7 +322,17 @@ TABLE: tuple[Row, ...] = _table()
 _INDEX = {(row.state, row.input, row.condition): row for row in TABLE}
 assert len(_INDEX) == len(TABLE), "two rows for the same state, input and condition"
 
-_FROM_PEER = frozenset({Input.OFFER, Input.ANSWER, Input.CANDIDATES, Input.DIAL, Input.STALE})
+_FROM_PEER = frozenset(
+    {
+        Input.OFFER,
+        Input.ANSWER,
+        Input.CANDIDATES,
+        Input.DIAL,
+        Input.STALE,
+        Input.RESTART_OFFER,
+        Input.RESTART_REPLY,
+    }
+)
 _TAG: dict[type, Input] = {
     Offer: Input.OFFER,
     Answer: Input.ANSWER,
@@ -271,59 +360,8 @@ _ADDS = frozenset({"answer", "accept_answer", "add_candidates", "hold_candidates
 
 
 @dataclass(frozen=True, slots=True)
-class MakeOffer:
-    """Make a connection and an offer for it; report OFFER_MADE."""
-
-
-@dataclass(frozen=True, slots=True)
-class AcceptOffer:
-    """Make a connection and an answer to this offer; report ANSWER_MADE."""
-
-    sdp: str
-
-
-@dataclass(frozen=True, slots=True)
-class AcceptAnswer:
-    """Give the answer to the connection."""
-
-    sdp: str
-
-
-@dataclass(frozen=True, slots=True)
-class AddCandidates:
-    """Give remote candidates to the connection."""
-
-    candidates: tuple[IceCandidate, ...]
-    end: bool
-
-
-@dataclass(frozen=True, slots=True)
-class CloseConnection:
-    """Close the connection; later operations wait until it is closed."""
-
-
-Operation = MakeOffer | AcceptOffer | AcceptAnswer | AddCandidates | CloseConnection
-
-
-@dataclass(frozen=True, slots=True)
-class Operate:
-    """Run an operation on the connection of this epoch, after those that came before it."""
-
-    epoch: int
-    operation: Operation
-
-
-@dataclass(frozen=True, slots=True)
-class SendSignal:
-    """Send this to the remote incarnation."""
-
-    epoch: int
-    body: LinkMessage
-
-
-@dataclass(frozen=True, slots=True)
 class Ping:
-    """Send a ping over the connection of this epoch."""
+    """Send a check over the connection of this epoch; report PONG when it is answered."""
 
     epoch: int
     nonce: int
@@ -339,13 +377,13 @@ class StateChanged:
 
 
 @dataclass(frozen=True, slots=True)
-class Refuse:
-    """What the other side sent was refused."""
+class PairSelected:
+    """Another pair carries data, or another generation."""
 
-    error: ProtocolError
+    reason: str
 
 
-LinkOutput = Operate | SendSignal | Ping | StateChanged | Refuse
+LinkOutput = Operate | SendSignal | Ping | StateChanged | PairSelected | Refuse
 
 
 class Link:
@@ -360,11 +398,11 @@ class Link:
         "_backoff",
         "_begins",
         "_begins_at",
-        "_candidates",
         "_config",
         "_deadlines",
         "_detail",
-        "_ended",
+        "_disconnected_at",
+        "_extended",
         "_failures",
         "_heard_at",
         "_held",
@@ -374,11 +412,18 @@ class Link:
         "_pinged_at",
         "_random",
         "_recovering",
+        "_restart",
         "_spoke_at",
+        "_trickle",
+        "_upgrade",
+        "_wanted",
         "connections",
         "dials",
         "epoch",
+        "generation",
+        "pair",
         "reachable",
+        "restarts",
         "rtt",
         "state",
     )
@@ -401,6 +446,12 @@ class Link:
         """The latest measured round trip in seconds."""
         self.connections = 0
         """How often this link was connected."""
+        self.pair: CandidatePair | None = None
+        """What data goes over, as far as the connection of this epoch has said."""
+        self.generation = 0
+        """The ICE generation that carries data."""
+        self.restarts = 0
+        """How many ICE restarts took over, in all epochs."""
         self._config = config
         self._incarnation = incarnation
         self._random = random
@@ -414,9 +465,14 @@ class Link:
         self._pinged_at: float | None = None
         self._begins = _BURST
         self._begins_at = 0.0
-        # Of the other side in this attempt: how many candidates came, and whether that was all.
-        self._candidates = 0
-        self._ended = False
+        self._upgrade = Backoff(config.upgrade_first, config.upgrade_max, jitter=0.0)
+        self._disconnected_at = 0.0
+        # Of this attempt: the candidates of its first generation, its restarts, why another one is
+        # to begin as soon as it can, and whether it was given time for one.
+        self._trickle = Trickle(epoch, 0, config.candidates_timeout)
+        self._restart = self._new_restart()
+        self._wanted: str | None = None
+        self._extended = False
         self._held: tuple[int, list[IceCandidate], bool] | None = None
         self._out: list[LinkOutput] = []
         self._arg: object = None
@@ -446,7 +502,8 @@ class Link:
 
     def next_deadline(self) -> float | None:
         """When `tick` is wanted next."""
-        return self._deadlines.next()
+        times = (self._deadlines.next(), self._trickle.complete_at, self._restart.next_deadline())
+        return min((at for at in times if at is not None), default=None)
 
     # --- inputs ---
 
@@ -457,6 +514,8 @@ class Link:
     def message(self, epoch: int, message: LinkMessage, now: float) -> list[LinkOutput]:
         """A signal of the remote incarnation arrived."""
         kind = _TAG[type(message)]
+        if isinstance(message, Offer | Answer | Candidates) and message.generation:
+            kind = Input.RESTART_OFFER if kind is Input.OFFER else Input.RESTART_REPLY
         if isinstance(message, Stale):
             epoch = message.epoch
         if isinstance(message, Dial):
@@ -476,22 +535,51 @@ class Link:
         age = "older" if epoch < self.epoch else "current" if epoch == self.epoch else "newer"
         return self._feed(kind, f"{self._role}, {age}", now, arg=(epoch, message), detail=detail)
 
-    def offer_made(self, epoch: int, sdp: str, now: float) -> list[LinkOutput]:
+    def offer_made(self, epoch: int, generation: int, sdp: str, now: float) -> list[LinkOutput]:
         """`MakeOffer` is done."""
+        if generation:
+            return self._report(epoch, lambda it: it.offer_made(generation, sdp, now), now)
         return self._feed(Input.OFFER_MADE, self._age(epoch), now, arg=sdp)
 
-    def answer_made(self, epoch: int, sdp: str, now: float) -> list[LinkOutput]:
+    def answer_made(self, epoch: int, generation: int, sdp: str, now: float) -> list[LinkOutput]:
         """`AcceptOffer` is done."""
+        if generation:
+            return self._report(epoch, lambda it: it.answer_made(generation, sdp, now), now)
         return self._feed(Input.ANSWER_MADE, self._age(epoch), now, arg=sdp)
 
     def operation_failed(
         self, epoch: int, operation: Operation, error: MeshError, now: float
     ) -> list[LinkOutput]:
-        """An operation did not succeed. Candidates that can't be used change nothing."""
+        """An operation did not succeed. Candidates that can't be used change nothing, and an ICE
+        restart that failed ends that restart alone."""
         out: list[LinkOutput] = [Refuse(error)] if isinstance(error, ProtocolError) else []
-        if not isinstance(operation, AddCandidates):
-            out += self._failure(Input.OPERATION_FAILED, epoch, str(error), now)
+        match operation:
+            case AddCandidates():
+                pass
+            case MakeOffer(number) | AcceptOffer(_, number) | AcceptAnswer(_, number) if number:
+                out += self._report(epoch, lambda it: it.operation_failed(number, now), now)
+            case _:
+                out += self._failure(Input.OPERATION_FAILED, epoch, str(error), now)
         return out
+
+    def local_candidates(
+        self,
+        epoch: int,
+        generation: int,
+        candidates: tuple[IceCandidate, ...],
+        *,
+        end: bool,
+        now: float,
+    ) -> list[LinkOutput]:
+        """The connection found candidates of its own. They follow their description."""
+        found = (generation, candidates, end)
+        return self._feed(Input.CANDIDATES_FOUND, self._age(epoch), now, arg=found)
+
+    def selected(
+        self, epoch: int, generation: int, pair: CandidatePair, now: float
+    ) -> list[LinkOutput]:
+        """Data goes over this pair from now on."""
+        return self._feed(Input.SELECTED, self._age(epoch), now, arg=(generation, pair))
 
     def opened(self, epoch: int, now: float) -> list[LinkOutput]:
         """The message channel is open."""
@@ -501,11 +589,20 @@ class Link:
         """The connection is over."""
         return self._failure(Input.LOST, epoch, reason, now)
 
-    def heard(self, epoch: int, now: float) -> list[LinkOutput]:
-        """Something arrived over the connection. Called for every frame."""
+    def path_lost(self, epoch: int, reason: str, now: float) -> list[LinkOutput]:
+        """What data went over has ended; the connection waits for another generation."""
+        return self._feed(Input.PATH_LOST, self._age(epoch), now, detail=reason)
+
+    def heard(self, epoch: int, now: float, *, answered: bool = False) -> list[LinkOutput]:
+        """Something arrived over the connection. Called for every frame.
+
+        ``answered``: the other side has heard of us as well.
+        """
         if epoch != self.epoch:
             return []
         self._heard_at = now
+        if answered:
+            self._spoke_at = now
         if self.state is not LinkState.DISCONNECTED:
             return []
         return self._feed(Input.HEARD, "current", now)
@@ -514,11 +611,12 @@ class Link:
         """A frame was sent over the connection: no ping is needed for a while."""
         self._spoke_at = now
 
-    def pong(self, epoch: int, nonce: int, now: float) -> None:
-        """The answer to a ping arrived; one that nobody waits for is ignored."""
+    def pong(self, epoch: int, nonce: int, now: float) -> list[LinkOutput]:
+        """The answer to a ping arrived. It is a sign of life even if nobody waits for it."""
         if epoch == self.epoch and nonce == self._ping_nonce and self._pinged_at is not None:
             self.rtt = now - self._pinged_at
             self._pinged_at = None
+        return self.heard(epoch, now)
 
     def ping(self, now: float) -> Ping:
         """Measure the round trip now."""
@@ -532,6 +630,14 @@ class Link:
         if not reachable or self.state in (LinkState.NEW, LinkState.CLOSED):
             return []
         return self._feed(Input.REACHABLE, self._role, now)
+
+    def restart(self, reason: str, now: float) -> list[LinkOutput]:
+        """Begin an ICE restart as soon as there is a connection for it.
+
+        One that is under way is out of date then. Nothing happens while no attempt is under way:
+        the next one has all that a restart would bring.
+        """
+        return self._feed(Input.RESTART, "", now, detail=reason)
 
     def close(self, reason: str, now: float) -> list[LinkOutput]:
         """End the link for good."""
@@ -551,18 +657,33 @@ class Link:
                     # going on, however often it connected in between.
                     self._failures = 0
                     self._backoff.reset()
+                case "again" if self.state is LinkState.DISCONNECTED:
+                    out += self._begin_restart("still disconnected", now)
+                case "upgrade" if self.state is LinkState.CONNECTED:
+                    out += self._begin_restart("looking for a better path", now)
+                    self._arm_upgrade(now)
                 case "state" if self.state is LinkState.FAILED and not self.reachable:
                     out += self._feed(Input.DEADLINE, "unreachable", now)
+                case "state" if self.state is LinkState.CHECKING and not self._extended:
+                    detail = f"{self._config.connect_timeout:g}"
+                    condition = f"{self._role}, not restarted"
+                    out += self._feed(Input.DEADLINE, condition, now, detail=detail)
                 case "state":
-                    disconnected = self.state is LinkState.DISCONNECTED
-                    waited = (
-                        self._config.disconnected_timeout
-                        if disconnected
-                        else self._config.connect_timeout
-                    )
-                    out += self._failure(Input.DEADLINE, self.epoch, f"{waited:g}", now)
+                    if self.state is LinkState.DISCONNECTED:
+                        waited = now - self._disconnected_at
+                    else:
+                        waited = self._config.connect_timeout * (2 if self._extended else 1)
+                    out += self._failure(Input.DEADLINE, self.epoch, f"{waited:.3g}", now)
                 case _:
                     pass  # An earlier deadline of the same moment has ended that state.
+        if (self._trickle.complete_at or now + 1) <= now:
+            out += self._trickle.complete()
+        if (self._restart.next_deadline() or now + 1) <= now:
+            under_way = self._restart.state is not RestartState.IDLE
+            out += self._to_restart(lambda it: it.tick(now), now)
+            given_up = under_way and self._restart.state is RestartState.IDLE
+            if given_up and self.state is LinkState.DISCONNECTED:
+                out += self._begin_restart("still disconnected", now)
         return out
 
     # --- the machine ---
@@ -591,9 +712,15 @@ class Link:
         if row is None:
             text = f"{on} ({condition or 'no condition'}) is not expected in state {self.state}"
             if on in _FROM_PEER:
-                return [Refuse(ProtocolError(text, code=f"unexpected_{on}", field="$.type"))]
+                return [
+                    Refuse(
+                        ProtocolError(
+                            text, code=f"unexpected_{on.replace(' ', '_')}", field="$.type"
+                        )
+                    )
+                ]
             raise UnexpectedInput(text)
-        if not _ADDS.isdisjoint(row.actions) and self._candidates_with(arg) > MAX_CANDIDATES:
+        if not _ADDS.isdisjoint(row.actions) and not self._fits(arg):
             text = f"{on} would bring the attempt to more than {MAX_CANDIDATES} candidates"
             return [Refuse(ProtocolError(text, code="too_many_candidates", field="$"))]
         if on in _FROM_PEER and not _BEGINS.isdisjoint(row.actions) and not self._may_begin(now):
@@ -615,6 +742,7 @@ class Link:
         match row.next:
             case LinkState.CONNECTED:
                 self._deadlines.clear("state")
+                self._deadlines.clear("again")
                 if previous is LinkState.CHECKING:
                     self._heard_at = now
                     self.connections += 1
@@ -624,7 +752,11 @@ class Link:
                 self._deadlines.set("silence", now + self._config.silence_timeout)
                 self._deadlines.set("stable", now + self._config.stable_after)
                 self._deadlines.set("ping", self._spoke_at + self._ping_after)
+                self._arm_upgrade(now)
+            case LinkState.CHECKING if self._wanted is not None:
+                self._out += self._begin_restart(self._wanted, now, urgent=True)
             case LinkState.DISCONNECTED:
+                self._disconnected_at = now
                 self._deadlines.set("state", now + self._config.disconnected_timeout)
             case LinkState.WAITING:
                 self._deadlines.set("state", now + self._config.connect_timeout)
@@ -678,8 +810,8 @@ class Link:
         self._begins -= 1
         return True
 
-    def _candidates_with(self, arg: object) -> int:
-        """How many candidates the attempt that this message is for has with those in it."""
+    def _fits(self, arg: object) -> bool:
+        """Whether the attempt that this message is for may have the candidates in it."""
         match arg:
             case (int() as epoch, Offer(sdp) | Answer(sdp)):
                 more = count_candidates(sdp)
@@ -688,21 +820,82 @@ class Link:
             case _:
                 raise AssertionError(f"the row needs a message with candidates, not {arg!r}")
         if epoch == self.epoch:
-            return self._candidates + more
+            return self._trickle.fits(more)
         if self._held is not None and self._held[0] == epoch:
-            return len(self._held[1]) + more
-        return more
+            more += len(self._held[1])
+        return more <= MAX_CANDIDATES
+
+    # --- ICE restarts ---
+
+    def _new_restart(self) -> Restart:
+        return Restart(self._config, epoch=self.epoch, dials=self.dials, may_begin=self._may_begin)
+
+    def _report(
+        self, epoch: int, call: Callable[[Restart], list[RestartOutput]], now: float
+    ) -> list[LinkOutput]:
+        return self._feed(Input.RESTART_REPORT, self._age(epoch), now, arg=call)
+
+    def _begin_restart(
+        self, reason: str, now: float, *, urgent: bool = False
+    ) -> list[RestartOutput]:
+        if not self.reachable:
+            # Its offer would only wait, and be out of date when it gets there.
+            if urgent or self._restart.state is RestartState.IDLE:
+                self._wanted = reason
+            return []
+        self._wanted = None
+        return self._to_restart(lambda it: it.begin(reason, now, urgent=urgent), now)
+
+    def _to_restart(
+        self, call: Callable[[Restart], list[RestartOutput]], now: float
+    ) -> list[RestartOutput]:
+        restart, config = self._restart, self._config
+        previous = restart.state
+        out = call(restart)
+        if self.state is LinkState.DISCONNECTED and restart.state is not previous:
+            if restart.state is RestartState.CHECKING:
+                # It was answered: it gets the time that it may take, if that is more; but only
+                # once over, or restarts that are answered and lead nowhere could go on for ever.
+                latest = self._disconnected_at + config.disconnected_timeout
+                at = min(now, latest) + config.connect_timeout
+                self._deadlines.set("state", max(at, self._deadlines.get("state") or at))
+            elif restart.state is RestartState.IDLE:
+                self._deadlines.set("again", now + config.restart_timeout)
+        return out
+
+    def _arm_upgrade(self, now: float) -> None:
+        """A path over TURN is a reason to look for a better one, now and then."""
+        if self.pair is None or self.pair.path is not Path.TURN:
+            self._upgrade.reset()
+            self._deadlines.clear("upgrade")
+        elif (
+            self.dials
+            and self.state is LinkState.CONNECTED
+            and self._config.ice_transport_policy == "all"
+            and self._deadlines.get("upgrade") is None
+        ):
+            self._deadlines.set("upgrade", now + self._upgrade.next(0.0))
 
     # --- actions, named in the table ---
 
     def _begin(self, epoch: int, operation: Operation, now: float) -> None:
         self._do_drop(now)
         self.epoch = epoch
-        self._candidates = 0
-        self._ended = False
-        self._pinged_at = None
+        self._forget()
         self._deadlines.set("state", now + self._config.connect_timeout)
         self._out.append(Operate(epoch, operation))
+
+    def _forget(self) -> None:
+        """What belonged to one attempt alone."""
+        self._trickle = Trickle(self.epoch, 0, self._config.candidates_timeout)
+        self._restart = self._new_restart()
+        self._wanted = None
+        self._extended = False
+        self._pinged_at = None
+        self.pair = None
+        self.generation = 0
+        for name in ("again", "upgrade"):
+            self._deadlines.clear(name)
 
     def _do_dial(self, now: float) -> None:
         # Past whatever the other side has seen, so that it does not take the offer for an old one.
@@ -713,35 +906,84 @@ class Link:
         epoch, offer = self._message(Offer)
         held, self._held = self._held, None
         self._begin(epoch, AcceptOffer(offer.sdp), now)
-        self._candidates = count_candidates(offer.sdp)
+        self._trickle.described(offer.sdp, now)
         if held is not None and held[0] == epoch:
-            self._add_candidates(held[1], end=held[2])
+            self._out += self._trickle.received(held[1], end=held[2], now=now)
 
     def _do_drop(self, now: float) -> None:  # noqa: ARG002
         if self.state in _HAS_CONNECTION:
             self._out.append(Operate(self.epoch, CloseConnection()))
+            self._forget()
 
     def _do_send_offer(self, now: float) -> None:  # noqa: ARG002
-        self._out.append(SendSignal(self.epoch, Offer(self._sdp())))
+        sdp = self._sdp()
+        self._out += [SendSignal(self.epoch, Offer(sdp)), *self._trickle.sent(sdp)]
 
     def _do_send_answer(self, now: float) -> None:  # noqa: ARG002
-        self._out.append(SendSignal(self.epoch, Answer(self._sdp())))
+        sdp = self._sdp()
+        self._out += [SendSignal(self.epoch, Answer(sdp)), *self._trickle.sent(sdp)]
 
-    def _do_accept_answer(self, now: float) -> None:  # noqa: ARG002
+    def _do_accept_answer(self, now: float) -> None:
         _, answer = self._message(Answer)
-        self._candidates += count_candidates(answer.sdp)
+        self._trickle.described(answer.sdp, now)
         self._out.append(Operate(self.epoch, AcceptAnswer(answer.sdp)))
 
-    def _do_add_candidates(self, now: float) -> None:  # noqa: ARG002
+    def _do_add_candidates(self, now: float) -> None:
         _, more = self._message(Candidates)
-        self._add_candidates(more.candidates, end=more.end)
+        self._out += self._trickle.received(more.candidates, end=more.end, now=now)
 
-    def _add_candidates(self, candidates: list[IceCandidate], *, end: bool) -> None:
-        # Messages without candidates have no limit. All but the first that ends them say nothing.
-        if candidates or (end and not self._ended):
-            self._out.append(Operate(self.epoch, AddCandidates(tuple(candidates), end)))
-        self._candidates += len(candidates)
-        self._ended = self._ended or end
+    def _do_trickle(self, now: float) -> None:
+        assert isinstance(self._arg, tuple)
+        generation, candidates, end = self._arg
+        if generation:
+            self._out += self._to_restart(
+                lambda it: it.local_candidates(generation, candidates, end=end), now
+            )
+        else:
+            self._out += self._trickle.found(candidates, end=end)
+
+    def _do_select(self, now: float) -> None:
+        assert isinstance(self._arg, tuple)
+        generation, pair = self._arg
+        self._out += self._to_restart(lambda it: it.selected(generation, now), now)
+        if (generation, pair) == (self.generation, self.pair):
+            return
+        reason = self._detail
+        if generation and generation != self.generation:
+            self.restarts += 1
+            reason = f"ICE restart took over: {self._restart.reason}"
+        self.generation, self.pair = generation, pair
+        self._out.append(PairSelected(reason))
+        self._arm_upgrade(now)
+
+    def _do_hand_on(self, now: float) -> None:
+        match self._arg:
+            case (int(), Offer() | Answer() | Candidates() as message):
+                self._out += self._to_restart(lambda it: it.message(message, now), now)
+            case call:
+                assert callable(call)
+                self._out += self._to_restart(call, now)
+
+    def _do_disown(self, now: float) -> None:  # noqa: ARG002
+        epoch, _ = self._message(Offer)
+        self._out.append(SendSignal(epoch, Dial(self._detail)))
+
+    def _do_restart(self, now: float) -> None:
+        self._out += self._begin_restart(self._detail, now)
+
+    def _do_restart_anew(self, now: float) -> None:
+        self._out += self._begin_restart(self._detail, now, urgent=True)
+
+    def _do_restart_later(self, now: float) -> None:  # noqa: ARG002
+        self._wanted = self._detail
+
+    def _do_restart_now(self, now: float) -> None:
+        if self._wanted is not None:
+            self._out += self._begin_restart(self._wanted, now, urgent=True)
+
+    def _do_extend(self, now: float) -> None:
+        self._extended = True
+        self._deadlines.set("state", now + self._config.connect_timeout)
 
     def _do_hold_candidates(self, now: float) -> None:  # noqa: ARG002
         epoch, more = self._message(Candidates)

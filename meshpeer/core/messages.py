@@ -40,6 +40,8 @@ __all__ = [
     "Dial",
     "Goodbye",
     "IceCandidate",
+    "IceServerInfo",
+    "IceServers",
     "Join",
     "Leave",
     "LinkMessage",
@@ -87,7 +89,9 @@ _INCARNATION = r"^[A-Za-z0-9_-]{8,64}\Z"
 _TOKEN = r"^[A-Za-z0-9_-]{16,128}\Z"
 _CODE = r"^[a-z_]{1,64}\Z"
 _TEXT = rf"^[^{_BAD}]*\Z"
+_ICE_URL = rf"^(stun|turns?):[^\s{_BAD}]+\Z"
 _PATTERNS = {
+    _ICE_URL: "that begins with stun:, turn: or turns:",
     _TEXT: "without control characters",
     _LABEL: "without control characters and without white space around it",
     _INCARNATION: "of 8 to 64 letters, digits, - and _",
@@ -107,6 +111,8 @@ Version = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Seconds = Annotated[float, Meta(ge=0, le=86400)]
 Text = Annotated[str, Meta(max_length=MAX_TEXT, pattern=_TEXT)]
 Code = Annotated[str, Meta(pattern=_CODE)]
+IceUrl = Annotated[str, Meta(max_length=256, pattern=_ICE_URL)]
+Secret = Annotated[str, Meta(max_length=512)]
 Metadata = dict[str, Any]
 
 
@@ -260,6 +266,25 @@ class Goodbye(Struct, frozen=True, tag="goodbye"):
     retry_after: Seconds | None = None
 
 
+class IceServerInfo(Struct, frozen=True):
+    """A STUN or TURN server (W3C WebRTC, RTCIceServer)."""
+
+    urls: Annotated[list[IceUrl], Meta(min_length=1, max_length=8)]
+    username: Secret | None = None
+    credential: Secret | None = None
+
+    def __repr__(self) -> str:
+        return f"IceServerInfo(urls={self.urls!r})"
+
+
+class IceServers(Struct, frozen=True, tag="ice_servers"):
+    """The servers to use from now on, in place of those that an earlier one named. Sent again
+    before credentials expire, which they do ``expires_in`` seconds after it was sent."""
+
+    servers: Annotated[list[IceServerInfo], Meta(max_length=16)]
+    expires_in: Seconds | None = None
+
+
 # --- peer -> peer, inside a signal --------------------------------------------------------------
 
 
@@ -311,7 +336,15 @@ class Stale(Struct, frozen=True, tag="stale"):
 
 ClientMessage = Join | SignalOut | Update | Leave | Ack
 RelayMessage = (
-    Welcome | MemberJoined | MemberLeft | MemberUpdated | SignalIn | Refused | Goodbye | Ack
+    Welcome
+    | MemberJoined
+    | MemberLeft
+    | MemberUpdated
+    | SignalIn
+    | Refused
+    | IceServers
+    | Goodbye
+    | Ack
 )
 LinkMessage = Offer | Answer | Candidates | Dial | Stale
 Message = ClientMessage | RelayMessage | LinkMessage

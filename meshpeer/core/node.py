@@ -9,15 +9,17 @@ from __future__ import annotations
 import heapq
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from msgspec import Raw
 
-from meshpeer.config import MeshConfig
+from meshpeer.config import IceServer, MeshConfig
 from meshpeer.core import frames
 from meshpeer.core.delivery import Delivery, Received
 from meshpeer.core.events import (
     BadInput,
+    CandidatePair,
+    ConnectionReport,
     Event,
     Path,
     PeerJoined,
@@ -27,11 +29,14 @@ from meshpeer.core.events import (
     PeerUpdated,
 )
 from meshpeer.core.link import (
+    AcceptOffer,
     Link,
     LinkOutput,
     LinkState,
+    MakeOffer,
     Operate,
     Operation,
+    PairSelected,
     Ping,
     Refuse,
     SendSignal,
@@ -39,6 +44,8 @@ from meshpeer.core.link import (
 )
 from meshpeer.core.mesh import CloseLink, Mesh, MeshOutput, OpenLink, Reachable, Renamed
 from meshpeer.core.messages import (
+    IceCandidate,
+    IceServers,
     LinkMessage,
     Member,
     MemberJoined,
@@ -52,12 +59,24 @@ from meshpeer.core.messages import (
     decode_link,
     encode,
 )
-from meshpeer.errors import MeshError, ProtocolError
+from meshpeer.errors import ConfigError, MeshError, ProtocolError
 
-__all__ = ["FLUSH", "Deliver", "Node", "NodeOutput", "Ponged", "Run", "SendFrame", "Signal", "Tell"]
+__all__ = [
+    "FLUSH",
+    "Deliver",
+    "Node",
+    "NodeOutput",
+    "Ponged",
+    "Probe",
+    "Run",
+    "SendFrame",
+    "Signal",
+    "Tell",
+    "UseServers",
+]
 
 FLUSH = 0x8000_0000
-"""Nonces from here on are the shell's, for `Ponged`; those below are the link's own pings."""
+"""Nonces of ping frames from here on are the shell's, for `Ponged`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +109,18 @@ class SendFrame:
     optional: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Send a check over the connection of this epoch, and report `Node.ponged` when it is answered.
+
+    No frame: what waits in the message channel does not delay it, and it is not resent.
+    """
+
+    peer_id: str
+    epoch: int
+    nonce: int
+
+
 @dataclass(slots=True)
 class Deliver:
     """A message for the application."""
@@ -114,7 +145,14 @@ class Tell:
     event: Event
 
 
-NodeOutput = Signal | Run | SendFrame | Deliver | Ponged | Tell
+@dataclass(frozen=True, slots=True)
+class UseServers:
+    """The STUN and TURN servers that the signalling service names, from now on."""
+
+    servers: tuple[IceServer, ...]
+
+
+NodeOutput = Signal | Run | SendFrame | Probe | Deliver | Ponged | UseServers | Tell
 
 
 _UP = (LinkState.CONNECTED, LinkState.DISCONNECTED)
@@ -131,6 +169,14 @@ class _Peer:
     """The state that the application knows."""
     armed: float | None = None
     """The deadline that is in the node's heap."""
+    since: float = 0.0
+    """When the state that the application knows began."""
+    seconds: dict[PeerState, float] = field(default_factory=dict)
+    """How long it was in each of the states before."""
+    reason: str = "in the room"
+    """Why it is as it is."""
+    ice_state: tuple[int, str] = (0, "new")
+    """What a connection said last, and its epoch."""
 
 
 class Node:
@@ -156,6 +202,7 @@ class Node:
         # The links' deadlines, earliest first. Entries that no longer hold are skipped when they
         # come up, so that what happens on one link costs nothing for the others.
         self._heap: list[tuple[float, str]] = []
+        self._ice_servers: IceServers | None = None
 
     # --- what the shell reads ---
 
@@ -166,6 +213,33 @@ class Node:
     def delivery(self, peer_id: str) -> Delivery:
         """The data state of the current connection. KeyError when the peer is not there."""
         return self._peers[peer_id].delivery
+
+    def report(self, peer_id: str, now: float) -> ConnectionReport:
+        """How it stands with a peer that is there. KeyError when it is not."""
+        peer = self._peers[peer_id]
+        link, state = peer.link, peer.told
+        epoch, said = peer.ice_state
+        match link.state:
+            case LinkState.DISCONNECTED | LinkState.FAILED | LinkState.CLOSED:
+                ice_state = str(link.state)
+            case _:
+                ice_state = said if epoch == link.epoch else "new"
+        seconds = peer.seconds | {state: peer.seconds.get(state, 0.0) + now - peer.since}
+        return ConnectionReport(
+            peer_id=peer_id,
+            incarnation=peer.member.incarnation,
+            name=peer.member.name,
+            state=state,
+            ice_state=ice_state,
+            path=self._path(link),
+            pair=link.pair,
+            rtt=link.rtt,
+            reason=peer.reason,
+            epoch=link.epoch,
+            generation=link.generation,
+            restarts=link.restarts,
+            seconds=seconds,
+        )
 
     def next_deadline(self) -> float | None:
         """When `tick` is wanted next."""
@@ -184,7 +258,13 @@ class Node:
 
     def signaling(
         self,
-        event: Welcome | MemberJoined | MemberLeft | MemberUpdated | SignalIn | Refused,
+        event: Welcome
+        | MemberJoined
+        | MemberLeft
+        | MemberUpdated
+        | SignalIn
+        | Refused
+        | IceServers,
         now: float,
     ) -> list[NodeOutput]:
         """Something came from the signalling service."""
@@ -206,10 +286,35 @@ class Node:
             case Refused():
                 # A signal to nobody: presence or a deadline settles it.
                 return []
+            case IceServers():
+                return self._servers_named(event, now)
 
     def signaling_lost(self, now: float) -> list[NodeOutput]:
         """The signalling service can't be reached."""
         return self._mesh_said(self._mesh.signaling_lost(), now)
+
+    def _servers_named(self, named: IceServers, now: float) -> list[NodeOutput]:
+        if self._ice_servers is not None and named.servers == self._ice_servers.servers:
+            return []
+        try:
+            servers = tuple(
+                IceServer(urls=each.urls, username=each.username, credential=each.credential)
+                for each in named.servers
+            )
+        except ConfigError as exc:
+            error = ProtocolError(str(exc), code="bad_ice_server", field="$.servers")
+            return [Tell(BadInput(peer_id=None, error=error))]
+        self._ice_servers = named
+        # The allocation that such a path goes over ends with the credentials it was made with.
+        over_turn = [
+            peer_id
+            for peer_id, peer in self._peers.items()
+            if peer.link.pair is not None and peer.link.pair.path is Path.TURN
+        ]
+        return [
+            UseServers(servers),
+            *self._restart_all(over_turn, "new TURN credentials", now),
+        ]
 
     def _signal(self, signal: SignalIn, now: float) -> list[NodeOutput]:
         if self._find(signal.sender, signal.incarnation) is None:
@@ -238,14 +343,20 @@ class Node:
     # --- from the connections ---
 
     def operation_done(
-        self, peer_id: str, incarnation: str, epoch: int, sdp: str, now: float
+        self,
+        peer_id: str,
+        incarnation: str,
+        epoch: int,
+        operation: MakeOffer | AcceptOffer,
+        sdp: str,
+        now: float,
     ) -> list[NodeOutput]:
-        """`MakeOffer` or `AcceptOffer` succeeded."""
+        """It made this description."""
         link = self._find(peer_id, incarnation)
         if link is None:
             return []
-        done = link.offer_made if link.dials else link.answer_made
-        return self._link_said(peer_id, done(epoch, sdp, now), now)
+        done = link.offer_made if isinstance(operation, MakeOffer) else link.answer_made
+        return self._link_said(peer_id, done(epoch, operation.generation, sdp, now), now)
 
     def operation_failed(
         self,
@@ -276,6 +387,69 @@ class Node:
         link = self._find(peer_id, incarnation)
         return [] if link is None else self._link_said(peer_id, link.lost(epoch, reason, now), now)
 
+    def local_candidates(
+        self,
+        peer_id: str,
+        incarnation: str,
+        epoch: int,
+        generation: int,
+        candidates: tuple[IceCandidate, ...],
+        end: bool,
+        now: float,
+    ) -> list[NodeOutput]:
+        """The connection found candidates that its description did not have."""
+        link = self._find(peer_id, incarnation)
+        if link is None:
+            return []
+        said = link.local_candidates(epoch, generation, candidates, end=end, now=now)
+        return self._link_said(peer_id, said, now)
+
+    def pair_selected(
+        self,
+        peer_id: str,
+        incarnation: str,
+        epoch: int,
+        generation: int,
+        pair: CandidatePair,
+        now: float,
+    ) -> list[NodeOutput]:
+        """Data goes over this pair from now on."""
+        link = self._find(peer_id, incarnation)
+        if link is None:
+            return []
+        return self._link_said(peer_id, link.selected(epoch, generation, pair, now), now)
+
+    def path_lost(
+        self, peer_id: str, incarnation: str, epoch: int, reason: str, now: float
+    ) -> list[NodeOutput]:
+        """What data went over has ended; the connection waits for another generation."""
+        link = self._find(peer_id, incarnation)
+        if link is None:
+            return []
+        return self._link_said(peer_id, link.path_lost(epoch, reason, now), now)
+
+    def heard(
+        self, peer_id: str, incarnation: str, epoch: int, answered: bool, now: float
+    ) -> list[NodeOutput]:
+        """Something of the other side arrived that is no frame, and was ``answered`` or not."""
+        link = self._find(peer_id, incarnation)
+        said = [] if link is None else link.heard(epoch, now, answered=answered)
+        return self._link_said(peer_id, said, now) if said else []
+
+    def ponged(
+        self, peer_id: str, incarnation: str, epoch: int, nonce: int, now: float
+    ) -> list[NodeOutput]:
+        """The answer to a `Probe` arrived."""
+        link = self._find(peer_id, incarnation)
+        said = [] if link is None else link.pong(epoch, nonce, now)
+        return self._link_said(peer_id, said, now) if said else []
+
+    def ice_state(self, peer_id: str, incarnation: str, epoch: int, state: str) -> None:
+        """What the connection says of its ICE, for `report`."""
+        link = self._find(peer_id, incarnation)
+        if link is not None and epoch == link.epoch:
+            self._peers[peer_id].ice_state = epoch, state
+
     def frame_received(
         self, peer_id: str, incarnation: str, epoch: int, data: bytes, now: float
     ) -> list[NodeOutput]:
@@ -297,10 +471,9 @@ class Node:
                     out.append(
                         SendFrame(peer_id, epoch, frames.encode_pong(frame.nonce), optional=True)
                     )
-                case frames.Pong() if frame.nonce >= FLUSH:
-                    out.append(Ponged(peer_id, frame.nonce))
                 case frames.Pong():
-                    link.pong(epoch, frame.nonce, now)
+                    if frame.nonce >= FLUSH:
+                        out.append(Ponged(peer_id, frame.nonce))
                 case frames.Credit():
                     peer.delivery.credited(frame)
                 case frames.Bye():
@@ -332,6 +505,27 @@ class Node:
             return []
         return [SendFrame(peer_id, link.epoch, credit)]
 
+    # --- what the program and its machine say ---
+
+    def addresses_changed(self, now: float) -> list[NodeOutput]:
+        """The addresses of this machine changed: every path may be gone, or a better one there."""
+        return self._restart_all(list(self._peers), "the local addresses changed", now)
+
+    def force_restart(self, peer_id: str | None, now: float) -> list[NodeOutput]:
+        """An ICE restart with a peer, or with all, where there is a connection.
+
+        KeyError when the peer is not there.
+        """
+        peers = list(self._peers) if peer_id is None else [peer_id]
+        return self._restart_all(peers, "asked for", now)
+
+    def _restart_all(self, peers: list[str], reason: str, now: float) -> list[NodeOutput]:
+        out: list[NodeOutput] = []
+        for peer_id in peers:
+            said = self._peers[peer_id].link.restart(reason, now)
+            out += self._link_said(peer_id, said, now)
+        return out
+
     # --- time and the end ---
 
     def tick(self, now: float) -> list[NodeOutput]:
@@ -362,6 +556,12 @@ class Node:
             return None
         return peer.link
 
+    @staticmethod
+    def _path(link: Link) -> Path | None:
+        if link.state is not LinkState.CONNECTED:
+            return None
+        return Path.DIRECT if link.pair is None else link.pair.path
+
     def _bad(self, peer_id: str, error: ProtocolError) -> Tell:
         return Tell(BadInput(peer_id=peer_id, error=error))
 
@@ -385,7 +585,7 @@ class Node:
                         random=self._random,
                         epoch=epoch,
                     )
-                    self._peers[member.peer_id] = _Peer(member, link, delivery)
+                    self._peers[member.peer_id] = _Peer(member, link, delivery, since=now)
                     out.append(
                         Tell(
                             PeerJoined(
@@ -442,7 +642,10 @@ class Node:
                 case Operate(epoch, operation):
                     out.append(Run(peer_id, peer.member.incarnation, epoch, operation))
                 case Ping(epoch, nonce):
-                    out.append(SendFrame(peer_id, epoch, frames.encode_ping(nonce)))
+                    out.append(Probe(peer_id, epoch, nonce))
+                case PairSelected(reason):
+                    peer.reason = reason
+                    out.append(Tell(self.report(peer_id, now)))
                 case Refuse(error):
                     out.append(self._bad(peer_id, error))
                 case StateChanged():
@@ -461,6 +664,8 @@ class Node:
             out.append(SendFrame(peer_id, link.epoch, peer.delivery.first_credit()))
         if link.peer_state is not peer.told:
             previous, peer.told = peer.told, link.peer_state
+            peer.seconds[previous] = peer.seconds.get(previous, 0.0) + now - peer.since
+            peer.since, peer.reason = now, change.reason
             out.append(
                 Tell(
                     PeerStateChanged(
@@ -469,12 +674,13 @@ class Node:
                         name=peer.member.name,
                         previous=previous,
                         state=link.peer_state,
-                        path=Path.DIRECT if link.peer_state is PeerState.CONNECTED else None,
+                        path=self._path(link),
                         reason=change.reason,
                         epoch=link.epoch,
                     )
                 )
             )
+            out.append(Tell(self.report(peer_id, now)))
         if change.state is not LinkState.CLOSED:
             out += self._mesh_said(self._mesh.link_alive(peer_id, alive=link.alive), now)
         return out

@@ -20,6 +20,7 @@ from meshpeer.core.messages import (
     VERSION,
     Ack,
     Goodbye,
+    IceServers,
     Join,
     Leave,
     MemberJoined,
@@ -124,6 +125,7 @@ class Input(StrEnum):
     UPDATED = "message:updated"
     SIGNAL = "message:signal"
     REFUSED = "message:refused"
+    ICE_SERVERS = "message:ice_servers"
     GOODBYE = "message:goodbye"
     ACK = "message:ack"
 
@@ -167,6 +169,7 @@ TABLE: Mapping[State, Mapping[Input, frozenset[State]]] = {
         Input.UPDATED: frozenset({_S}),
         Input.SIGNAL: frozenset({_S}),
         Input.REFUSED: frozenset({_S}),
+        Input.ICE_SERVERS: frozenset({_S}),
         Input.GOODBYE: frozenset({_W, _X}),
         Input.ACK: frozenset({_S}),
     },
@@ -209,7 +212,7 @@ class Disconnect:
 class Tell:
     """Tell the user of the transport. The first thing told is the first `Welcome`."""
 
-    event: Welcome | MemberJoined | MemberLeft | MemberUpdated | SignalIn | Refused
+    event: Welcome | MemberJoined | MemberLeft | MemberUpdated | SignalIn | Refused | IceServers
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,6 +411,8 @@ class Session:
                 return self._refused(message, now)
             case MemberJoined() | MemberLeft() | MemberUpdated() | SignalIn() | Refused():
                 return self._counted(message, now)
+            case IceServers():
+                return [Tell(message)]
             case Ack(received=received):
                 self._trim(received, "$.received")
                 return []

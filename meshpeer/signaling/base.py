@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from meshpeer.core.messages import (
+    IceServers,
     Join,
     MemberJoined,
     MemberLeft,
@@ -31,7 +32,14 @@ class SignalingLost:
 
 
 SignalingEvent = (
-    Welcome | MemberJoined | MemberLeft | MemberUpdated | SignalIn | Refused | SignalingLost
+    Welcome
+    | MemberJoined
+    | MemberLeft
+    | MemberUpdated
+    | SignalIn
+    | Refused
+    | IceServers
+    | SignalingLost
 )
 
 
