@@ -10,6 +10,7 @@ from meshpeer import __version__
 from meshpeer.cli.bot import bot
 from meshpeer.cli.chat import chat
 from meshpeer.cli.demo import demo
+from meshpeer.cli.doctor import doctor
 from meshpeer.cli.relay import relay
 
 __all__ = ["app"]
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command()(relay)
 app.command()(chat)
 app.command()(demo)
+app.command()(doctor)
 app.command("demo-bot", hidden=True)(bot)
 
 

@@ -1,0 +1,126 @@
+"""What `meshpeer doctor` tries: the servers, the relay, and two peers in this process, at once."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from contextlib import AsyncExitStack
+
+import msgspec
+
+from meshpeer.cli.diagnosis import Facts, Loopback, Relay
+from meshpeer.config import MeshConfig
+from meshpeer.core.messages import VERSION, Dial, Join, SignalIn, SignalOut, encode
+from meshpeer.errors import MeshError
+from meshpeer.manager import PeerManager
+from meshpeer.rtc.probe import probe_network
+from meshpeer.rtc.servers import parse_servers
+from meshpeer.signaling.memory import MemoryHub
+from meshpeer.signaling.websocket import WebSocketTransport, without_secrets
+
+__all__ = ["check"]
+
+
+async def check(config: MeshConfig, relay: str | None, timeout: float) -> Facts:
+    """Try everything, each part for ``timeout`` seconds and a few for the end at most.
+
+    Raises `ConfigError`, before anything is asked, for a URL that can't be one. Cancelling it
+    leaves nothing behind.
+    """
+    parse_servers(config.ice_servers)
+    seats = None if relay is None else (WebSocketTransport(relay), WebSocketTransport(relay))
+    # It takes a moment in which nothing else goes on, and nothing is to be measured.
+    unusable = _load()
+    async with asyncio.TaskGroup() as group:
+        network = group.create_task(probe_network(config))
+        pair = group.create_task(_pair(timeout)) if unusable is None else None
+        room = None if seats is None else group.create_task(_enter(*seats, timeout))
+    return Facts(
+        network=network.result(),
+        loopback=Loopback(unusable) if pair is None else pair.result(),
+        relay=None if relay is None or room is None else _relay(relay, room.result()),
+    )
+
+
+def _load() -> str | None:
+    """Import WebRTC; why that can't be done, or None."""
+    try:
+        import meshpeer.rtc.connection  # noqa: F401
+    except ImportError as exc:
+        return str(exc)
+    return None
+
+
+async def _pair(timeout: float) -> Loopback:
+    """Two peers that connect to each other over this machine's own addresses."""
+    now = asyncio.get_running_loop().time
+    connected = None
+    try:
+        async with AsyncExitStack() as stack, asyncio.timeout(timeout):
+            hub = await stack.enter_async_context(MemoryHub())
+            ann, bob = [
+                await stack.enter_async_context(
+                    PeerManager(hub.transport(), room="doctor", peer_id=peer_id)
+                )
+                for peer_id in ("ann", "bob")
+            ]
+            began = now()
+            peer = await ann.wait_for_peer("bob")
+            connected = now() - began
+            began = now()
+            await peer.send("there")
+            message = await anext(bob.messages())
+            await message.sender.send("and back")
+            await anext(ann.messages())
+            return Loopback(None, connected, now() - began)
+    except TimeoutError:
+        what = "they were not connected" if connected is None else "no message arrived"
+        return Loopback(f"{what} within {timeout:g} s")
+    except MeshError as exc:
+        return Loopback(str(exc))
+
+
+async def _enter(
+    first: WebSocketTransport, second: WebSocketTransport, timeout: float
+) -> tuple[float, float] | str:
+    """Take two seats in a room of a random name, and send a signal from one to the other.
+
+    Returns the seconds that a seat and the signal took, or why it did not work.
+    """
+    now = asyncio.get_running_loop().time
+    room = f"doctor-{secrets.token_hex(8)}"
+    here, there = (
+        Join(version=VERSION, room=room, peer_id=peer_id, incarnation=secrets.token_urlsafe(16))
+        for peer_id in ("here", "there")
+    )
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(first.close)
+        stack.push_async_callback(second.close)
+        try:
+            async with asyncio.timeout(timeout):
+                began = now()
+                await first.open(here)
+                joined = now() - began
+                await second.open(there)
+                began = now()
+                first.send(
+                    SignalOut(
+                        to=there.peer_id,
+                        to_incarnation=there.incarnation,
+                        epoch=0,
+                        body=msgspec.Raw(encode(Dial())),
+                    )
+                )
+                while not isinstance(await second.receive(), SignalIn):
+                    pass
+                return joined, now() - began
+        except TimeoutError:
+            failure = first.last_failure or second.last_failure
+            return str(failure) if failure else f"it did not answer within {timeout:g} s"
+        except MeshError as exc:
+            return str(exc)
+
+
+def _relay(url: str, came: tuple[float, float] | str) -> Relay:
+    shown = without_secrets(url)
+    return Relay(shown, came) if isinstance(came, str) else Relay(shown, None, *came)
