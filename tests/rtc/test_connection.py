@@ -21,6 +21,8 @@ class End:
 
     def __init__(self, config: MeshConfig) -> None:
         self.told: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+        self.found: asyncio.Queue[tuple[int, list[Candidate], bool]] = asyncio.Queue()
+        """Local candidates to trickle."""
         self.servers = config.ice_servers
         self.connection = AiortcConnection(self, config)
 
@@ -52,7 +54,7 @@ class End:
         return self.servers
 
     def candidates_found(self, generation: int, candidates: Sequence[Candidate], end: bool) -> None:
-        self.told.put_nowait(("candidates", (generation, list(candidates), end)))
+        self.found.put_nowait((generation, list(candidates), end))
 
     def server_reported(self, report: IceServerReport) -> None:
         self.told.put_nowait(("server", report))
