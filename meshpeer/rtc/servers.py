@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from ipaddress import ip_address
 from typing import Any, Literal
 
@@ -49,7 +49,6 @@ PRIVATE_PARTS: tuple[tuple[object, str], ...] = (
     (StunProtocol, "request"),
     (StunProtocol, "connection_lost"),
     (stun.Transaction, "_Transaction__future"),
-    (turn.TurnClientMixin, "connect"),
     (turn.TurnClientMixin, "refresh"),
     (turn.TurnClientMixin, "refresh_task"),
     (turn.TurnClientMixin, "relayed_address"),
@@ -160,10 +159,20 @@ def _parse(url: str, server: IceServer) -> Server:
     return Server(url, "turn", host, number, "tls", *login, ca_file, server.ssl_context)
 
 
-@lru_cache(maxsize=16)
-def _trusting(ca_file: str | None) -> ssl.SSLContext:
-    # Kept: reading the system's certificates takes tens of milliseconds.
+def _trusting(ca_file: str) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=ca_file)
+
+
+@cache
+def _trusting_as_the_system() -> ssl.SSLContext:
+    # Kept: reading the system's certificates takes tens of milliseconds.
+    return ssl.create_default_context()
+
+
+def _tls_settings(server: Server) -> ssl.SSLContext:
+    if server.ssl_context is not None:
+        return server.ssl_context
+    return _trusting_as_the_system() if server.ca_file is None else _trusting(server.ca_file)
 
 
 # --- names ---
@@ -371,11 +380,6 @@ class _Client(turn.TurnClientMixin):
         with suppress(struct.error):
             super().datagram_received(data, addr)
 
-    async def connect(self) -> tuple[str, int]:
-        address = await super().connect()
-        _check_address("relayed", address)
-        return address
-
     async def request_with_retry(
         self, request: stun.Message
     ) -> tuple[stun.Message, tuple[str, int]]:
@@ -383,6 +387,8 @@ class _Client(turn.TurnClientMixin):
         if request.attributes.get("LIFETIME") and response.attributes.get("LIFETIME") == 0:
             # It would be refreshed as fast as the server answers.
             raise ConnectionError("the server gave an allocation that lasts 0 seconds")
+        if "XOR-RELAYED-ADDRESS" in response.attributes:
+            _check_address("relayed", response.attributes["XOR-RELAYED-ADDRESS"])
         return response, addr
 
     async def refresh(self, time_to_expiry: int) -> None:
@@ -489,13 +495,14 @@ async def _allocate(
             )
             if server.transport == "tls":
                 # In two steps, so that there is something to abort in the middle of the handshake.
-                context = server.ssl_context or _trusting(server.ca_file)
-                tls = await loop.start_tls(inner, client, context, server_hostname=server.host)
+                tls = await loop.start_tls(
+                    inner, client, _tls_settings(server), server_hostname=server.host
+                )
                 assert tls is not None
                 client.connection_made(tls)
         protocol = make_protocol()
         transport = _RelayedTransport(client)
-        await transport._connect(protocol)  # noqa: SLF001
+        await transport._connect(protocol)
     except BaseException as exc:
         if inner is not None:
             inner.abort()
