@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from contextlib import AsyncExitStack
+from time import perf_counter
 
 import msgspec
 
@@ -53,7 +54,6 @@ def _load() -> str | None:
 
 async def _pair(timeout: float) -> Loopback:
     """Two peers that connect to each other over this machine's own addresses."""
-    now = asyncio.get_running_loop().time
     connected = None
     try:
         async with AsyncExitStack() as stack, asyncio.timeout(timeout):
@@ -64,15 +64,15 @@ async def _pair(timeout: float) -> Loopback:
                 )
                 for peer_id in ("ann", "bob")
             ]
-            began = now()
+            began = perf_counter()
             peer = await ann.wait_for_peer("bob")
-            connected = now() - began
-            began = now()
+            connected = perf_counter() - began
+            began = perf_counter()
             await peer.send("there")
             message = await anext(bob.messages())
             await message.sender.send("and back")
             await anext(ann.messages())
-            return Loopback(None, connected, now() - began)
+            return Loopback(None, connected, perf_counter() - began)
     except TimeoutError:
         what = "they were not connected" if connected is None else "no message arrived"
         return Loopback(f"{what} within {timeout:g} s")
@@ -87,7 +87,6 @@ async def _enter(
 
     Returns the seconds that a seat and the signal took, or why it did not work.
     """
-    now = asyncio.get_running_loop().time
     room = f"doctor-{secrets.token_hex(8)}"
     here, there = (
         Join(version=VERSION, room=room, peer_id=peer_id, incarnation=secrets.token_urlsafe(16))
@@ -98,11 +97,11 @@ async def _enter(
         stack.push_async_callback(second.close)
         try:
             async with asyncio.timeout(timeout):
-                began = now()
+                began = perf_counter()
                 await first.open(here)
-                joined = now() - began
+                joined = perf_counter() - began
                 await second.open(there)
-                began = now()
+                began = perf_counter()
                 first.send(
                     SignalOut(
                         to=there.peer_id,
@@ -113,7 +112,7 @@ async def _enter(
                 )
                 while not isinstance(await second.receive(), SignalIn):
                     pass
-                return joined, now() - began
+                return joined, perf_counter() - began
         except TimeoutError:
             failure = first.last_failure or second.last_failure
             return str(failure) if failure else f"it did not answer within {timeout:g} s"

@@ -6,6 +6,7 @@ One verdict for each way that two peers may connect, each from its own facts; so
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -143,10 +144,18 @@ def _across_nats(network: Network) -> Verdict:
         if _silent(asked):
             return Verdict(_ACROSS, Works.NO, _silence(network))
         return Verdict(_ACROSS, Works.NO, "No STUN server could be asked.")
-    # An address without a NAT before it makes up for the others.
-    nat = min(network.nats, key=lambda each: list(Mapping).index(each.mapping))
+    # IPv6 helps only with peers that have it too. Of several addresses the best one is used.
+    nats = [each for each in network.nats if ":" not in each.address] or list(network.nats)
+    nat = min(nats, key=lambda each: list(Mapping).index(each.mapping))
     seen = " and ".join(nat.seen_as)
     match nat.mapping:
+        case Mapping.NONE if _is_private(nat.address):
+            return Verdict(
+                _ACROSS,
+                Works.UNKNOWN,
+                f"{nat.address} is a private address, and what the servers see as well: they are "
+                "on this side of any NAT, and can't tell of it.",
+            )
         case Mapping.NONE:
             return Verdict(
                 _ACROSS,
@@ -247,7 +256,7 @@ def _changes(facts: Facts, across: Works, turn: Works) -> Iterator[str]:
     if not stun:
         yield "Name two STUN servers on different hosts (--stun), to know more of the NAT."
     elif across is Works.UNKNOWN:
-        yield "Name a second STUN server on another host (--stun), to know more of the NAT."
+        yield "Name another STUN server, on another host outside (--stun), to know more of the NAT."
 
 
 def _repair(report: IceServerReport) -> str | None:
@@ -274,6 +283,22 @@ def _repair(report: IceServerReport) -> str | None:
             return f"The name in {url} can't be resolved: is it spelt right, and does DNS work?"
         case IceServerOutcome.FAILED:
             return f"{url} is of no use: {report.detail or 'nothing is known about why'}."
+
+
+_PRIVATE = [
+    ipaddress.ip_network(each)
+    for each in (
+        *("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"),  # RFC 1918
+        "100.64.0.0/10",  # RFC 6598: of a provider's own NAT
+        *("169.254.0.0/16", "127.0.0.0/8", "fc00::/7", "::1/128"),
+    )
+]
+"""Not what `ipaddress` calls so, which has the ranges for documentation in it."""
+
+
+def _is_private(address: str) -> bool:
+    ip = ipaddress.ip_address(address)
+    return any(ip in each for each in _PRIVATE if each.version == ip.version)
 
 
 def _addresses(network: Network) -> list[str]:

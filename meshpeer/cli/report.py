@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 
@@ -18,7 +19,7 @@ from meshpeer.core.events import IceServerOutcome
 __all__ = ["as_object", "busy", "show"]
 
 _NARROW = 72
-"""Columns; with fewer, the parts of a row are below each other."""
+"""Columns; with fewer there is no table, and each row takes as many lines as it needs."""
 _STYLES = {
     Works.YES: "bold green",
     Works.MOSTLY: "bold yellow",
@@ -110,10 +111,9 @@ def _section(console: Console, title: str, rows: list[tuple[Text, ...]]) -> None
         return
     console.print(Text(title, "bold"))
     if console.width < _NARROW:
-        for first, *others in rows:
-            console.print(Padding(first, (0, 0, 0, 2)))
-            for cell in filter(None, others):
-                console.print(Padding(cell, (0, 0, 0, 4)))
+        for row in rows:
+            for number, line in enumerate(_flow(row, console.width - 4)):
+                console.print(Padding(line, (0, 0, 0, 4 if number else 2)))
     else:
         table = Table.grid(padding=(0, 2, 0, 0))
         for _ in rows[0]:
@@ -122,6 +122,19 @@ def _section(console: Console, title: str, rows: list[tuple[Text, ...]]) -> None
             table.add_row(*row)
         console.print(Padding(table, (0, 0, 0, 2)))
     console.print()
+
+
+def _flow(cells: tuple[Text, ...], width: int) -> Iterator[Text]:
+    """The cells on as few lines as hold them; what is longer than a line is wrapped later."""
+    line = Text()
+    for cell in filter(None, cells):
+        joined = Text.assemble(line, "  ", cell) if line else cell
+        if line and joined.cell_len > width:
+            yield line
+            line = cell
+        else:
+            line = joined
+    yield line
 
 
 def _text(text: str, style: str = "") -> Text:

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from time import perf_counter
 from typing import Any, cast
 
 from aioice import stun
@@ -239,15 +240,14 @@ class _Answer:
 
 async def _ask(server: Server, protocol: _Socket, timeout: float) -> _Answer:
     """Ask a server, and its other address (RFC 5780, section 4.3), what it sees of a socket."""
-    loop = asyncio.get_running_loop()
-    began, own = loop.time(), protocol.own
+    began, own = perf_counter(), protocol.own
     try:
         async with asyncio.timeout(timeout):
             host, port = await resolve(server.host, server.port, protocol.family)
             mapped = await mapped_address(replace(server, host=host, port=port), protocol)
     except Exception as exc:  # noqa: BLE001 - whatever a server can bring about
-        return _Answer(server, own, _report(server, exc, loop.time() - began))
-    took = loop.time() - began
+        return _Answer(server, own, _report(server, exc, perf_counter() - began))
+    took = perf_counter() - began
     seen = [(host, mapped)]
     with suppress(TimeoutError, ServerError, stun.TransactionError):  # it was to know more
         async with asyncio.timeout(min(_OTHER_TIMEOUT, timeout - took)):
@@ -281,16 +281,15 @@ def _askable(other: Address, server: Address) -> bool:
 
 async def _try_allocation(server: Server, config: MeshConfig) -> IceServerReport:
     """Get an allocation (RFC 8656, section 7), and give it back."""
-    loop = asyncio.get_running_loop()
-    began = loop.time()
+    began = perf_counter()
     try:
         async with asyncio.timeout(config.ice_server_timeout):
             protocol = await allocate(
                 server, _Socket, families=[_FAMILIES[each] for each in config.address_families]
             )
     except Exception as exc:  # noqa: BLE001 - whatever a server can bring about
-        return _report(server, exc, loop.time() - began)
-    took = loop.time() - began
+        return _report(server, exc, perf_counter() - began)
+    took = perf_counter() - began
     try:
         host, port = protocol.transport.get_extra_info("sockname")[:2]
     finally:
