@@ -428,10 +428,8 @@ class Restart:
         sdp = self._sdp()
         self._agreed = self.generation
         self._out.append(SendSignal(self._epoch, Answer(sdp, self.generation)))
-        # What took over before its answer left.
-        trickle = self._carrying if self.carrying == self.generation else self._current
-        assert trickle is not None
-        self._out += trickle.sent(sdp)
+        assert self._current is not None
+        self._out += self._current.sent(sdp)
 
     def _do_accept_answer(self, now: float) -> None:
         assert isinstance(self._arg, Answer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import random
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshpeer.config import MeshConfig
-from meshpeer.core.events import PeerState
+from meshpeer.core.events import CandidateInfo, CandidatePair, PeerState
 from meshpeer.core.link import (
     TABLE,
     AcceptAnswer,
@@ -26,6 +27,7 @@ from meshpeer.core.link import (
     LinkState,
     MakeOffer,
     Operate,
+    PairSelected,
     Ping,
     Refuse,
     Row,
@@ -42,12 +44,16 @@ from meshpeer.core.messages import (
     Offer,
     Stale,
 )
+from meshpeer.core.restart import Restart, RestartState
 from meshpeer.core.timing import Backoff, Deadlines
+from meshpeer.core.trickle import Trickle
 from meshpeer.errors import ConnectionFailed, MeshError, ProtocolError, UnexpectedInput
 
 S = LinkState
 CONFIG = MeshConfig()
 ONE = IceCandidate("candidate:1 1 udp 1 192.0.2.1 9 typ host", "0", 0)
+END = Candidates([], end=True)
+PAIR = CandidatePair(CandidateInfo("host", "192.0.2.1", 9), CandidateInfo("host", "192.0.2.2", 9))
 OTHER = "other-incarnation"
 MINE = "this-incarnation"
 
@@ -94,13 +100,13 @@ def offered(epoch: int = 1, config: MeshConfig = CONFIG) -> Link:
     link.start(0.0)
     if epoch > 1:
         link.message(0, Stale(OTHER, epoch - 1), 0.0)
-    link.offer_made(epoch, "offer", 0.0)
+    link.offer_made(epoch, 0, "offer", 0.0)
     assert (link.state, link.epoch) == (S.OFFERED, epoch)
     return link
 
 
 def connected(*, dials: bool, epoch: int = 1, config: MeshConfig = CONFIG) -> Link:
-    """Connected since 0.0."""
+    """Connected since 0.0, to one that has said all its candidates."""
     if dials:
         link = offered(epoch, config)
         link.message(epoch, Answer("answer"), 0.0)
@@ -108,7 +114,8 @@ def connected(*, dials: bool, epoch: int = 1, config: MeshConfig = CONFIG) -> Li
         link = make(dials=False, config=config)
         link.start(0.0)
         link.message(epoch, Offer("offer"), 0.0)
-        link.answer_made(epoch, "answer", 0.0)
+        link.answer_made(epoch, 0, "answer", 0.0)
+    link.message(epoch, END, 0.0)
     link.opened(epoch, 0.0)
     assert link.state is S.CONNECTED
     return link
@@ -126,7 +133,7 @@ def test_the_side_that_dials_connects() -> None:
     ]
     assert state_of(link) is S.OFFERING
     assert link.next_deadline() == 18.0
-    assert link.offer_made(1, "v=0 o", 10.1) == [
+    assert link.offer_made(1, 0, "v=0 o", 10.1) == [
         SendSignal(1, Offer("v=0 o")),
         changed(S.OFFERING, S.OFFERED, "offer sent"),
     ]
@@ -134,6 +141,7 @@ def test_the_side_that_dials_connects() -> None:
         Operate(1, AcceptAnswer("v=0 a")),
         changed(S.OFFERED, S.CHECKING, "answered"),
     ]
+    link.message(1, END, 10.2)
     assert link.next_deadline() == 18.0, "one deadline for the whole attempt"
     assert link.opened(1, 10.3) == [
         Ping(1, 1),
@@ -142,7 +150,7 @@ def test_the_side_that_dials_connects() -> None:
     assert link.peer_state is PeerState.CONNECTED
     assert link.alive
     assert link.connections == 1
-    link.pong(1, 1, 10.35)
+    assert link.pong(1, 1, 10.35) == []
     assert link.rtt == pytest.approx(0.05)
 
 
@@ -154,7 +162,7 @@ def test_the_side_that_waits_answers() -> None:
         Operate(1, AcceptOffer("v=0 o")),
         changed(S.WAITING, S.ANSWERING, "dialled"),
     ]
-    assert link.answer_made(1, "v=0 a", 1.1) == [
+    assert link.answer_made(1, 0, "v=0 a", 1.1) == [
         SendSignal(1, Answer("v=0 a")),
         changed(S.ANSWERING, S.CHECKING, "answer sent"),
     ]
@@ -219,7 +227,7 @@ def test_an_attempt_has_so_many_candidates_and_no_more() -> None:
     for _ in range(3):
         assert too_many(link.message(1, Candidates([ONE], end=True), 0.0))
     link.message(9, Dial("the next attempt"), 0.0)
-    link.offer_made(10, "o", 0.0)
+    link.offer_made(10, 0, "o", 0.0)
     assert link.message(10, Candidates([ONE] * MAX_CANDIDATES), 0.0), "has as many again"
 
 
@@ -272,7 +280,7 @@ def test_a_late_stale_does_not_end_a_connection_of_its_epoch() -> None:
 def test_a_late_answer_to_an_attempt_that_failed_is_no_fault_of_the_other_side() -> None:
     link = offered()
     link.tick(8.0)
-    link.offer_made(2, "o", 8.1)
+    link.offer_made(2, 0, "o", 8.1)
     link.tick(16.0)
     assert link.state is S.FAILED
     assert link.message(2, Answer("late"), 16.1) == []
@@ -310,9 +318,12 @@ def test_silence_and_back(dials: bool) -> None:
         at, more = step(link)
         outputs += more
     assert at == 3.5, "2.5 s after the last that was heard"
-    assert outputs[-1] == changed(S.CONNECTED, S.DISCONNECTED, "nothing heard for 2.5 s")
-    assert len(outputs) > 1, "it was pinged first"
-    assert all(isinstance(o, Ping) for o in outputs[:-1])
+    assert outputs[-2:] == [
+        Operate(1, MakeOffer(1 if dials else 2)),
+        changed(S.CONNECTED, S.DISCONNECTED, "nothing heard for 2.5 s"),
+    ]
+    assert len(outputs) > 2, "it was pinged first"
+    assert all(isinstance(o, Ping) for o in outputs[:-2])
     assert link.alive
     assert link.peer_state is PeerState.DISCONNECTED
     assert link.heard(0, 3.6) == [], "an older connection proves nothing"
@@ -324,11 +335,11 @@ def test_silence_and_back(dials: bool) -> None:
 def test_silence_that_lasts_ends_the_connection() -> None:
     link = connected(dials=True)
     at, outputs = until(link, S.OFFERING)
-    assert at == 7.5
-    assert outputs == [
+    assert at == 17.5
+    assert outputs[-3:] == [
         Operate(1, CloseConnection()),
         Operate(2, MakeOffer()),
-        changed(S.DISCONNECTED, S.OFFERING, "did not come back within 5 s"),
+        changed(S.DISCONNECTED, S.OFFERING, "did not come back within 15 s"),
     ]
 
 
@@ -343,7 +354,7 @@ def pings_within(seconds: float, config: MeshConfig, *, answers: bool) -> dict[b
             key=lambda item: item[1],
         )
         for output in links[dials].tick(now):
-            assert isinstance(output, Ping)
+            assert isinstance(output, Ping), output
             pings[dials] += 1
             links[not dials].heard(1, now)
             if answers:
@@ -404,7 +415,7 @@ def test_failing_twice_waits_and_the_wait_doubles() -> None:
     waits = []
     began = 0.0
     for attempt in range(9):
-        link.offer_made(link.epoch, "o", began)
+        link.offer_made(link.epoch, 0, "o", began)
         failed_at, outputs = step(link)
         assert failed_at == began + CONFIG.connect_timeout
         if attempt == 0:
@@ -443,8 +454,9 @@ def test_a_connection_that_held_begins_anew_with_failures_and_waits() -> None:
         now = 0.0
         while state_of(link) is not S.OFFERING:
             now, _ = step(link)
-        link.offer_made(link.epoch, "o", now)
+        link.offer_made(link.epoch, 0, "o", now)
         link.message(link.epoch, Answer("a"), now)
+        link.message(link.epoch, END, now)
         link.opened(link.epoch, now)
         end = now + held
         while (at := link.next_deadline()) is not None and at <= end:
@@ -462,15 +474,15 @@ def test_a_connection_on_which_nothing_is_heard_has_not_held() -> None:
     link.start(0.0)
     dialled = []
     now = 0.0
-    while now < 120.0:
+    while now < 135.0:
         if link.state is S.OFFERING:
             dialled.append(now)
-            link.offer_made(link.epoch, "o", now)
+            link.offer_made(link.epoch, 0, "o", now)
             link.message(link.epoch, Answer("a"), now)
             link.opened(link.epoch, now)
         now, _ = step(link)
     gaps = [b - a for a, b in itertools.pairwise(dialled)]
-    assert gaps == [7.5, 7.5 + 0.75, 7.5 + 1.5, 7.5 + 3, 7.5 + 6, 7.5 + 12, 7.5 + 22.5]
+    assert gaps == [17.5 + wait for wait in (0, 0.75, 1.5, 3, 6, 12)]
 
 
 def test_without_signalling_nothing_is_tried_and_with_it_at_once() -> None:
@@ -578,9 +590,9 @@ def test_rapid_connects_and_losses_are_slowed_down(seed: int) -> None:
                 match output:
                     case Operate(epoch, MakeOffer()):
                         dials.append(now)
-                        queue.append((who, link.offer_made(epoch, "o", now)))
+                        queue.append((who, link.offer_made(epoch, 0, "o", now)))
                     case Operate(epoch, AcceptOffer()):
-                        queue.append((who, link.answer_made(epoch, "a", now)))
+                        queue.append((who, link.answer_made(epoch, 0, "a", now)))
                     case SendSignal(epoch, body):
                         queue.append((not who, other.message(epoch, body, now)))
                     case Operate(epoch, AcceptAnswer()):
@@ -632,18 +644,25 @@ def in_state(state: LinkState, *, dials: bool, failed: bool) -> Link | None:
     if dials:
         link.message(0, Stale(OTHER, 4), 0.0)
         steps: list[Feed] = [
-            lambda link: link.offer_made(link.epoch, "o", 0.0),
+            lambda link: link.offer_made(link.epoch, 0, "o", 0.0),
             lambda link: link.message(link.epoch, Answer("a"), 0.0),
         ]
     else:
         link.message(5, Offer("o"), 0.0)
-        steps = [lambda link: link.answer_made(link.epoch, "a", 0.0)]
+        steps = [lambda link: link.answer_made(link.epoch, 0, "a", 0.0)]
     steps += [lambda link: link.opened(link.epoch, 0.0), lambda link: link.tick(2.5)]
     for feed in steps:
         if state_of(link) is state:
-            return link
+            break
         feed(link)
-    return link if state_of(link) is state else None
+    if state_of(link) is not state:
+        return None
+    if link.state in MAY_RESTART:
+        link.restart("so that there is one", 0.0)
+    return link
+
+
+MAY_RESTART = {S.CHECKING, S.CONNECTED, S.DISCONNECTED}
 
 
 def has_answer_to_come(link: Link) -> bool:
@@ -662,15 +681,29 @@ def feeds(link: Link) -> Iterator[tuple[Input, str, Feed]]:
         (Input.CANDIDATES, lambda _: Candidates([ONE])),
         (Input.DIAL, lambda _: Dial("why")),
         (Input.STALE, lambda epoch: Stale(OTHER, epoch)),
+        (Input.RESTART_OFFER, lambda _: Offer("o", 7)),
+        (Input.RESTART_REPLY, lambda _: Answer("a", 1)),
+        (Input.RESTART_REPLY, lambda _: Candidates([ONE], generation=1)),
     ]
+    made = MakeOffer(link._restart.generation or 1)
     shell: list[tuple[Input, Callable[[Link, int], list[LinkOutput]]]] = [
-        (Input.OFFER_MADE, lambda link, epoch: link.offer_made(epoch, "o", NOW)),
-        (Input.ANSWER_MADE, lambda link, epoch: link.answer_made(epoch, "a", NOW)),
+        (Input.OFFER_MADE, lambda link, epoch: link.offer_made(epoch, 0, "o", NOW)),
+        (Input.ANSWER_MADE, lambda link, epoch: link.answer_made(epoch, 0, "a", NOW)),
         (Input.OPENED, lambda link, epoch: link.opened(epoch, NOW)),
         (Input.LOST, lambda link, epoch: link.lost(epoch, "cut", NOW)),
         (
             Input.OPERATION_FAILED,
             lambda link, epoch: link.operation_failed(epoch, MakeOffer(), FAULT, NOW),
+        ),
+        (Input.PATH_LOST, lambda link, epoch: link.path_lost(epoch, "cut", NOW)),
+        (Input.SELECTED, lambda link, epoch: link.selected(epoch, 0, PAIR, NOW)),
+        (
+            Input.CANDIDATES_FOUND,
+            lambda link, epoch: link.local_candidates(epoch, 0, (ONE,), end=False, now=NOW),
+        ),
+        (
+            Input.RESTART_REPORT,
+            lambda link, epoch: link.operation_failed(epoch, made, FAULT, NOW),
         ),
     ]
     for age, epoch in (("older", link.epoch - 1), ("current", link.epoch), ("newer", 9)):
@@ -691,7 +724,12 @@ def feeds(link: Link) -> Iterator[tuple[Input, str, Feed]]:
                 condition = f"{role}, {nth}"
             yield on, condition, lambda link, e=epoch, c=call: c(link, e)  # type: ignore[misc]
     yield Input.START, role, lambda link: link.start(NOW)
+    yield Input.RESTART, "", lambda link: link.restart("why", NOW)
     yield Input.CLOSE, "", lambda link: link.close("why", NOW)
+
+
+# They belong to the input that is being looked at, or to the link as a whole.
+PASSING = ("_arg", "_detail", "_out", "_may_begin")
 
 
 def slots(link: Link) -> dict[str, Any]:
@@ -701,6 +739,9 @@ def slots(link: Link) -> dict[str, Any]:
         match thing:
             case Deadlines():
                 return dict(thing._at)
+            case Restart() | Trickle():
+                names = (name for name in thing.__slots__ if name not in PASSING)
+                return {name: value(getattr(thing, name)) for name in names}
             case Backoff():
                 return thing.attempts
             case (int() as epoch, list() as held, end):
@@ -710,8 +751,7 @@ def slots(link: Link) -> dict[str, Any]:
             case _:
                 return thing
 
-    # These three belong to the input that is being looked at.
-    names = (name for name in Link.__slots__ if name not in ("_arg", "_detail", "_out"))
+    names = (name for name in Link.__slots__ if name not in PASSING)
     return {name: value(getattr(link, name)) for name in names}
 
 
@@ -724,12 +764,25 @@ ACTIONS: dict[str, Callable[[Link, Link, LinkOutput], bool]] = {
     "add_candidates": lambda old, new, o: o == Operate(old.epoch, AddCandidates((ONE,), False)),
     "send_offer": lambda old, new, o: o == SendSignal(old.epoch, Offer("o")),
     "send_answer": lambda old, new, o: o == SendSignal(old.epoch, Answer("a")),
+    "disown": lambda old, new, o: (
+        isinstance(o, SendSignal) and o.epoch in (5, 9, old.epoch) and isinstance(o.body, Dial)
+    ),
     "ask": lambda old, new, o: isinstance(o, SendSignal) and isinstance(o.body, Dial),
     "close": lambda old, new, o: o == Operate(old.epoch, CloseConnection()),
 }
-SILENT = {"count_failure", "hold_candidates", "wait_more"}
+SILENT = {"count_failure", "hold_candidates", "wait_more", "restart_later", "extend"}
+# What these put out is the business of the tests of ICE restarts.
+RESTARTS = {"hand_on", "restart", "restart_anew", "restart_now", "select", "trickle"}
 HAS_CONNECTION = {S.OFFERING, S.OFFERED, S.ANSWERING, S.CHECKING, S.CONNECTED, S.DISCONNECTED}
-FROM_PEER = {Input.OFFER, Input.ANSWER, Input.CANDIDATES, Input.DIAL, Input.STALE}
+FROM_PEER = {
+    Input.OFFER,
+    Input.ANSWER,
+    Input.CANDIDATES,
+    Input.DIAL,
+    Input.STALE,
+    Input.RESTART_OFFER,
+    Input.RESTART_REPLY,
+}
 INDEX = {(row.state, row.input, row.condition): row for row in TABLE}
 
 
@@ -741,6 +794,20 @@ def expected(row: Row, before: Link) -> list[str]:
         if action not in SILENT and action != "drop":
             names.append(action)
     return names
+
+
+def of_a_restart(output: LinkOutput) -> bool:
+    """Whether it leaves the connection as it is."""
+    match output:
+        case Operate(_, MakeOffer(number) | AcceptOffer(_, number) | AcceptAnswer(_, number)):
+            return number > 0
+        case Operate(_, AddCandidates()) | PairSelected() | Refuse():
+            return True
+        case SendSignal(_, Offer(_, number) | Answer(_, number)):
+            return number > 0
+        case SendSignal(_, Candidates()):
+            return True
+    return False
 
 
 CASES = [
@@ -769,7 +836,7 @@ def test_listed_rows_do_what_they_say_and_nothing_else_changes_anything(
                 (refused,) = feed(link)
                 assert isinstance(refused, Refuse), where
                 assert isinstance(refused.error, ProtocolError)
-                assert refused.error.code == f"unexpected_{on}"
+                assert refused.error.code == f"unexpected_{on.replace(' ', '_')}"
                 assert on in str(refused.error)
             else:
                 with pytest.raises(UnexpectedInput, match=r".+"):
@@ -787,6 +854,9 @@ def test_listed_rows_do_what_they_say_and_nothing_else_changes_anything(
             assert changes[0].reason, where
             assert "{" not in changes[0].reason, where
         said = [o for o in outputs if not isinstance(o, StateChanged | Ping)]
+        if not RESTARTS.isdisjoint(row.actions):
+            assert all(of_a_restart(o) for o in said), where
+            continue
         names = expected(row, before)
         assert len(said) == len(names), (where, said, names)
         for name, output in zip(names, said, strict=True):
@@ -813,31 +883,49 @@ class Recorded(Link):
 
 def any_input(link: Link, rng: random.Random, now: float) -> list[LinkOutput]:
     epoch = max(0, link.epoch + rng.choice((-1, 0, 0, 0, 0, 1, 2)))
-    own = max(0, link.epoch + rng.choice((-1, 0, 0, 0)))
+    own = max(0, link.epoch + rng.choice((-1, 0, 0)))
     error: MeshError = rng.choice((FAULT, ProtocolError("fault")))
-    operation = rng.choice((MakeOffer(), AddCandidates((), end=True)))
+    number = rng.choice((link._restart.generation, link._restart.generation, 0, 1, 2, 3))
+    theirs = max(0, link._restart._seen + rng.choice((-1, 0, 1, 2)))
+    operation = rng.choice((MakeOffer(), AddCandidates((), end=True), MakeOffer(number)))
     progress: dict[LinkState, Callable[[], list[LinkOutput]]] = {
         S.NEW: lambda: link.start(now),
         S.WAITING: lambda: link.message(epoch, Offer("o"), now),
-        S.OFFERING: lambda: link.offer_made(link.epoch, "o", now),
+        S.OFFERING: lambda: link.offer_made(link.epoch, 0, "o", now),
         S.OFFERED: lambda: link.message(link.epoch, Answer("a"), now),
-        S.ANSWERING: lambda: link.answer_made(link.epoch, "a", now),
+        S.ANSWERING: lambda: link.answer_made(link.epoch, 0, "a", now),
         S.CHECKING: lambda: link.opened(link.epoch, now),
+    }
+    restarts: dict[RestartState, Callable[[], list[LinkOutput]]] = {
+        RestartState.OFFERING: lambda: link.offer_made(link.epoch, number, "o", now),
+        RestartState.OFFERED: lambda: link.message(link.epoch, Answer("a", number), now),
+        RestartState.ANSWERING: lambda: link.answer_made(link.epoch, number, "a", now),
+        RestartState.CHECKING: lambda: link.selected(link.epoch, number, PAIR, now),
     }
     if link.state in progress and rng.random() < 0.4:
         return progress[link.state]()
+    if link._restart.state in restarts and rng.random() < 0.2:
+        with contextlib.suppress(UnexpectedInput):
+            return restarts[link._restart.state]()
     choices: list[tuple[int, Callable[[], list[LinkOutput]]]] = [
         (4, lambda: link.message(epoch, Offer("o"), now)),
         (4, lambda: link.message(epoch, Answer("a"), now)),
         (2, lambda: link.message(epoch, Candidates([ONE]), now)),
         (2, lambda: link.message(epoch, Dial("why"), now)),
         (2, lambda: link.message(epoch, Stale(OTHER, epoch), now)),
-        (6, lambda: link.offer_made(own, "o", now)),
-        (6, lambda: link.answer_made(own, "a", now)),
+        (6, lambda: link.offer_made(own, 0, "o", now)),
+        (6, lambda: link.answer_made(own, 0, "a", now)),
         (6, lambda: link.opened(own, now)),
         (1, lambda: link.lost(own, "cut", now)),
         (1, lambda: link.operation_failed(own, operation, error, now)),
-        (2, lambda: link.heard(own, now)),
+        (1, lambda: link.heard(own, now)),
+        (2, lambda: link.message(epoch, Offer("o", theirs), now)),
+        (2, lambda: link.message(epoch, Answer("a", theirs), now)),
+        (2, lambda: link.message(epoch, Candidates([ONE], generation=theirs), now)),
+        (2, lambda: link.path_lost(own, "cut", now)),
+        (1, lambda: link.selected(own, number, PAIR, now)),
+        (1, lambda: link.local_candidates(own, number, (ONE,), end=False, now=now)),
+        (1, lambda: link.restart("asked for", now)),
         (2, lambda: link.set_reachable(rng.random() < 0.5, now)),
         (3, lambda: link.tick(now)),
     ]
@@ -857,6 +945,9 @@ def walk(seed: int, steps: int) -> Iterator[tuple[Recorded, list[LinkOutput]]]:
         if rng.random() < 0.3 and (at := link.next_deadline()) is not None:
             now = max(now, at)
             yield link, link.tick(now)
+        elif rng.random() < (0.2 if link.state is S.DISCONNECTED else 0.02):
+            now += 20.0
+            yield link, link.tick(now)
         yield link, any_input(link, rng, now)
     yield link, link.close("bye", now)
     yield link, any_input(link, rng, now)
@@ -865,7 +956,7 @@ def walk(seed: int, steps: int) -> Iterator[tuple[Recorded, list[LinkOutput]]]:
 
 def test_every_row_of_the_table_can_be_reached() -> None:
     missing = set(TABLE)
-    for seed in range(3000):
+    for seed in range(5000):
         for link, _ in walk(seed, seed % 100):
             missing -= link.rows
         if not missing:
@@ -885,10 +976,10 @@ def test_no_state_lasts_for_ever_and_no_connection_is_left_open(seed: int) -> No
                 case Operate(epoch, CloseConnection()):
                     assert epoch == open_epoch, "it closes what it has"
                     open_epoch = None
-                case Operate(epoch, MakeOffer() | AcceptOffer()):
+                case Operate(epoch, MakeOffer(0) | AcceptOffer(_, 0)):
                     assert open_epoch is None, "the old connection is closed first"
                     open_epoch = epoch
-                case Operate(epoch, AcceptAnswer() | AddCandidates()):
+                case Operate(epoch, _):
                     assert epoch == open_epoch
                 case StateChanged(previous, new, why):
                     assert previous is state
@@ -902,6 +993,11 @@ def test_no_state_lasts_for_ever_and_no_connection_is_left_open(seed: int) -> No
             assert link.next_deadline() is None
         else:
             assert link.next_deadline() is not None, link.state
+        if link.state is S.DISCONNECTED and link.reachable:
+            waits = link._deadlines.get("again") is not None
+            assert waits or link._restart.state is not RestartState.IDLE, "it tries to come back"
+        elif link.state not in HAS_CONNECTION:
+            assert link._restart.next_deadline() is None
     assert link is not None
     assert link.state is S.CLOSED
 
@@ -920,13 +1016,14 @@ def test_left_alone_every_attempt_ends_in_time(seed: int, steps: int) -> None:
         any_input(link, rng, now)
     while link.state is not S.FAILED:
         at, _ = step(link)
-        # silence, its wait, and two attempts; or for who waits, one attempt and the wait for a dial
-        assert at <= now + 2.5 + 5.0 + 8.0 + 8.0
+        # silence, its wait with a restart that was answered, and two attempts with a restart each;
+        # or for who waits, one attempt and the wait for a dial
+        assert at <= now + 2.5 + 15.0 + 8.0 + 16.0 + 16.0
 
 
 def test_all_fields_of_outputs_are_values() -> None:
     """The outputs are compared by value above; an object that is compared by identity would lie."""
-    for kind in (Operate, SendSignal, Ping, StateChanged, Refuse):
+    for kind in (Operate, SendSignal, Ping, StateChanged, PairSelected, Refuse):
         assert dataclasses.fields(kind)
         assert kind.__eq__ is not object.__eq__
 
