@@ -19,8 +19,13 @@ if TYPE_CHECKING:
     from meshpeer.config import IceServer, MeshConfig, RelayConfig
     from meshpeer.core.events import (
         BadInput,
+        CandidateInfo,
+        CandidatePair,
         Closed,
+        ConnectionReport,
         Event,
+        IceServerOutcome,
+        IceServerReport,
         Joined,
         MeshState,
         Path,
@@ -58,7 +63,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from meshpeer.manager import MeshStats, PeerManager, PeerStats
-    from meshpeer.peer import Channel, ChannelOpened, Message, Peer
+    from meshpeer.peer import Channel, ChannelOpened, Message, PathTest, Peer
     from meshpeer.relay import Relay
     from meshpeer.signaling.base import SignalingTransport
     from meshpeer.signaling.memory import MemoryHub
@@ -68,6 +73,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BadInput",
+    "CandidateInfo",
+    "CandidatePair",
     "Channel",
     "ChannelClosed",
     "ChannelOpened",
@@ -75,8 +82,11 @@ __all__ = [
     "ClosedError",
     "ConfigError",
     "ConnectionFailed",
+    "ConnectionReport",
     "Event",
     "IceServer",
+    "IceServerOutcome",
+    "IceServerReport",
     "IdentityReplaced",
     "InvalidData",
     "Joined",
@@ -91,6 +101,7 @@ __all__ = [
     "MessageTooLarge",
     "NetworkError",
     "Path",
+    "PathTest",
     "Peer",
     "PeerClosed",
     "PeerIdTaken",

@@ -26,6 +26,7 @@ class Arrived:
     epoch: int
     """The connection it came over."""
     received: Received
+    path: Path
     at: float
     """Seconds since the epoch, by the clock on the wall."""
     readers: int = 0
@@ -123,7 +124,7 @@ class Inbox:
             self._settle(arrived)
         received = arrived.received
         # Decoded for each reader, so that none shares its objects with another.
-        return Message(arrived.peer, received.value(), received.channel, Path.DIRECT, arrived.at)
+        return Message(arrived.peer, received.value(), received.channel, arrived.path, arrived.at)
 
     def _settle(self, arrived: Arrived) -> None:
         peer, charge = arrived.peer, arrived.received.charge

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
@@ -14,16 +15,23 @@ import msgspec
 
 from meshpeer.announcer import Callback
 from meshpeer.config import MeshConfig
-from meshpeer.core.events import Event, MeshState, Path, PeerState
+from meshpeer.core.events import (
+    ConnectionReport,
+    Event,
+    IceServerReport,
+    MeshState,
+    Path,
+    PeerState,
+)
 from meshpeer.core.messages import VERSION, Join, Metadata, decode_client, encode
 from meshpeer.errors import ConfigError, MeshTimeout, MessageTooLarge, PeerClosed, ProtocolError
-from meshpeer.peer import Message, Outgoing, Peer
+from meshpeer.peer import Message, Outgoing, PathTest, Peer
 from meshpeer.rtc.base import ConnectionFactory
 from meshpeer.shell import Shell
 from meshpeer.signaling.base import SignalingTransport
 from meshpeer.signaling.websocket import WebSocketTransport
 
-__all__ = ["MeshStats", "PeerManager", "PeerStats"]
+__all__ = ["Debug", "MeshStats", "PeerManager", "PeerStats"]
 
 E = TypeVar("E", bound=Event)
 T = TypeVar("T")
@@ -45,6 +53,10 @@ class PeerStats:
     """Connection attempts."""
     connections: int
     """How many of them succeeded."""
+    generation: int
+    """The ICE generation that carries data."""
+    restarts: int
+    """ICE restarts that took over."""
     messages_sent: int
     messages_received: int
     bytes_sent: int
@@ -59,6 +71,44 @@ class MeshStats:
     room: str
     state: MeshState
     peers: Mapping[str, PeerStats]
+    paths: Mapping[Path, int]
+    """How many peers are connected over each path."""
+    ice_servers: Mapping[str, IceServerReport]
+    """What came of asking each STUN and TURN server the last time, by its URL."""
+
+
+class Debug:
+    """Tools to look into a `PeerManager` that runs, as `PeerManager.debug`."""
+
+    def __init__(self, shell: Shell) -> None:
+        self._shell = shell
+
+    def get_connections(self) -> list[ConnectionReport]:
+        """How it stands with each peer."""
+        return [self._shell.report(peer_id) for peer_id in self._shell.peers]
+
+    def force_ice_restart(self, peer_id: str | None = None) -> None:
+        """Begin an ICE restart (RFC 8445, section 9) with a peer, or with all.
+
+        Returns at once; a `ConnectionReport` tells when it took over. Where there is no connection
+        nothing happens. Raises `ConfigError` for a peer that is not there, `MeshClosed`.
+        """
+        self._shell.check_running()
+        if peer_id is not None and peer_id not in self._shell.peers:
+            raise ConfigError(f"peer {peer_id!r} is not in the room")
+        self._shell.restart_ice(peer_id)
+
+    async def test_p2p_with_all_peers(self, timeout: float = 5.0) -> list[PathTest]:
+        """A round trip to every peer over its connection, all at the same time.
+
+        ``timeout`` is in seconds. One that does not answer, or is not connected, is told with the
+        reason. Raises `MeshClosed`. Cancelling it changes nothing.
+        """
+        self._shell.check_running()
+        peers = list(self._shell.peers.values())
+        async with asyncio.TaskGroup() as group:
+            tests = [group.create_task(self._shell.test_path(peer, timeout)) for peer in peers]
+        return [test.result() for test in tests]
 
 
 class PeerManager:
@@ -105,13 +155,26 @@ class PeerManager:
 
             return make(config)
 
+        async def watch(config: MeshConfig, changed: Callable[[], None]) -> None:
+            from meshpeer.rtc.interfaces import watch_addresses
+
+            await watch_addresses(config, changed)
+
         transport = (
             WebSocketTransport(signaling, config=config)
             if isinstance(signaling, str)
             else signaling
         )
         # Jitter, not a secret.
-        self._shell = Shell(transport, join, config, factory, random.random)
+        self._shell = Shell(
+            transport,
+            join,
+            config,
+            factory,
+            random.random,
+            watch if connection_factory is None else None,
+        )
+        self._debug = Debug(self._shell)
 
     # --- life ---
 
@@ -181,8 +244,14 @@ class PeerManager:
         """Everybody else in the room by id, connected or not: a live, read-only view."""
         return MappingProxyType(self._shell.peers)
 
+    @property
+    def debug(self) -> Debug:
+        """Tools to look into it while it runs."""
+        return self._debug
+
     def stats(self) -> MeshStats:
-        """A snapshot: how each peer is connected, and what went to and fro."""
+        """A snapshot: how each peer is connected, what went to and fro, and the ICE servers."""
+        paths = Counter(p.path for p in self._shell.peers.values() if p.path is not None)
         return MeshStats(
             peer_id=self.peer_id,
             room=self.room,
@@ -200,6 +269,8 @@ class PeerManager:
                 )
                 for peer_id, peer in self._shell.peers.items()
             },
+            paths=dict(paths),
+            ice_servers=dict(self._shell.server_reports),
         )
 
     # --- waiting ---

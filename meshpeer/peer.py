@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from meshpeer.core.delivery import OVERHEAD
 from meshpeer.core.events import Event, Path, PeerState
@@ -24,8 +24,10 @@ __all__ = [
     "Budget",
     "Channel",
     "ChannelOpened",
+    "LinkFacts",
     "Message",
     "Outgoing",
+    "PathTest",
     "Peer",
     "PeerHost",
     "PeerRecord",
@@ -82,12 +84,33 @@ def _check_label(what: str, label: str) -> None:
         )
 
 
+class LinkFacts(NamedTuple):
+    """How it stands with a peer."""
+
+    state: PeerState
+    ice_state: str
+    path: Path | None
+    rtt: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathTest:
+    """A round trip to a peer over its direct path (or TURN), or why there was none."""
+
+    peer_id: str
+    path: Path | None
+    rtt: float | None
+    """Seconds there and back through the message channel; None when there was no answer."""
+    error: str | None
+    """What went wrong; None when nothing did."""
+
+
 class PeerHost(Protocol):
     """What a `Peer` needs of its manager."""
 
     @property
     def max_message_size(self) -> int: ...
-    def link_facts(self, peer: Peer) -> tuple[PeerState, float | None]: ...
+    def link_facts(self, peer: Peer) -> LinkFacts: ...
     async def send(self, peer: Peer, message: Outgoing) -> None: ...
     async def flush(self, peer: Peer, timeout: float | None) -> None: ...
     def open_channel(
@@ -108,7 +131,6 @@ class PeerRecord:
     name: str | None
     metadata: dict[str, Any]
     budget: Budget
-    ice_state: str = "new"
     closed_reason: str | None = None
     bell: Bell = field(default_factory=Bell)
     """Rings when the state, the credit or the buffer has changed."""
@@ -166,17 +188,20 @@ class Peer:
         """``new → connecting → connected ⇄ disconnected → failed``, and ``closed``."""
         if self._record.closed_reason is not None:
             return PeerState.CLOSED
-        return self._host.link_facts(self)[0]
+        return self._host.link_facts(self).state
 
     @property
     def ice_state(self) -> str:
-        """The ICE state of the current connection, in W3C WebRTC's words."""
-        return self._record.ice_state
+        """``new → gathering → checking → connected ⇄ disconnected → failed``, and ``closed``: the
+        current connection's, in W3C WebRTC's words. An ICE restart does not begin it anew."""
+        if self._record.closed_reason is not None:
+            return "closed"
+        return self._host.link_facts(self).ice_state
 
     @property
     def path(self) -> Path | None:
         """How data flows now; None while it does not."""
-        return Path.DIRECT if self.state is PeerState.CONNECTED else None
+        return None if self._record.closed_reason is not None else self._host.link_facts(self).path
 
     @property
     def closed_reason(self) -> str | None:
@@ -186,7 +211,7 @@ class Peer:
     @property
     def rtt(self) -> float | None:
         """The latest round trip in seconds; None before the first."""
-        return None if self._record.closed_reason is not None else self._host.link_facts(self)[1]
+        return None if self._record.closed_reason is not None else self._host.link_facts(self).rtt
 
     async def send(self, data: Any, channel: str = "default") -> None:
         """Send str, bytes or JSON-able data; returns when it is accepted.

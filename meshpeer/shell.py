@@ -25,7 +25,9 @@ from meshpeer.core.events import (
     BadInput,
     CandidatePair,
     Closed,
+    ConnectionReport,
     Event,
+    IceServerOutcome,
     IceServerReport,
     Joined,
     MeshState,
@@ -45,17 +47,20 @@ from meshpeer.core.link import (
     LinkState,
     MakeOffer,
 )
-from meshpeer.core.messages import Join, SignalOut, Welcome
+from meshpeer.core.messages import IceCandidate, Join, SignalOut, Welcome
 from meshpeer.core.node import (
     FLUSH,
     Deliver,
     Node,
     NodeOutput,
     Ponged,
+    Probe,
     Run,
     SendFrame,
     Signal,
     Tell,
+    UseServers,
+    path_of,
 )
 from meshpeer.errors import (
     ChannelClosed,
@@ -73,13 +78,25 @@ from meshpeer.errors import (
 )
 from meshpeer.inbox import Arrived, Inbox
 from meshpeer.log import Log
-from meshpeer.peer import Budget, Channel, ChannelOpened, Message, Outgoing, Peer, PeerRecord
+from meshpeer.peer import (
+    Budget,
+    Channel,
+    ChannelOpened,
+    LinkFacts,
+    Message,
+    Outgoing,
+    PathTest,
+    Peer,
+    PeerRecord,
+)
 from meshpeer.rtc.base import Candidate, Connection, ConnectionFactory, RawChannel
 from meshpeer.signaling.base import SignalingEvent, SignalingLost, SignalingTransport
 from meshpeer.streams import Bell, Stream
 
 __all__ = ["Shell"]
 
+_MAX_SERVERS = 100
+"""ICE servers whose latest outcome is kept; the signalling service may name others each time."""
 _MAX_CHANNELS = 256
 """Plain data channels that one peer may have open."""
 
@@ -95,6 +112,7 @@ class _Lane:
     worker: asyncio.Task[None] | None = None
     scope: asyncio.Timeout | None = None
     """Around the operation that runs, to end it early when its connection is to be closed."""
+    running: Run | None = None
 
     @property
     def idle(self) -> bool:
@@ -145,30 +163,53 @@ class _Observer:
 
     def ice_state_changed(self, state: str) -> None:
         shell = self._shell
-        record = shell.record(self._peer_id, self._incarnation)
-        if record is not None and shell.node.link(self._peer_id).epoch == self._epoch:
-            record.ice_state = state
+        shell.node.ice_state(self._peer_id, self._incarnation, self._epoch, state)
 
     def ice_servers(self) -> Sequence[IceServer]:
-        return self._shell.config.ice_servers
+        return self._shell.ice_servers
 
     def candidates_found(self, generation: int, candidates: Sequence[Candidate], end: bool) -> None:
-        pass
+        found = tuple(IceCandidate(*each) for each in candidates)
+        node = self._shell.node
+        self._do(node.local_candidates(*self._name, generation, found, end, self._shell.now()))
 
     def server_reported(self, report: IceServerReport) -> None:
-        pass
+        self._shell.server_reported(report)
 
     def pair_selected(self, generation: int, pair: CandidatePair) -> None:
-        pass
+        shell = self._shell
+        self._do(shell.node.pair_selected(*self._name, generation, pair, shell.now()))
 
     def heard(self, answered: bool) -> None:
-        pass
+        self._do(self._shell.node.heard(*self._name, answered, self._shell.now()))
 
     def ponged(self, nonce: int) -> None:
-        pass
+        self._do(self._shell.node.ponged(*self._name, nonce, self._shell.now()))
 
     def path_lost(self, reason: str) -> None:
-        pass
+        self._do(self._shell.node.path_lost(*self._name, reason, self._shell.now()))
+
+    @property
+    def _name(self) -> tuple[str, str, int]:
+        return self._peer_id, self._incarnation, self._epoch
+
+    def _do(self, outputs: list[NodeOutput]) -> None:
+        self._shell.do(outputs)
+
+
+AddressWatch = Callable[[MeshConfig, Callable[[], None]], Coroutine[Any, Any, None]]
+"""Runs until it is cancelled, and calls when the addresses of this host have changed."""
+
+
+def _overtakes(run: Run, running: Run) -> bool:
+    """Whether an ICE restart makes the one that is being described pointless."""
+    described = (MakeOffer, AcceptOffer)
+    return (
+        isinstance(run.operation, described)
+        and isinstance(running.operation, described)
+        and (run.incarnation, run.epoch) == (running.incarnation, running.epoch)
+        and run.operation.generation != running.operation.generation > 0
+    )
 
 
 class _Finished(Exception):
@@ -185,6 +226,7 @@ class Shell:
         config: MeshConfig,
         factory: Callable[[], ConnectionFactory],
         random: Callable[[], float],
+        watch: AddressWatch | None = None,
     ) -> None:
         self.config = config
         self.join = join
@@ -193,6 +235,10 @@ class Shell:
         self.error: MeshError | None = None
         """What ended it, when it was not `close`."""
         self.token: str | None = join.token
+        self.ice_servers: Sequence[IceServer] = config.ice_servers
+        """Those of the configuration, and those that the signalling service named last."""
+        self.server_reports: dict[str, IceServerReport] = {}
+        """What came of asking each ICE server the last time, by its URL."""
         self.node: Node
         self.bell = Bell()
         """Rings when a peer came, went or changed its state, and at the end."""
@@ -201,6 +247,7 @@ class Shell:
         self._make_factory = factory
         self._factory: ConnectionFactory
         self._random = random
+        self._watch = watch
         self._records: dict[str, PeerRecord] = {}
         self._lanes: dict[str, _Lane] = {}
         self._loop: asyncio.AbstractEventLoop
@@ -323,6 +370,8 @@ class Shell:
                 self._tasks = tasks
                 self._signaled(welcome)
                 self._spawn(self._read_signaling())
+                if self._watch is not None:
+                    self._spawn(self._watch(self.config, self.addresses_changed))
                 self._running.set()
                 await self._stop.wait()
                 if self.error is None:
@@ -450,14 +499,23 @@ class Shell:
                     self._send_signal(message)
                 case Run():
                     self._enqueue(output)
+                case Probe(peer_id, epoch, nonce):
+                    if (connection := self._connection(peer_id, epoch)) is not None:
+                        connection.ping(nonce)
+                case UseServers(servers):
+                    self.ice_servers = (*self.config.ice_servers, *servers)
         self._alarm.set(self.node.next_deadline())
 
     def _send_frame(self, peer_id: str, epoch: int, data: bytes, *, optional: bool = False) -> None:
-        lane = self._lanes.get(peer_id)
-        if lane is None or lane.connection is None or lane.key is None or lane.key[1] != epoch:
+        connection = self._connection(peer_id, epoch)
+        if connection is None:
             return
-        if not optional or lane.connection.buffered_amount <= 2 * self.config.send_buffer:
-            lane.connection.send_frame(data)
+        if not optional or connection.buffered_amount <= 2 * self.config.send_buffer:
+            connection.send_frame(data)
+
+    def _connection(self, peer_id: str, epoch: int) -> Connection | None:
+        lane = self._lanes.get(peer_id)
+        return lane.connection if lane and lane.key and lane.key[1] == epoch else None
 
     def _send_signal(self, message: SignalOut) -> None:
         try:
@@ -467,6 +525,29 @@ class Shell:
             self.log.warning("signal dropped", to=message.to, error=str(exc))
         except MeshClosed:
             pass  # The transport has ended; its reader says so.
+
+    def addresses_changed(self) -> None:
+        """The addresses of this host are others now."""
+        self.log.info("the local addresses changed")
+        self._transport.doubt()
+        self.do(self.node.addresses_changed(self.now()))
+
+    def server_reported(self, report: IceServerReport) -> None:
+        """An ICE server was asked by a connection."""
+        before = self.server_reports.get(report.url)
+        self.server_reports[report.url] = report
+        if len(self.server_reports) > _MAX_SERVERS:
+            del self.server_reports[next(iter(self.server_reports))]
+        if before is None or (before.outcome, before.detail) != (report.outcome, report.detail):
+            found = report.outcome is IceServerOutcome.FOUND
+            (self.log.info if found else self.log.warning)(
+                "ICE server", url=report.url, outcome=str(report.outcome), detail=report.detail
+            )
+            self._tell(report)
+
+    def restart_ice(self, peer_id: str | None) -> None:
+        """Begin an ICE restart with a peer, or with all."""
+        self.do(self.node.force_restart(peer_id, self.now()))
 
     def _tick(self) -> None:
         self.do(self.node.tick(self.now()))
@@ -491,6 +572,9 @@ class Shell:
                 lane.scope.reschedule(self.now())
             if (record := self.record(run.peer_id, run.incarnation)) is not None:
                 record.bell.ring()
+        elif lane.running is not None and _overtakes(run, lane.running):
+            assert lane.scope is not None
+            lane.scope.reschedule(self.now())
         lane.queue.append(run)
         if lane.idle and self._tasks is not None:
             lane.worker = self._spawn(self._work(run.peer_id, lane))
@@ -520,12 +604,12 @@ class Shell:
         except TimeoutError:
             log.debug("operation given up")
         else:
-            if sdp is not None:
-                self.do(self.node.operation_done(*facts, sdp, self.now()))
+            if isinstance(run.operation, MakeOffer | AcceptOffer) and sdp is not None:
+                self.do(self.node.operation_done(*facts, run.operation, sdp, self.now()))
 
     async def _run_operation(self, lane: _Lane, run: Run) -> str | None:
         """The local description, when the operation makes one. TimeoutError when it is given up."""
-        if isinstance(run.operation, MakeOffer | AcceptOffer):
+        if isinstance(run.operation, MakeOffer | AcceptOffer) and not run.operation.generation:
             assert lane.connection is None, "the old connection is closed before the new one speaks"
             record = self.record(run.peer_id, run.incarnation)
             if record is None:
@@ -537,14 +621,15 @@ class Shell:
             return None
         try:
             async with asyncio.timeout(None) as lane.scope:
+                lane.running = run
                 match run.operation:
-                    case MakeOffer():
-                        return await connection.create_offer(0)
-                    case AcceptOffer(sdp):
-                        return await connection.accept_offer(0, sdp)
-                    case AcceptAnswer(sdp):
-                        await connection.accept_answer(0, sdp)
-                    case AddCandidates(candidates, end):
+                    case MakeOffer(generation):
+                        return await connection.create_offer(generation)
+                    case AcceptOffer(sdp, generation):
+                        return await connection.accept_offer(generation, sdp)
+                    case AcceptAnswer(sdp, generation):
+                        await connection.accept_answer(generation, sdp)
+                    case AddCandidates(candidates, end, generation):
                         await connection.add_candidates(
                             0,
                             [(c.candidate, c.sdp_mid, c.sdp_m_line_index) for c in candidates],
@@ -554,7 +639,7 @@ class Shell:
                         raise AssertionError("the worker closes")
                 return None
         finally:
-            lane.scope = None
+            lane.scope = lane.running = None
 
     async def _close_connection(self, connection: Connection) -> None:
         scope = asyncio.timeout(self.config.close_timeout)
@@ -583,7 +668,7 @@ class Shell:
             case PeerLeft():
                 peer = self.peers.pop(event.peer_id)
                 record = self._records.pop(event.peer_id)
-                record.closed_reason, record.ice_state = event.reason, "closed"
+                record.closed_reason = event.reason
                 self._inbox.peer_left(peer)
                 for channel in list(record.channels):
                     channel.abandon(f"the peer is gone ({event.reason})")
@@ -594,6 +679,9 @@ class Shell:
             case PeerStateChanged():
                 record = self._records[event.peer_id]
                 record.bell.ring()
+                if event.state is PeerState.DISCONNECTED:
+                    # Was it that peer, or is it the network?
+                    self._transport.doubt()
                 self.log.info(
                     "peer state",
                     peer=event.peer_id,
@@ -634,7 +722,8 @@ class Shell:
         record.messages_received += 1
         record.bytes_received += output.message.charge
         peer = self.peers[output.peer_id]
-        self._inbox.deliver(Arrived(peer, output.epoch, output.message, time.time()))
+        path = path_of(self.node.link(output.peer_id))
+        self._inbox.deliver(Arrived(peer, output.epoch, output.message, path, time.time()))
 
     def _given_back(self, arrived: Arrived) -> None:
         peer = arrived.peer
@@ -644,11 +733,17 @@ class Shell:
 
     # --- what a Peer asks for ---
 
+    def report(self, peer_id: str) -> ConnectionReport:
+        """How it stands with a peer that is there."""
+        return self.node.report(peer_id, self.now())
+
     def counts(self, peer_id: str) -> dict[str, int]:
         """The figures of a peer that is there, for the statistics."""
         record, link = self._records[peer_id], self.node.link(peer_id)
         return {
             "epoch": link.epoch,
+            "generation": link.generation,
+            "restarts": link.restarts,
             "connections": link.connections,
             "messages_sent": record.messages_sent,
             "messages_received": record.messages_received,
@@ -661,10 +756,11 @@ class Shell:
         """The largest message that may be sent, in bytes."""
         return self.config.max_message_size
 
-    def link_facts(self, peer: Peer) -> tuple[PeerState, float | None]:
-        """State and round trip of a peer that is there."""
+    def link_facts(self, peer: Peer) -> LinkFacts:
+        """How it stands with a peer that is there."""
         link = self.node.link(peer.id)
-        return link.peer_state, link.rtt
+        path = path_of(link) if link.state is LinkState.CONNECTED else None
+        return LinkFacts(link.peer_state, self.node.ice_state_of(peer.id), path, link.rtt)
 
     async def send(self, peer: Peer, message: Outgoing) -> None:
         """Put a message into the peer's connection as soon as it may be."""
@@ -733,6 +829,15 @@ class Shell:
         target, epoch = record.messages_sent, record.sent_epoch
         if record.confirmed >= target:
             return
+        if not await self._answered(peer, record, epoch):
+            record.confirmed = target
+            raise ConnectionFailed(
+                f"the connection to {peer.id!r} broke: what was sent may not have arrived"
+            )
+        record.confirmed = max(record.confirmed, target)
+
+    async def _answered(self, peer: Peer, record: PeerRecord, epoch: int) -> bool:
+        """Send a ping over the message channel; True when it is answered, False when it broke."""
         link = self.node.link(peer.id)
         record.flush_sent += 1
         nonce = record.flush_sent
@@ -742,12 +847,32 @@ class Shell:
             if record.closed_reason is not None:
                 raise self._gone(peer)
             if link.epoch != epoch or not link.alive:
-                record.confirmed = target
-                raise ConnectionFailed(
-                    f"the connection to {peer.id!r} broke: what was sent may not have arrived"
-                )
+                return False
             await record.bell.wait()
-        record.confirmed = max(record.confirmed, target)
+        return True
+
+    async def test_path(self, peer: Peer, timeout: float) -> PathTest:
+        """A round trip over the message channel; whatever goes wrong is in the result."""
+        record = self.record(peer.id, peer.incarnation)
+        path = error = None
+        began = self.now()
+        if record is None or (facts := self.link_facts(peer)).state is not PeerState.CONNECTED:
+            error = f"the peer is {peer.state}"
+        else:
+            path = facts.path
+            scope = asyncio.timeout(timeout)
+            try:
+                async with scope:
+                    if not await self._answered(peer, record, self.node.link(peer.id).epoch):
+                        error = "the connection broke meanwhile"
+            except TimeoutError:
+                if not scope.expired():
+                    raise
+                error = f"no answer within {timeout:g} s"
+            except PeerClosed as exc:
+                error = str(exc)
+        rtt = self.now() - began if error is None else None
+        return PathTest(peer_id=peer.id, path=path, rtt=rtt, error=error)
 
     async def _confirm_all(self) -> None:
         async def confirm(peer: Peer) -> None:

@@ -7,14 +7,24 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
 
+from meshpeer.core.events import CandidateInfo, CandidatePair
 from meshpeer.errors import ConnectionFailed, ProtocolError
 from meshpeer.rtc.base import Candidate, ConnectionObserver, RawChannel
 
-__all__ = ["FakeConnection", "FakeNetwork"]
+__all__ = ["DIRECT", "TURN", "FakeConnection", "FakeNetwork"]
 
 _SDP = (
     "v=0\r\no=- {id} 0 IN IP4 0.0.0.0\r\nm=application 9 UDP/DTLS/SCTP webrtc-datachannel\r\n"
     "a=ice-ufrag:u\r\na=ice-pwd:p\r\na=fingerprint:sha-256 00\r\n"
+)
+
+
+DIRECT = CandidatePair(
+    CandidateInfo("host", "192.0.2.1", 1000), CandidateInfo("host", "192.0.2.2", 2000)
+)
+TURN = CandidatePair(
+    CandidateInfo("relay", "192.0.2.9", 1000, "turn:turn.example.org"),
+    CandidateInfo("host", "192.0.2.2", 2000),
 )
 
 
@@ -25,6 +35,8 @@ class FakeNetwork:
         self.connections: dict[int, FakeConnection] = {}
         self.log: list[str] = []
         """``made N``, ``closed N``, ``spoke N`` (made an offer or an answer), in order."""
+        self.pair = DIRECT
+        """What every end selects."""
         self.stalled = False
         """While true nothing leaves the buffers."""
         self.hang: set[str] = set()
@@ -76,21 +88,25 @@ class FakeConnection:
 
     async def create_offer(self, generation: int) -> str:
         await self.network.operation("create_offer")
-        self.network.log.append(f"spoke {self.number}")
+        if not generation:
+            self.network.log.append(f"spoke {self.number}")
         return _SDP.format(id=self.number)
 
     async def accept_offer(self, generation: int, sdp: str) -> str:
         await self.network.operation("accept_offer")
         self.remote = self._other(sdp)
-        self.network.log.append(f"spoke {self.number}")
+        if not generation:
+            self.network.log.append(f"spoke {self.number}")
         return _SDP.format(id=self.number)
 
     async def accept_answer(self, generation: int, sdp: str) -> None:
         await self.network.operation("accept_answer")
         self.remote = other = self._other(sdp)
         if other.remote is self and not other.closed:
-            self._call(self.observer.connection_opened)
-            self._call(other.observer.connection_opened)
+            for end in (self, other):
+                self._call(end.observer.pair_selected, generation, self.network.pair)
+                if not generation:
+                    self._call(end.observer.connection_opened)
 
     def _other(self, sdp: str) -> FakeConnection:
         try:
@@ -105,7 +121,9 @@ class FakeConnection:
         self.candidates += candidates
 
     def ping(self, nonce: int) -> None:
-        pass
+        if self.remote is not None and not self.remote.closed and not self.network.stalled:
+            self._call(self.remote.observer.heard, True)
+            self._call(self.observer.ponged, nonce)
 
     @property
     def buffered_amount(self) -> int:

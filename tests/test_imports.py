@@ -111,7 +111,7 @@ RULES = [
         "manager",
         f"{_SHELL} core.node signaling.base signaling.websocket rtc.base peer shell announcer",
         "msgspec",
-        lazily="rtc.connection",
+        lazily="rtc.connection rtc.interfaces",
     ),
     Rule(
         "relay.*",

@@ -73,6 +73,7 @@ __all__ = [
     "Signal",
     "Tell",
     "UseServers",
+    "path_of",
 ]
 
 FLUSH = 0x8000_0000
@@ -179,6 +180,11 @@ class _Peer:
     """What a connection said last, and its epoch."""
 
 
+def path_of(link: Link) -> Path:
+    """How data flows over a link that is up."""
+    return Path.DIRECT if link.pair is None else link.pair.path
+
+
 class Node:
     """One peer of a room. ``random`` gives numbers in [0, 1)."""
 
@@ -218,19 +224,13 @@ class Node:
         """How it stands with a peer that is there. KeyError when it is not."""
         peer = self._peers[peer_id]
         link, state = peer.link, peer.told
-        epoch, said = peer.ice_state
-        match link.state:
-            case LinkState.DISCONNECTED | LinkState.FAILED | LinkState.CLOSED:
-                ice_state = str(link.state)
-            case _:
-                ice_state = said if epoch == link.epoch else "new"
         seconds = peer.seconds | {state: peer.seconds.get(state, 0.0) + now - peer.since}
         return ConnectionReport(
             peer_id=peer_id,
             incarnation=peer.member.incarnation,
             name=peer.member.name,
             state=state,
-            ice_state=ice_state,
+            ice_state=self.ice_state_of(peer_id),
             path=self._path(link),
             pair=link.pair,
             rtt=link.rtt,
@@ -240,6 +240,16 @@ class Node:
             restarts=link.restarts,
             seconds=seconds,
         )
+
+    def ice_state_of(self, peer_id: str) -> str:
+        """The ICE state, as W3C WebRTC names it. KeyError when the peer is not there."""
+        peer = self._peers[peer_id]
+        epoch, said = peer.ice_state
+        match state := peer.link.state:
+            case LinkState.DISCONNECTED | LinkState.FAILED | LinkState.CLOSED:
+                return str(state)
+            case _:
+                return said if epoch == peer.link.epoch else "new"
 
     def next_deadline(self) -> float | None:
         """When `tick` is wanted next."""
@@ -558,9 +568,7 @@ class Node:
 
     @staticmethod
     def _path(link: Link) -> Path | None:
-        if link.state is not LinkState.CONNECTED:
-            return None
-        return Path.DIRECT if link.pair is None else link.pair.path
+        return path_of(link) if link.state is LinkState.CONNECTED else None
 
     def _bad(self, peer_id: str, error: ProtocolError) -> Tell:
         return Tell(BadInput(peer_id=peer_id, error=error))

@@ -115,6 +115,7 @@ class Input(StrEnum):
     DROPPED = "dropped"
     SEND = "send"
     UPDATE = "update"
+    HURRY = "hurry"
     CLOSE = "close"
     TICK = "tick"
     RECEIVED = "received"
@@ -143,6 +144,7 @@ TABLE: Mapping[State, Mapping[Input, frozenset[State]]] = {
         Input.CONNECTION_FAILED: frozenset({_W}),
         Input.SEND: frozenset({_C}),
         Input.UPDATE: frozenset({_C}),
+        Input.HURRY: frozenset({_C}),
         Input.TICK: frozenset({_C, _W}),
         Input.CLOSE: frozenset({_X}),
     },
@@ -150,6 +152,7 @@ TABLE: Mapping[State, Mapping[Input, frozenset[State]]] = {
         Input.DROPPED: frozenset({_W}),
         Input.SEND: frozenset({_J}),
         Input.UPDATE: frozenset({_J}),
+        Input.HURRY: frozenset({_J}),
         Input.TICK: frozenset({_J, _W}),
         Input.CLOSE: frozenset({_X}),
         Input.RECEIVED: frozenset({_W}),
@@ -161,6 +164,7 @@ TABLE: Mapping[State, Mapping[Input, frozenset[State]]] = {
         Input.DROPPED: frozenset({_W}),
         Input.SEND: frozenset({_S}),
         Input.UPDATE: frozenset({_S}),
+        Input.HURRY: frozenset({_S}),
         Input.TICK: frozenset({_S}),
         Input.CLOSE: frozenset({_X}),
         Input.RECEIVED: frozenset({_W}),
@@ -176,6 +180,7 @@ TABLE: Mapping[State, Mapping[Input, frozenset[State]]] = {
     _W: {
         Input.SEND: frozenset({_W}),
         Input.UPDATE: frozenset({_W}),
+        Input.HURRY: frozenset({_C}),
         Input.TICK: frozenset({_W, _C}),
         Input.CLOSE: frozenset({_X}),
     },
@@ -331,6 +336,18 @@ class Session:
             metadata=self._join.metadata if metadata is None else metadata,
         )
         return outputs
+
+    def hurry(self, now: float) -> list[Output]:
+        """The network has changed: what waits is tried now, and what is being tried is begun anew.
+
+        A connection that is there is left alone; whether it still works, its owner finds out.
+        """
+        self._take(Input.HURRY)
+        if self._state not in (State.WAITING, State.CONNECTING):
+            return []
+        trying = self._state is State.CONNECTING
+        self._set_state(State.CONNECTING, now)
+        return [Disconnect(), Connect()] if trying else [Connect()]
 
     def close(self, now: float) -> list[Output]:
         """Give the seat up, as far as there is a connection to say so on."""

@@ -39,8 +39,10 @@ from meshpeer.errors import (
 from meshpeer.log import Log
 from meshpeer.signaling.base import SignalingEvent, SignalingLost, SignalingTransport
 
-__all__ = ["CLOSE_TIMEOUT", "MAX_EVENTS", "RelayTransport", "Wire"]
+__all__ = ["CHECK_TIMEOUT", "CLOSE_TIMEOUT", "MAX_EVENTS", "RelayTransport", "Wire"]
 
+CHECK_TIMEOUT = 1.0
+"""Seconds that a connection in doubt has to show that it works."""
 CLOSE_TIMEOUT = 1.0
 """Seconds that the last words on a connection may take."""
 MAX_EVENTS = 256
@@ -65,6 +67,10 @@ class Wire(Protocol):
         """Send out what is buffered, then close. The caller has the deadline."""
         ...
 
+    async def check(self) -> None:
+        """Find out whether it works. Raises `SignalingUnavailable` within `CHECK_TIMEOUT`."""
+        ...
+
     async def abort(self) -> None:
         """Close at once, whatever is buffered, and return when nothing is left of it.
 
@@ -80,6 +86,7 @@ class _Line:
         self.outgoing: deque[bytes] = deque()
         self.wake = asyncio.Event()
         self.hung_up = False
+        self.doubted = asyncio.Event()
         self.scope: asyncio.Timeout | None = None
         """What the line's reading half runs in; expired to make it stop."""
 
@@ -109,6 +116,8 @@ class RelayTransport(SignalingTransport):
         self._room = asyncio.Event()
         self._end: Exception | None = None
         self._closed = False
+        self._hurried = False
+        """The line was in doubt when it went down: there is another way now, or none."""
 
     @abstractmethod
     async def _connect(self) -> Wire:
@@ -153,6 +162,13 @@ class RelayTransport(SignalingTransport):
         """Tell the room a new name or metadata; see `SignalingTransport.update`."""
         self._check_open()
         self._do(self._session.update(name, metadata))
+
+    def doubt(self) -> None:
+        """Check the connection now, or try at once to get one; see `SignalingTransport.doubt`."""
+        if self._end is None and self._session.state not in (State.NEW, State.CLOSED):
+            if self._line is not None:
+                self._line.doubted.set()
+            self._do(self._session.hurry(asyncio.get_running_loop().time()))
 
     async def receive(self) -> SignalingEvent:
         """The next thing that happened; see `SignalingTransport.receive`."""
@@ -271,14 +287,29 @@ class RelayTransport(SignalingTransport):
             self._do(self._session.connected(loop.time()))
             async with asyncio.TaskGroup() as group:
                 writer = group.create_task(self._write(line, wire))
+                watcher = group.create_task(self._watch(line, wire))
                 if await self._read(line, wire):
                     with suppress(TimeoutError):
                         async with asyncio.timeout(CLOSE_TIMEOUT):
                             await writer
                             await wire.close()
                 writer.cancel()
+                watcher.cancel()
         finally:
             await wire.abort()
+
+    async def _watch(self, line: _Line, wire: Wire) -> None:
+        """Look whether the wire works whenever that is doubted, and end it when it does not."""
+        while True:
+            await line.doubted.wait()
+            line.doubted.clear()
+            try:
+                await wire.check()
+            except SignalingUnavailable as exc:
+                self._log.info("the connection does not work any more", reason=str(exc))
+                self._hurried = True
+                await wire.abort()
+                return
 
     async def _read(self, line: _Line, wire: Wire) -> bool:
         """Feed the session until the line is hung up (True) or the wire is gone (False)."""
@@ -300,6 +331,9 @@ class RelayTransport(SignalingTransport):
             if not line.hung_up:
                 self._line = None
                 self._do(self._session.dropped(str(exc), loop.time()))
+                if self._hurried:
+                    self._hurried = False
+                    self._do(self._session.hurry(loop.time()))
                 return False
         finally:
             line.scope = None

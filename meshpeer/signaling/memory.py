@@ -84,6 +84,9 @@ class _MemoryWire:
         self._unread_size -= len(data)
         return data
 
+    async def check(self) -> None:
+        pass  # what breaks it is told at once
+
     async def close(self) -> None:
         self._drop()
 

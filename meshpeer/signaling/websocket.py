@@ -25,7 +25,7 @@ from websockets.uri import WebSocketURI, parse_uri
 
 from meshpeer.config import MeshConfig
 from meshpeer.errors import ConfigError, SignalingUnavailable
-from meshpeer.signaling.client import CLOSE_TIMEOUT, RelayTransport
+from meshpeer.signaling.client import CHECK_TIMEOUT, CLOSE_TIMEOUT, RelayTransport
 
 __all__ = ["KEEPALIVE", "MAX_SIZE", "WebSocketTransport", "without_secrets"]
 
@@ -95,6 +95,31 @@ class _WebSocketWire:
             return await self._websocket.recv(decode=False)
         except ConnectionClosed as exc:
             raise SignalingUnavailable(self._why(exc)) from exc
+
+    async def check(self) -> None:
+        if self._moved():
+            raise SignalingUnavailable(f"the way to {self._service} has changed")
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT):
+                await (await self._websocket.ping())
+        except (ConnectionClosed, TimeoutError) as exc:
+            raise SignalingUnavailable(
+                f"{self._service} did not answer within {CHECK_TIMEOUT:g} s"
+            ) from exc
+
+    def _moved(self) -> bool:
+        """Whether a connection made now would come from another address of this host."""
+        local, remote = self._websocket.local_address, self._websocket.remote_address
+        family = self._websocket.transport.get_extra_info("socket").family
+        if family not in (socket.AF_INET, socket.AF_INET6):
+            return False
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.connect(remote)
+            except OSError:  # there is no way at all
+                return False
+            moved: bool = probe.getsockname()[0] != local[0]
+            return moved
 
     async def close(self) -> None:
         await self._websocket.close()

@@ -15,6 +15,8 @@ from meshpeer.core.messages import (
     VERSION,
     Ack,
     Goodbye,
+    IceServerInfo,
+    IceServers,
     Join,
     Leave,
     Member,
@@ -155,6 +157,7 @@ CALLS: dict[Input, Callable[[Ann], list[Output]]] = {
     Input.DROPPED: lambda ann: ann.dropped(),
     Input.SEND: lambda ann: ann.session.send(signal()),
     Input.UPDATE: lambda ann: ann.session.update("Anna", None),
+    Input.HURRY: lambda ann: ann.session.hurry(ann.now),
     Input.CLOSE: lambda ann: ann.session.close(ann.now),
     Input.TICK: lambda ann: ann.session.tick(ann.now + 100),
     Input.RECEIVED: lambda ann: ann.session.received(b"{", ann.now),
@@ -166,6 +169,7 @@ MESSAGES: dict[Input, RelayMessage] = {
     Input.UPDATED: MemberUpdated(peer_id="bob", incarnation="bob-one-1"),
     Input.SIGNAL: SIGNAL_IN,
     Input.REFUSED: Refused(code="room_full", text="full"),
+    Input.ICE_SERVERS: IceServers(servers=[IceServerInfo(urls=["stun:stun.example.org"])]),
     Input.GOODBYE: Goodbye(reason="shutdown"),
     Input.ACK: Ack(received=0),
 }
@@ -215,6 +219,15 @@ def test_every_input_is_in_the_tests_and_every_state_in_the_table() -> None:
     assert reached == set(State) - {State.NEW}
 
 
+def test_hurry_tries_at_once_what_waits_and_leaves_a_seat_alone() -> None:
+    ann = Ann().reach(State.WAITING)
+    assert ann.session.hurry(ann.now) == [Connect()]
+    assert ann.session.hurry(ann.now) == [Disconnect(), Connect()]
+    seated = Ann().reach(State.SEATED)
+    assert seated.session.hurry(seated.now) == []
+    assert seated.state is State.SEATED
+
+
 # --- the way to a seat ---------------------------------------------------------------------------
 
 
@@ -242,6 +255,16 @@ def test_signals_and_updates_before_the_seat_follow_the_welcome() -> None:
     assert said(ann.connected()) == [replaced(JOIN, name="Anna")]
     assert ann.session.update(None, {"mood": "fine"}) == []  # came too late for the join
     assert said(ann.hears(WELCOME)) == [signal(1), Update(metadata={"mood": "fine"})]
+
+
+def test_ice_servers_are_told_and_not_counted() -> None:
+    ann = Ann().reach(State.SEATED)
+    servers = IceServers(servers=[IceServerInfo(urls=["stun:stun.example.org"])])
+    assert ann.hears(servers) == [Tell(servers)]
+    assert ann.session.next_deadline() is None, "there is nothing to acknowledge"
+    ann.dropped()
+    ann.waits()
+    assert said(ann.connected())[0].received == 0
 
 
 @pytest.mark.parametrize("state", [State.CONNECTING, State.JOINING])

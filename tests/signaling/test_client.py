@@ -71,6 +71,9 @@ class FakeWire:
         """Cleared: the relay does not read."""
         self.open.set()
         self.stuck = asyncio.Event()
+        self.checked = asyncio.Event()
+        self.answers = asyncio.Event()
+        """Set: a check gets its answer, or fails when the wire is gone."""
         self.closed = False
         self.aborted = False
         self.gone = False
@@ -101,12 +104,19 @@ class FakeWire:
             raise item
         return item
 
+    async def check(self) -> None:
+        self.checked.set()
+        await self.answers.wait()
+        if self.gone:
+            raise SignalingUnavailable("it does not answer")
+
     async def close(self) -> None:
         await self.open.wait()
         self.closed = True
 
     async def abort(self) -> None:
         self.aborted = True
+        self.say(SignalingUnavailable("it was aborted"))
 
 
 class FakeTransport(RelayTransport):
@@ -417,3 +427,46 @@ async def test_it_is_opened_once() -> None:
     with pytest.raises(UnexpectedInput):
         await transport.open(JOIN)
     await transport.close()
+
+
+# --- doubt ---------------------------------------------------------------------------------------
+
+
+async def test_a_connection_in_doubt_that_does_not_answer_is_replaced_at_once() -> None:
+    transport, wire = await seated()
+    transport.doubt()
+    await wire.checked.wait()
+    wire.gone = True
+    second = transport.connects()
+    wire.answers.set()
+    assert isinstance(await second.heard.get(), Join)
+    assert wire.aborted
+    await transport.close()
+
+
+async def test_a_connection_in_doubt_that_answers_stays() -> None:
+    transport, wire = await seated()
+    wire.answers.set()
+    for _ in range(3):
+        transport.doubt()
+        await wire.checked.wait()
+        wire.checked.clear()
+    transport.send(SIGNAL)
+    assert await wire.heard.get() == SIGNAL
+    await transport.close()
+
+
+async def test_doubt_tries_at_once_what_waits_and_begins_anew_what_hangs() -> None:
+    transport, wire = await seated(signaling_retry_max=3600.0)
+    transport._session._backoff.first = 3600.0
+    wire.breaks()
+    assert isinstance(await transport.receive(), SignalingLost)
+    transport.asked.clear()
+    transport.doubt()
+    await transport.asked.wait()
+    transport.asked.clear()
+    transport.doubt()
+    await transport.asked.wait()
+    assert transport.cancelled == 1
+    await transport.close()
+    transport.doubt()
