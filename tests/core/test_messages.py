@@ -139,7 +139,7 @@ def _strategy(of: inspect.Type, name: str = "") -> st.SearchStrategy[Any]:
         case inspect.DictType():
             return st.dictionaries(_text, _json, max_size=4)
         case inspect.ListType():
-            return st.lists(_strategy(of.item_type), max_size=3)
+            return st.lists(_strategy(of.item_type), min_size=of.min_length or 0, max_size=3)
         case inspect.LiteralType():
             return st.sampled_from(of.values)
         case inspect.UnionType():
@@ -157,6 +157,8 @@ def _strategy(of: inspect.Type, name: str = "") -> st.SearchStrategy[Any]:
 def _sample(of: inspect.Type, name: str = "") -> Any:
     """Some good value, as JSON has it."""
     match of:
+        case inspect.StrType(pattern=messages._ICE_URL):
+            return "turn:turn.example.org"
         case inspect.StrType():
             return SDP if name == "sdp" else "abcdefghijklmnop"
         case inspect.IntType() | inspect.FloatType():
@@ -229,6 +231,8 @@ def _wrong(of: inspect.Type, at: str = "$") -> Iterator[tuple[Any, str]]:
             yield from _all(at, "another", "", 1)
         case inspect.ListType():
             yield from _all(at, {}, "[]", 1)
+            if of.min_length:
+                yield [], at
             if of.max_length is not None:
                 yield [_sample(of.item_type)] * (of.max_length + 1), at
             for value, path in _wrong(of.item_type, f"{at}[0]"):
