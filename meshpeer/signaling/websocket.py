@@ -25,7 +25,7 @@ from websockets.uri import WebSocketURI, parse_uri
 
 from meshpeer.config import MeshConfig
 from meshpeer.errors import ConfigError, SignalingUnavailable
-from meshpeer.signaling.client import CHECK_TIMEOUT, CLOSE_TIMEOUT, RelayTransport
+from meshpeer.signaling.client import CHECK_TIMEOUT, CLOSE_TIMEOUT, RelayTransport, Wire
 
 __all__ = ["KEEPALIVE", "MAX_SIZE", "WebSocketTransport", "without_secrets"]
 
@@ -157,7 +157,7 @@ class WebSocketTransport(RelayTransport):
         self._shown = f"{scheme}://{host}:{self._uri.port}{path}"
         super().__init__(config, service=f"the relay at {self._shown}")
 
-    async def _connect(self) -> _WebSocketWire:
+    async def _connect(self) -> Wire:
         try:
             websocket = await connect(
                 self._url,
