@@ -6,13 +6,15 @@ import asyncio
 import secrets
 from contextlib import AsyncExitStack
 from time import perf_counter
+from typing import Any
 
 import msgspec
 
+from meshpeer.cli.common import Stop
 from meshpeer.cli.diagnosis import Facts, Loopback, Relay
 from meshpeer.config import MeshConfig
 from meshpeer.core.messages import VERSION, Dial, Join, SignalIn, SignalOut, encode
-from meshpeer.errors import MeshError
+from meshpeer.errors import MeshError, SignalingUnavailable
 from meshpeer.manager import PeerManager
 from meshpeer.rtc.probe import probe_network
 from meshpeer.rtc.servers import parse_servers
@@ -29,7 +31,7 @@ async def check(config: MeshConfig, relay: str | None, timeout: float) -> Facts:
     leaves nothing behind.
     """
     parse_servers(config.ice_servers)
-    seats = None if relay is None else (WebSocketTransport(relay), WebSocketTransport(relay))
+    seats = None if relay is None else (_Seat(relay), _Seat(relay))
     # It takes a moment in which nothing else goes on, and nothing is to be measured.
     unusable = _load()
     async with asyncio.TaskGroup() as group:
@@ -80,9 +82,25 @@ async def _pair(timeout: float) -> Loopback:
         return Loopback(str(exc))
 
 
-async def _enter(
-    first: WebSocketTransport, second: WebSocketTransport, timeout: float
-) -> tuple[float, float] | str:
+class _Seat(WebSocketTransport):
+    """The relay's client; what it is to do goes on only until the relay can't be reached."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.stop: Stop | None = None
+        self.failure: str | None = None
+
+    async def _connect(self) -> Any:
+        try:
+            return await super()._connect()
+        except SignalingUnavailable as exc:
+            self.failure = str(exc)
+            if self.stop is not None:
+                self.stop.now()
+            raise
+
+
+async def _enter(first: _Seat, second: _Seat, timeout: float) -> tuple[float, float] | str:
     """Take two seats in a room of a random name, and send a signal from one to the other.
 
     Returns the seconds that a seat and the signal took, or why it did not work.
@@ -96,7 +114,8 @@ async def _enter(
         stack.push_async_callback(first.close)
         stack.push_async_callback(second.close)
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(timeout) as scope:
+                first.stop = second.stop = Stop(scope)
                 began = perf_counter()
                 await first.open(here)
                 joined = perf_counter() - began
@@ -114,8 +133,7 @@ async def _enter(
                     pass
                 return joined, perf_counter() - began
         except TimeoutError:
-            failure = first.last_failure or second.last_failure
-            return str(failure) if failure else f"it did not answer within {timeout:g} s"
+            return first.failure or second.failure or f"it did not answer within {timeout:g} s"
         except MeshError as exc:
             return str(exc)
 
