@@ -227,12 +227,28 @@ def _raise() -> None:
     raise _Changed
 
 
-async def test_a_watch_that_is_cancelled_leaves_nothing() -> None:
+async def test_a_watch_that_is_cancelled_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    read: list[int] = []
+    add, remove = loop.add_reader, loop.remove_reader
+
+    def added(sock: Any, callback: Callable[[], None]) -> None:
+        read.append(sock.fileno())
+        add(sock, callback)
+
+    def removed(sock: Any) -> bool:
+        read.remove(sock.fileno())
+        return remove(sock)
+
+    monkeypatch.setattr(loop, "add_reader", added)
+    monkeypatch.setattr(loop, "remove_reader", removed)
     watching = asyncio.create_task(watch_addresses(MeshConfig(), _raise))
     await asyncio.sleep(0)
+    assert len(read) == (sys.platform == "linux")
     watching.cancel()
     with pytest.raises(asyncio.CancelledError):
         await watching
+    assert read == []
 
 
 # --- real changes ---------------------------------------------------------------------------------
