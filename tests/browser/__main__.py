@@ -1,0 +1,130 @@
+"""``python -m tests.browser``: measures against Chromium, and writes it into docs/recovery.md.
+
+Exit status 0 whatever the figures are; a scenario that fails ends it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.browser.hosts import CHROMIUM, missing
+from tests.browser.launch import Run, runs
+
+_PAGE = Path(__file__).parents[2] / "docs" / "recovery.md"
+_BEGIN, _END = "<!-- browser:begin -->", "<!-- browser:end -->"
+
+
+class Row(NamedTuple):
+    """A line of the table."""
+
+    scenario: str
+    goal: float | None
+    words: str
+
+
+ROWS = [
+    Row("python dials", 0.3, "open a channel, Python dials"),
+    Row("page dials", 0.3, "open a channel, Chromium dials"),
+    Row(
+        "python dials, page does not trickle",
+        0.3,
+        "the same, all of Chromium's candidates in its answer",
+    ),
+    Row(
+        "page dials, page does not trickle",
+        0.3,
+        "the same, all of Chromium's candidates in its offer",
+    ),
+    Row("raw aiortc offers", None, "raw aiortc, the same, it offers"),
+    Row("raw aiortc answers", None, "raw aiortc, the same, it answers"),
+    Row("restart by page", 2.0, "Chromium's `restartIce()`"),
+    Row("restart by python", 2.0, "our ICE restart with Chromium"),
+    Row("restart by both", 2.0, "both restart at once"),
+    Row("page offline", 2.0, "page offline for 10 s and back"),
+]
+
+
+def _figure(run: Run) -> float:
+    return max(run.took.values())
+
+
+def _p95(values: list[float]) -> float:
+    """The nearest rank: of ten, the largest."""
+    return sorted(values)[math.ceil(0.95 * len(values)) - 1]
+
+
+def _line(row: Row, done: list[Run]) -> str:
+    figures = [_figure(run) for run in done]
+    p95 = _p95(figures)
+    goal, met = "", ""
+    if row.goal is not None:
+        goal, met = f"≤ {row.goal:g} s", "yes" if p95 <= row.goal else "**no**"
+    wrong = " / ".join(
+        str(sum(getattr(run, name) for run in done)) for name in ("lost", "repeated", "reordered")
+    )
+    again = sum(run.connections - 1 for run in done)
+    cells = (
+        *(row.words, str(len(done)), f"{statistics.median(figures):.2f} s", f"{p95:.2f} s"),
+        *(goal, met, wrong, str(again)),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _about(count: int) -> str:
+    said = subprocess.run([CHROMIUM, "--version"], check=True, text=True, capture_output=True)
+    chromium = " ".join(said.stdout.split()[:2])
+    packages = ", ".join(f"{name} {version(name)}" for name in ("meshpeer", "aiortc", "aioice"))
+    return (
+        f"Measured on {time.strftime('%Y-%m-%d')} with {chromium}, {packages}: "
+        f"`python -m tests.browser --runs {count}`."
+    )
+
+
+def _write(text: str) -> None:
+    page = _PAGE.read_text(encoding="utf-8") if _PAGE.exists() else "# Recovery\n"
+    if _BEGIN not in page:
+        page = f"{page.rstrip()}\n\n## With a browser\n\n{_BEGIN}\n{_END}\n"
+    before, _, rest = page.partition(_BEGIN)
+    after = rest.partition(_END)[2]
+    _PAGE.write_text(f"{before}{_BEGIN}\n{text}{_END}{after}", encoding="utf-8")
+
+
+def main() -> int:
+    """Run what was asked for; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tests.browser", description=__doc__)
+    parser.add_argument("--runs", type=int, default=10, metavar="N", help="of each (10)")
+    parser.add_argument(
+        "--only", metavar="TEXT", help="only what has TEXT in its name; not written"
+    )
+    options = parser.parse_args()
+    if lacks := missing():
+        parser.error(f"this machine lacks {', '.join(lacks)}")
+    lines = [
+        "| what | runs | median | p95 | must | met | lost / repeated / reordered | new links |",
+        "| --- | ---: | ---: | ---: | ---: | --- | --- | ---: |",
+    ]
+    for row in ROWS:
+        if options.only is not None and options.only not in row.scenario:
+            continue
+        done = []
+        for run in runs(row.scenario, options.runs):
+            print(f"{row.scenario}: {run}", file=sys.stderr)
+            done.append(run)
+        lines.append(_line(row, done))
+    table = "\n".join(lines)
+    print(table)
+    if options.only is None:
+        _write(f"{_about(options.runs)}\n\n{table}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,434 @@
+// A peer to test against: what docs/protocol.md asks of one, in the words of that page, and a stream
+// of numbered messages. It is no client for applications: it takes no messages in parts, asks for no
+// resends, and begins no ICE restart of its own accord.
+//
+// `tell`, which the test gives to the page, takes facts about what happens, each with its time.
+"use strict";
+
+const DATA = 0x11, PING = 0x13, PONG = 0x14, CREDIT = 0x15, BYE = 0x16;
+const WHOLE = 0x80, TEXT = 1;
+const OVERHEAD = 128, INITIAL_CREDIT = 65536, WINDOW = 1 << 24;
+const ACK_EVERY = 16;
+const COME_BACK = 500; // milliseconds
+const REPLACED = 4001, SUPERSEDED = 4002, REFUSED = 4003;
+
+/** Seconds since the epoch, on the clock that Python's time.time() reads as well. */
+const now = () => (performance.timeOrigin + performance.now()) / 1000;
+const note = (what, facts = {}) => tell({ what, at: now(), ...facts });
+const random = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0")).join("");
+
+/** What arrived of a stream of messages 0, 1, 2, …: exactly once and in order, or not. */
+class Numbers {
+  arrivals = [];
+  repeated = 0;
+  reordered = 0;
+  #missing = new Set();
+  #next = 0;
+  #waiting = { count: Infinity, resolve: null };
+
+  take(number) {
+    this.arrivals.push(now());
+    if (this.arrivals.length === this.#waiting.count) this.#waiting.resolve();
+    if (number >= this.#next) {
+      for (; this.#next < number; this.#next++) this.#missing.add(this.#next);
+      this.#next++;
+    } else if (this.#missing.delete(number)) {
+      this.reordered++;
+    } else {
+      this.repeated++;
+    }
+  }
+
+  /** Resolves when so many have arrived. */
+  async reached(count) {
+    if (this.arrivals.length < count) await new Promise((resolve) => (this.#waiting = { count, resolve }));
+  }
+
+  report() {
+    return { arrivals: this.arrivals, next: this.#next, lost: this.#missing.size, repeated: this.repeated, reordered: this.reordered };
+  }
+}
+
+/** Part 1: a seat in a room, kept when its socket drops. */
+class Seat {
+  incarnation = random();
+  links = new Map();
+  #socket = null;
+  #joined = false;
+  #token = random();
+  #session = null;
+  #attempt = 0;
+  #received = 0; // counted messages of this session that arrived here
+  #acknowledged = 0; // and of ours that arrived there
+  #waiting = []; // ours that are not acknowledged
+
+  constructor(url, room, id, trickle) {
+    Object.assign(this, { url, room, id, trickle });
+    this.#open();
+  }
+
+  signal(link, body) {
+    const message = { type: "signal", to: link.id, to_incarnation: link.incarnation, epoch: link.epoch, body };
+    this.#waiting.push(message);
+    if (this.#joined) this.#send(message);
+  }
+
+  #send(message) {
+    this.#socket.send(JSON.stringify(message));
+  }
+
+  #open() {
+    const socket = (this.#socket = new WebSocket(this.url));
+    socket.onopen = () => this.#send({
+      type: "join", version: 1, room: this.room, peer_id: this.id, incarnation: this.incarnation,
+      token: this.#token, session: this.#session, received: this.#received, attempt: ++this.#attempt,
+    });
+    socket.onmessage = (event) => this.#take(JSON.parse(event.data));
+    socket.onclose = (event) => {
+      this.#joined = false;
+      note("socket closed", { code: event.code });
+      if (![REPLACED, SUPERSEDED, REFUSED].includes(event.code)) setTimeout(() => this.#open(), COME_BACK);
+    };
+  }
+
+  #take(message) {
+    if (["joined", "left", "updated", "signal", "refused"].includes(message.type) && this.#joined) {
+      if (++this.#received % ACK_EVERY === 0) this.#send({ type: "ack", received: this.#received });
+    }
+    switch (message.type) {
+      case "welcome":
+        this.#forget(message.received ?? 0);
+        if (!message.resumed) this.#received = this.#acknowledged = 0;
+        this.#session = message.session;
+        this.#joined = true;
+        note("welcome", { resumed: message.resumed ?? false });
+        // Somebody who is missing in a welcome that is not resumed may be on the way back: kept.
+        for (const member of message.members ?? []) this.#meet(member);
+        for (const unsaid of this.#waiting) this.#send(unsaid);
+        break;
+      case "joined":
+        this.#meet(message.member);
+        break;
+      case "left":
+        this.#part(message.peer_id, message.incarnation);
+        break;
+      case "signal": {
+        const link = this.links.get(message.from);
+        if (link?.incarnation !== message.incarnation) break;
+        if (message.to_incarnation === this.incarnation) link.take(message.epoch, message.body);
+        else this.signal({ ...link, epoch: 0 }, { type: "stale", incarnation: this.incarnation, epoch: link.epoch });
+        break;
+      }
+      case "ack":
+        this.#forget(message.received);
+        break;
+      case "refused":
+        note("error", { text: `refused: ${message.code} ${message.text}` });
+    }
+  }
+
+  #forget(received) {
+    this.#waiting.splice(0, received - this.#acknowledged);
+    this.#acknowledged = received;
+  }
+
+  #meet(member) {
+    const known = this.links.get(member.peer_id);
+    if (known?.incarnation === member.incarnation) return;
+    known?.close();
+    this.links.set(member.peer_id, new Link(this, member));
+  }
+
+  #part(id, incarnation) {
+    const link = this.links.get(id);
+    if (link?.incarnation !== incarnation) return;
+    link.close();
+    this.links.delete(id);
+    note("left", { peer: id });
+  }
+}
+
+/** Part 2: one other incarnation; a connection for each epoch, and within it one ICE generation after another. */
+class Link {
+  epoch = 0;
+  connection = null;
+  numbers = new Numbers();
+  #sent = 0;
+  #streaming = null;
+  #early = []; // candidates that overtook their description
+  #queue = Promise.resolve();
+
+  constructor(seat, member) {
+    Object.assign(this, { seat, id: member.peer_id, incarnation: member.incarnation });
+    this.dials = seat.id < this.id;
+    if (this.dials) this.#do(() => this.#dial());
+  }
+
+  take(epoch, body) {
+    this.#do(() => this.#handle(epoch, body));
+  }
+
+  restart() {
+    this.#do(async () => {
+      const connection = this.connection;
+      connection.pc.restartIce();
+      await this.#offer(connection, connection.generation + 1);
+    });
+  }
+
+  /** Sends a numbered message every so many milliseconds; what there is no connection for is lost. */
+  stream(interval) {
+    this.#streaming = setInterval(() => { const text = String(this.#sent++); this.connection?.send(text); }, interval);
+  }
+
+  /** Ends it, and returns how many there were. */
+  stop() {
+    clearInterval(this.#streaming);
+    return this.#sent;
+  }
+
+  close() {
+    this.connection?.pc.close();
+    this.connection = null;
+  }
+
+  /** Operations on a connection run one after another. */
+  #do(operation) {
+    this.#queue = this.#queue.then(operation).catch((error) => note("error", { text: String(error.stack ?? error) }));
+  }
+
+  #connect(epoch) {
+    this.close();
+    this.epoch = epoch;
+    this.connection = new Connection(this);
+    return this.connection;
+  }
+
+  async #dial() {
+    await this.#offer(this.#connect(this.epoch + 1), 0);
+  }
+
+  async #offer(connection, generation) {
+    const offer = await connection.pc.createOffer({ iceRestart: generation > 0 });
+    const sdp = await connection.describe(offer, generation);
+    note("offered", { peer: this.id, epoch: this.epoch, generation });
+    this.seat.signal(this, { type: "offer", sdp, generation });
+  }
+
+  async #handle(epoch, body) {
+    const generation = body.generation ?? 0;
+    const known = epoch === this.epoch && this.connection !== null;
+    switch (body.type) {
+      case "offer":
+        if (generation === 0 && epoch > this.epoch) await this.#answer(this.#connect(epoch), body.sdp, 0);
+        else if (epoch < this.epoch) this.seat.signal(this, { type: "stale", incarnation: this.seat.incarnation, epoch: this.epoch });
+        else if (known && this.connection.wants(generation)) await this.#answer(this.connection, body.sdp, generation);
+        break;
+      case "answer":
+        if (known && this.connection.awaits(generation)) {
+          await this.connection.accept({ type: "answer", sdp: body.sdp }, generation);
+          await this.#add(this.#early.splice(0));
+        }
+        break;
+      case "candidates":
+        await this.#add([{ epoch, generation, ...body }]);
+        break;
+      case "dial":
+        if (!this.dials || epoch < this.epoch) break;
+        this.epoch = epoch;
+        await this.#dial();
+        break;
+      case "stale":
+        if (!this.dials || body.incarnation !== this.incarnation) break;
+        if (body.epoch > this.epoch || (body.epoch === this.epoch && this.connection?.awaits(0))) {
+          this.epoch = body.epoch;
+          await this.#dial();
+        }
+    }
+  }
+
+  async #answer(connection, sdp, generation) {
+    note("offer", { peer: this.id, epoch: this.epoch, generation });
+    // An offer of our own that waits for its answer is rolled back by this (RFC 8829, section 4.1.10.2).
+    await connection.accept({ type: "offer", sdp }, generation);
+    await this.#add(this.#early.splice(0));
+    const answer = await connection.pc.createAnswer();
+    const described = await connection.describe(answer, generation);
+    this.seat.signal(this, { type: "answer", sdp: described, generation });
+  }
+
+  async #add(messages) {
+    for (const message of messages) {
+      const newer = message.epoch - this.epoch || message.generation - (this.connection?.remoteGeneration ?? -1);
+      if (newer > 0) this.#early.push(message);
+      if (newer !== 0) continue;
+      for (const candidate of message.candidates ?? []) await this.connection.pc.addIceCandidate(candidate);
+      if (message.end) await this.connection.pc.addIceCandidate();
+    }
+  }
+}
+
+/** An RTCPeerConnection with the message channel. */
+class Connection {
+  generation = 0; // the newest that was begun
+  remoteGeneration = -1; // the newest that the other side described
+  #generations = new Map(); // by the ufrag of our side
+  #spent = 0; // credit
+  #limit = INITIAL_CREDIT;
+  #taken = 0; // bytes, as credit counts them
+  #granted = 0;
+  #unsent = []; // waits for credit
+
+  constructor(link) {
+    this.link = link;
+    const pc = (this.pc = new RTCPeerConnection());
+    pc.onicecandidate = ({ candidate }) => this.#found(candidate);
+    pc.oniceconnectionstatechange = () => note("ice", { peer: link.id, state: pc.iceConnectionState });
+    const channel = (this.channel = pc.createDataChannel("meshpeer", { negotiated: true, id: 0 }));
+    channel.binaryType = "arraybuffer";
+    channel.onopen = () => this.#opened();
+    channel.onclose = () => note("closed", { peer: link.id });
+    channel.onmessage = (event) => this.#frame(new DataView(event.data));
+  }
+
+  // --- negotiation ---
+
+  wants(generation) {
+    // Both restart at once: the smaller id's counts.
+    const glare = this.pc.signalingState === "have-local-offer";
+    return glare ? !this.link.dials : generation > this.generation;
+  }
+
+  awaits(generation) {
+    return this.pc.signalingState === "have-local-offer" && generation === this.generation;
+  }
+
+  async describe(description, generation) {
+    this.generation = generation;
+    this.#generations.set(/^a=ice-ufrag:(.*?)\r?$/m.exec(description.sdp)[1], generation);
+    if (!this.link.seat.trickle) return await gathered(this.pc, description);
+    await this.pc.setLocalDescription(description);
+    return description.sdp;
+  }
+
+  async accept(description, generation) {
+    await this.pc.setRemoteDescription(description);
+    this.remoteGeneration = this.generation = generation;
+  }
+
+  #found(candidate) {
+    if (this.pc.signalingState === "closed" || !this.link.seat.trickle) return;
+    const generation = candidate ? this.#generations.get(candidate.usernameFragment) : this.generation;
+    const last = candidate === null || candidate.candidate === "";
+    this.link.seat.signal(this.link, { type: "candidates", candidates: last ? [] : [candidate], end: last, generation });
+  }
+
+  // --- frames ---
+
+  say(frame) {
+    if (this.channel.readyState === "open") this.channel.send(frame);
+  }
+
+  #opened() {
+    const link = this.link;
+    const ice = this.pc.sctp.transport.iceTransport;
+    ice.onselectedcandidatepairchange = () => {
+      const { local, remote } = ice.getSelectedCandidatePair();
+      const generation = this.#generations.get(local.usernameFragment);
+      note("selected", { peer: link.id, generation, local: local.candidate, remote: remote.candidate });
+    };
+    this.#grant();
+    note("open", { peer: link.id, epoch: link.epoch });
+  }
+
+  send(text) {
+    const channel = new TextEncoder().encode("default");
+    const payload = new TextEncoder().encode(text);
+    const frame = new Uint8Array([DATA, WHOLE | TEXT, channel.length, ...channel, ...payload]);
+    this.#unsent.push(frame);
+    this.#drain();
+  }
+
+  #drain() {
+    while (this.#unsent.length && this.#spent + this.#unsent[0].length + OVERHEAD <= this.#limit) {
+      const frame = this.#unsent.shift();
+      this.#spent += frame.length + OVERHEAD;
+      this.say(frame);
+    }
+  }
+
+  #grant() {
+    const limit = this.#taken + WINDOW;
+    if (limit < this.#granted + WINDOW / 16) return;
+    this.#granted = limit;
+    const frame = new DataView(new ArrayBuffer(17));
+    frame.setUint8(0, CREDIT);
+    frame.setBigUint64(1, BigInt(limit));
+    frame.setBigUint64(9, BigInt(WINDOW));
+    this.say(frame);
+  }
+
+  #frame(frame) {
+    switch (frame.getUint8(0)) {
+      case DATA: {
+        const payload = new Uint8Array(frame.buffer, 3 + frame.getUint8(2));
+        this.link.numbers.take(Number(new TextDecoder().decode(payload)));
+        this.#taken += frame.byteLength + OVERHEAD;
+        this.#grant();
+        break;
+      }
+      case PING:
+        frame.setUint8(0, PONG);
+        this.say(frame);
+        break;
+      case PONG:
+        break;
+      case CREDIT:
+        this.#limit = Number(frame.getBigUint64(1));
+        this.#drain();
+        break;
+      case BYE:
+        note("bye", { peer: this.link.id });
+        break;
+      default:
+        note("error", { text: `a frame that this page does not take: ${frame.getUint8(0)}` });
+    }
+  }
+}
+
+/** The other side of raw aiortc: descriptions with all candidates, and nothing but a data channel. */
+class Raw {
+  pc = new RTCPeerConnection();
+  channel = this.pc.createDataChannel("raw", { negotiated: true, id: 0 });
+
+  constructor() {
+    this.channel.onopen = () => note("raw open");
+  }
+
+  async offer() {
+    return await this.#describe(await this.pc.createOffer());
+  }
+
+  async answer(sdp) {
+    await this.pc.setRemoteDescription({ type: "offer", sdp });
+    return await this.#describe(await this.pc.createAnswer());
+  }
+
+  async accept(sdp) {
+    await this.pc.setRemoteDescription({ type: "answer", sdp });
+  }
+
+  async #describe(description) {
+    return { sdp: await gathered(this.pc, description), at: now() };
+  }
+}
+
+/** Sets a local description, and returns it with all its candidates. */
+async function gathered(pc, description) {
+  const complete = new Promise((resolve) => {
+    pc.onicegatheringstatechange = () => pc.iceGatheringState === "complete" && resolve();
+  });
+  await pc.setLocalDescription(description);
+  await complete;
+  return pc.localDescription.sdp;
+}

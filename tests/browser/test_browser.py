@@ -1,0 +1,40 @@
+"""A page in Chromium and Python: they connect, and restart, and nothing is lost."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.browser.hosts import missing
+from tests.browser.launch import runs
+
+
+@pytest.fixture(autouse=True)
+def _can_run() -> None:
+    if lacks := missing():
+        refuse = pytest.fail if "MESHPEER_NO_SKIPS" in os.environ else pytest.skip
+        refuse(f"this machine lacks {', '.join(lacks)}")
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        "python dials",
+        "page dials",
+        "python dials, page does not trickle",
+        "page dials, page does not trickle",
+    ],
+)
+def test_a_channel_opens(scenario: str) -> None:
+    [run] = runs(scenario, 1)
+    assert run.connections == 1
+
+
+@pytest.mark.parametrize(
+    "scenario", ["restart by page", "restart by python", "restart by both", "page offline"]
+)
+def test_every_message_arrives_once_and_in_order(scenario: str) -> None:
+    [run] = runs(scenario, 1)
+    assert (run.lost, run.repeated, run.reordered) == (0, 0, 0)
+    assert run.connections == 1, "it took another connection"
