@@ -52,6 +52,7 @@ PRIVATE_PARTS: tuple[tuple[object, str], ...] = (
     (turn.TurnClientMixin, "refresh"),
     (turn.TurnClientMixin, "refresh_task"),
     (turn.TurnClientMixin, "relayed_address"),
+    (turn.TurnClientMixin, "request"),
     (turn.TurnClientMixin, "request_with_retry"),
     (turn.TurnClientMixin, "transactions"),
     (turn.TurnClientTcpProtocol, "_send"),
@@ -348,12 +349,6 @@ class _Client(turn.TurnClientMixin):
         self.ended = asyncio.get_running_loop().create_future()
         """Done when its socket is closed."""
 
-    def abort(self) -> None:
-        """Close the socket at once, whatever the server does."""
-        if self.refresh_task is not None:
-            self.refresh_task.cancel()
-        self.transport.abort()
-
     def connection_lost(self, exc: Exception | None) -> None:
         # aioice would go on: the refresh for ever, each request for a minute.
         if self.refresh_task is not None:
@@ -372,13 +367,17 @@ class _Client(turn.TurnClientMixin):
             future: asyncio.Future[Any] = getattr(transaction, "_Transaction__future")  # noqa: B009
             if not future.done():
                 future.set_exception(exc)
-                future.exception()  # who waits may be cancelled before it looks
 
     def datagram_received(self, data: bytes | str, addr: tuple[str, int]) -> None:
         # What aioice's parser raises, besides the ValueError that aioice handles, for an attribute
         # that is too short.
         with suppress(struct.error):
             super().datagram_received(data, addr)
+
+    async def request(self, request: stun.Message) -> tuple[stun.Message, tuple[str, int]]:
+        if self.ended.done():  # between an answer and what follows it
+            raise ConnectionResetError("the connection is closed")
+        return await super().request(request)
 
     async def request_with_retry(
         self, request: stun.Message
@@ -405,7 +404,7 @@ class _UdpClient(_Client, turn.TurnClientUdpProtocol):
         # well; others may pass, but are the answer when nothing is allocated yet.
         if self.relayed_address is None or isinstance(exc, ConnectionRefusedError):
             self.fail(exc)
-            self.abort()
+            self.transport.abort()
 
 
 class _TcpClient(_Client, turn.TurnClientTcpProtocol):
@@ -424,12 +423,13 @@ class _RelayedTransport(turn.TurnTransport):
         super().__init__(client)
         self.client = client
 
+    def abort(self) -> None:
+        """Close the socket at once, whatever the server does."""
+        self.client.transport.abort()
+
     def close(self) -> None:
         """What aioice calls. It does not wait for the server: `release` does."""
-        self.client.abort()
-
-    def abort(self) -> None:
-        self.client.abort()
+        self.abort()
 
     def is_closing(self) -> bool:
         return self.client.transport.is_closing()
@@ -525,10 +525,6 @@ async def release(protocol: StunProtocol, timeout: float) -> None:
     May be called more than once.
     """
     transport = _transport(protocol)
-    client = transport.client
-    tasks = transport.tasks()
-    for task in tasks:
-        task.cancel()
     try:
         if not transport.is_closing():
             request = stun.Message(
@@ -536,12 +532,12 @@ async def release(protocol: StunProtocol, timeout: float) -> None:
             )
             request.attributes["LIFETIME"] = 0
             async with asyncio.timeout(timeout):
-                await client.request_with_retry(request)
+                await transport.client.request_with_retry(request)
     except (OSError, stun.TransactionError):
         pass  # no answer, or a no: either way nothing can be done (TimeoutError is an OSError)
     finally:
         transport.abort()
-        await asyncio.wait({client.ended, *tasks, *transport.tasks()})
+        await asyncio.wait({transport.client.ended, *transport.tasks()})
 
 
 def _transport(protocol: StunProtocol) -> _RelayedTransport:

@@ -6,6 +6,8 @@ import asyncio
 import itertools
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
@@ -54,10 +56,14 @@ def coturn(tmp_path: Path) -> Iterator[Coturn]:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request that is not answered is given up soon."""
-    monkeypatch.setattr(stun, "RETRY_RTO", 0.001)
-    monkeypatch.setattr(stun, "RETRY_MAX", 2)
+def lose_patience(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From then on a request that is not answered is given up soon."""
+
+    def now() -> None:
+        monkeypatch.setattr(stun, "RETRY_RTO", 0.001)
+        monkeypatch.setattr(stun, "RETRY_MAX", 2)
+
+    return now
 
 
 class Owner:
@@ -391,6 +397,24 @@ def test_a_resolver_that_hangs_keeps_nobody(hanging: list[str]) -> None:
     asyncio.run(give_up())
     asyncio.run(give_up())
     assert hanging == ["slow.example"]
+    assert servers._lookups == {("slow.example", socket.AF_INET): []}
+
+
+def test_a_resolver_that_hangs_does_not_keep_the_program() -> None:
+    program = """
+import asyncio, socket, threading
+from meshpeer.rtc.servers import resolve
+
+socket.getaddrinfo = lambda *_: threading.Event().wait()
+
+async def give_up():
+    asking = asyncio.ensure_future(resolve("slow.example", 1, socket.AF_INET))
+    await asyncio.sleep(0)
+    asking.cancel()
+
+asyncio.run(give_up())
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
 async def test_resolvers_that_hang_are_not_without_number(hanging: list[str]) -> None:
@@ -492,8 +516,8 @@ async def test_a_stun_server_that_answers_nonsense_gives_nothing(
         assert not protocol.transactions
 
 
-@pytest.mark.usefixtures("impatient")
-async def test_a_stun_server_that_does_not_answer() -> None:
+async def test_a_stun_server_that_does_not_answer(lose_patience: Callable[[], None]) -> None:
+    lose_patience()
     async with udp_server(lambda _: b"\x00noise") as (port, _), host_protocol() as protocol:
         server = only(IceServer(urls=f"stun:{HOST}:{port}"))
         assert await outcome(mapped_address(server, protocol)) == (IceServerOutcome.TIMED_OUT, "")
@@ -617,8 +641,8 @@ async def test_a_name_that_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None
     assert found is IceServerOutcome.NAME_NOT_FOUND
 
 
-@pytest.mark.usefixtures("impatient")
-async def test_a_server_that_does_not_answer() -> None:
+async def test_a_server_that_does_not_answer(lose_patience: Callable[[], None]) -> None:
+    lose_patience()
     async with udp_server() as (port, _):
         assert await failed(turn(port)) == (IceServerOutcome.TIMED_OUT, "")
 
@@ -695,6 +719,19 @@ async def test_another_address_family_is_tried(shared: Coturn) -> None:
         server, Owner().make_protocol, families=(socket.AF_INET6, socket.AF_INET)
     )
     await release(protocol, 5)
+
+
+async def test_the_first_address_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with udp_server(refuse(508)) as (port, _):
+
+        async def addresses(host: str, number: int, family: int) -> tuple[str, int]:
+            return HOST, port if family == socket.AF_INET else closed_port(socket.SOCK_DGRAM)
+
+        monkeypatch.setattr(servers, "resolve", addresses)
+        both = (socket.AF_INET, socket.AF_INET6)
+        server = turn(1, host="two.example")
+        _, detail = await outcome(allocate(server, Owner().make_protocol, families=both))
+        assert detail == "508 No"
 
 
 async def test_what_is_said_is_about_the_address_that_was_asked() -> None:
@@ -826,6 +863,7 @@ async def test_a_server_that_goes_is_noticed_at_once(coturn: Coturn, transport: 
     protocol = await allocation(only(coturn.server(transport)), owner)
     coturn.kill()
     await owner.lost.wait()
+    await asyncio.wait(cast(Any, protocol.transport).tasks())  # nothing goes on without a server
     await release(protocol, 5)
 
 
@@ -838,15 +876,34 @@ async def test_a_udp_server_that_goes_is_noticed_when_something_is_sent(coturn: 
     await release(protocol, 5)
 
 
-@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_a_refresh_that_fails_ends_the_allocation(coturn: Coturn, transport: str) -> None:
+async def test_a_refresh_that_fails_ends_the_allocation(
+    coturn: Coturn, transport: str, lose_patience: Callable[[], None]
+) -> None:
     owner = Owner()
     protocol = await allocation(only(coturn.server(transport)), owner)
     coturn.freeze()
+    lose_patience()
     client = cast(Any, protocol.transport).client
     await client.refresh(0)
     await owner.lost.wait()
+    await release(protocol, 5)
+
+
+async def test_a_server_that_goes_with_its_answer_is_not_asked_again(coturn: Coturn) -> None:
+    owner = Owner()
+    protocol = await allocation(only(coturn.server("udp")), owner)
+    coturn.freeze()
+    await protocol.send_data(b"waits for a channel", (HOST, 9))
+    await asyncio.sleep(0)  # it asks for one
+    client = cast(Any, protocol.transport).client
+    ((transaction_id, transaction),) = client.transactions.items()
+    stale = refuse(438, "Stale nonce", NONCE=b"another")
+    request = stun.Message(stun.Method.CHANNEL_BIND, stun.Class.REQUEST, transaction_id)
+    abort(protocol)
+    transaction.response_received(stun.parse_message(stale(request) or b""), (HOST, coturn.port))
+    await owner.lost.wait()
+    assert not client.transactions
     await release(protocol, 5)
 
 
