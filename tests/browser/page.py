@@ -7,8 +7,9 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
+from socketserver import ThreadingTCPServer
 from threading import Thread
 from typing import Any, Self
 
@@ -41,11 +42,12 @@ class _Files(SimpleHTTPRequestHandler):
 @contextmanager
 def page_server(address: str) -> Iterator[str]:
     """The page on a free port of ``address``: its origin, which may then open sockets there."""
-    with ThreadingHTTPServer((address, 0), partial(_Files, directory=str(_FILES))) as server:
+    # Not an HTTPServer, which asks the DNS for its own name first.
+    with ThreadingTCPServer((address, 0), partial(_Files, directory=str(_FILES))) as server:
         thread = Thread(target=server.serve_forever)
         thread.start()
         try:
-            yield f"http://{address}:{server.server_port}"
+            yield f"http://{address}:{server.server_address[1]}"
         finally:
             server.shutdown()
             thread.join()
