@@ -19,7 +19,12 @@ _WIDE: dict[type, dict[str, Any]] = {
 
 # class, field, least, greatest
 _BOUNDS: list[tuple[type, str, float, float]] = [
+    (MeshConfig, "ice_server_timeout", 0.05, 3600),
     (MeshConfig, "connect_timeout", 0.05, 3600),
+    (MeshConfig, "candidates_timeout", 0.05, 3600),
+    (MeshConfig, "restart_timeout", 0.05, 3600),
+    (MeshConfig, "upgrade_first", 0.05, 3600),
+    (MeshConfig, "upgrade_max", 0.05, 3600),
     (MeshConfig, "retry_first", 0.01, 3600),
     (MeshConfig, "retry_max", 0.01, 3600),
     (MeshConfig, "ping_interval", 0.05, 3599.5),
@@ -131,6 +136,29 @@ def test_a_count_is_a_whole_number(owner: type, name: str) -> None:
             "MeshConfig.ice_servers must be a tuple of IceServer, not tuple",
         ),
         (
+            lambda: MeshConfig(ice_transport_policy="turn"),  # type: ignore[arg-type]
+            "MeshConfig.ice_transport_policy must be 'all' or 'relay', not 'turn'",
+        ),
+        (
+            lambda: MeshConfig(interfaces=("eth*", "!")),
+            "MeshConfig.interfaces must be a tuple of patterns like 'eth*', not ('eth*', '!')",
+        ),
+        (
+            lambda: MeshConfig(interfaces="eth0"),  # type: ignore[arg-type]
+            "MeshConfig.interfaces must be a tuple of patterns like 'eth*', not 'eth0'",
+        ),
+        (
+            lambda: MeshConfig(address_families=("ipv5",)),  # type: ignore[arg-type]
+            (
+                "MeshConfig.address_families must be a tuple of 'ipv4', 'ipv6' or both, "
+                "not ('ipv5',)"
+            ),
+        ),
+        (
+            lambda: MeshConfig(address_families=()),
+            "MeshConfig.address_families must be a tuple of 'ipv4', 'ipv6' or both, not ()",
+        ),
+        (
             lambda: RelayConfig(host=""),
             "RelayConfig.host must be an address or a name, not ''",
         ),
@@ -185,3 +213,16 @@ def test_frozen(config: Any) -> None:
 def test_unknown_settings_are_refused(owner: type) -> None:
     with pytest.raises(TypeError, match="unknown"):
         owner(unknown=1)
+
+
+@pytest.mark.parametrize("ports", [(1, 65535), (5000, 5000), None])
+def test_a_port_range(ports: tuple[int, int] | None) -> None:
+    assert MeshConfig(port_range=ports).port_range == ports
+
+
+@pytest.mark.parametrize(
+    "ports", [(0, 5), (5, 4), (1, 65536), (1.0, 2), (1,), (1, 2, 3), "12", 7, ("1", "2")]
+)
+def test_no_port_range(ports: Any) -> None:
+    with pytest.raises(ConfigError, match="port_range must be two ports between 1 and 65535"):
+        MeshConfig(port_range=ports)

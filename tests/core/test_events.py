@@ -30,6 +30,17 @@ _SAMPLES: dict[str, Any] = {
     "name": None,
     "metadata": {},
     "error": ProtocolError("no"),
+    "ice_state": "connected",
+    "pair": None,
+    "rtt": None,
+    "generation": 0,
+    "restarts": 0,
+    "seconds": {PeerState.NEW: 1.0},
+    "url": "stun:stun.example.org",
+    "outcome": events.IceServerOutcome.FOUND,
+    "detail": "",
+    "address": None,
+    "took": 0.1,
 }
 
 

@@ -10,10 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from meshpeer.config import MeshConfig
+from meshpeer.config import IceServer, MeshConfig
 from meshpeer.core import frames
 from meshpeer.core.events import (
     BadInput,
+    CandidateInfo,
+    CandidatePair,
+    ConnectionReport,
     Path,
     PeerJoined,
     PeerLeft,
@@ -35,6 +38,8 @@ from meshpeer.core.messages import (
     Candidates,
     Dial,
     IceCandidate,
+    IceServerInfo,
+    IceServers,
     LinkMessage,
     Member,
     MemberJoined,
@@ -49,7 +54,18 @@ from meshpeer.core.messages import (
     decode_link,
     encode,
 )
-from meshpeer.core.node import Deliver, Node, NodeOutput, Run, SendFrame, Signal, Tell
+from meshpeer.core.node import (
+    Deliver,
+    Node,
+    NodeOutput,
+    Ponged,
+    Probe,
+    Run,
+    SendFrame,
+    Signal,
+    Tell,
+    UseServers,
+)
 from meshpeer.errors import ConnectionFailed, ProtocolError, UnexpectedInput
 
 MINE = "b-first-"
@@ -94,18 +110,26 @@ def connect(node: Node, member: Member, *, epoch: int = 1, now: float = 0.0) -> 
     """Bring the link to a member to `connected`; what the last step put out."""
     peer_id, incarnation = member.peer_id, member.incarnation
     if node.link(peer_id).dials:
-        node.operation_done(peer_id, incarnation, epoch, SDP, now)
+        node.operation_done(peer_id, incarnation, epoch, MakeOffer(), SDP, now)
         node.signaling(signal(member, epoch, Answer(SDP)), now)
     else:
         node.signaling(signal(member, epoch, Offer(SDP)), now)
-        node.operation_done(peer_id, incarnation, epoch, SDP, now)
+        node.operation_done(peer_id, incarnation, epoch, AcceptOffer(SDP), SDP, now)
+    node.signaling(signal(member, epoch, Candidates([], end=True)), now)
     out = node.connection_opened(peer_id, incarnation, epoch, now)
     assert node.link(peer_id).state is LinkState.CONNECTED
     return out
 
 
 def events(outputs: list[NodeOutput]) -> list[Any]:
-    return [output.event for output in outputs if isinstance(output, Tell)]
+    """What is told, without the reports; those are what `reports` is for."""
+    told = [output.event for output in outputs if isinstance(output, Tell)]
+    return [event for event in told if not isinstance(event, ConnectionReport)]
+
+
+def reports(outputs: list[NodeOutput]) -> list[ConnectionReport]:
+    told = [output.event for output in outputs if isinstance(output, Tell)]
+    return [event for event in told if isinstance(event, ConnectionReport)]
 
 
 def signals(outputs: list[NodeOutput]) -> list[tuple[str, str, int, LinkMessage]]:
@@ -156,15 +180,13 @@ def test_a_welcome_opens_links_and_the_smaller_id_dials() -> None:
 
 def test_a_link_from_the_offer_to_the_open_channel() -> None:
     node = make(C1)
-    out = node.operation_done("c", C1.incarnation, 1, SDP, 0.1)
+    out = node.operation_done("c", C1.incarnation, 1, MakeOffer(), SDP, 0.1)
     assert signals(out) == [("c", C1.incarnation, 1, Offer(SDP))]
     out = node.signaling(signal(C1, 1, Answer(SDP)), 0.2)
     assert out == [Run("c", C1.incarnation, 1, AcceptAnswer(SDP))]
     out = node.connection_opened("c", C1.incarnation, 1, 0.3)
-    assert sent(out) == [
-        frames.Ping(1),
-        frames.Credit(18 * 1024 * 1024, 16 * 1024 * 1024),
-    ]
+    assert Probe("c", 1, 1) in out
+    assert sent(out) == [frames.Credit(18 * 1024 * 1024, 16 * 1024 * 1024)]
     (change,) = events(out)
     assert (change.previous, change.state) == (PeerState.CONNECTING, PeerState.CONNECTED)
     assert change.path is Path.DIRECT
@@ -177,7 +199,7 @@ def test_the_side_that_waits_answers() -> None:
     assert node.signaling(signal(A1, 1, Candidates([], end=True)), 0.1) == [
         Run("a", A1.incarnation, 1, AddCandidates((), end=True))
     ]
-    out = node.operation_done("a", A1.incarnation, 1, SDP, 0.2)
+    out = node.operation_done("a", A1.incarnation, 1, AcceptOffer(SDP), SDP, 0.2)
     assert signals(out) == [("a", A1.incarnation, 1, Answer(SDP))]
 
 
@@ -204,7 +226,7 @@ def test_a_new_incarnation_closes_the_old_link_before_the_new_one_begins() -> No
     before = node.link("c")
     old = C1.incarnation
     late: list[list[NodeOutput]] = [
-        node.operation_done("c", old, 1, SDP, 1.1),
+        node.operation_done("c", old, 1, MakeOffer(), SDP, 1.1),
         node.operation_failed("c", old, 1, MakeOffer(), ConnectionFailed("x"), 1.1),
         node.connection_opened("c", old, 1, 1.1),
         node.connection_lost("c", old, 1, "x", 1.1),
@@ -414,9 +436,13 @@ def test_ping_pong_and_credit() -> None:
     connect(node, C1)
     out = node.frame_received("c", C1.incarnation, 1, frames.encode_ping(77), 1.0)
     assert sent(out) == [frames.Pong(77)]
-    assert node.frame_received("c", C1.incarnation, 1, frames.encode_pong(2), 1.5) == []
-    assert node.link("c").rtt is None, "nobody asked for that one"
     assert node.frame_received("c", C1.incarnation, 1, frames.encode_pong(1), 1.5) == []
+    flush = frames.encode_pong(1 << 31)
+    assert node.frame_received("c", C1.incarnation, 1, flush, 1.5) == [Ponged("c", 1 << 31)]
+    assert node.link("c").rtt is None, "no probe was answered"
+    assert node.ponged("c", C1.incarnation, 1, 2, 1.5) == []
+    assert node.link("c").rtt is None, "nobody asked for that one"
+    assert node.ponged("c", C1.incarnation, 1, 1, 1.5) == []
     assert node.link("c").rtt == 1.5
     frame = frames.encode_credit(1 << 30, 1 << 20)
     assert node.frame_received("c", C1.incarnation, 1, frame, 1.5) == []
@@ -432,7 +458,7 @@ def test_a_ping_goes_over_the_connection_that_it_is_for() -> None:
         node.tick(node.next_deadline() or 0.0)
     out = node.tick(60.0)
     assert node.link("c").epoch == 2
-    assert {output.epoch for output in out if isinstance(output, SendFrame)} == {1}
+    assert {output.epoch for output in out if isinstance(output, Probe)} == {1}
 
 
 def test_a_frame_that_is_heard_ends_the_silence() -> None:
@@ -525,6 +551,159 @@ def test_what_came_before_and_is_unread_counts_until_it_is_taken() -> None:
     assert frames.decode(credit.data) == frames.Credit(window * 9 // 8, window)
 
 
+# --- ICE restarts, paths and reports --------------------------------------------------------------
+
+HOST = CandidateInfo("host", "192.0.2.1", 4000)
+OVER = CandidateInfo("relay", "198.51.100.1", 5000, "turn:turn.example.org")
+DIRECT = CandidatePair(HOST, HOST)
+TURN = CandidatePair(OVER, HOST)
+ONE = IceCandidate("candidate:1 1 udp 1 192.0.2.1 9 typ host", "0", 0)
+SERVERS = IceServers([IceServerInfo(["turn:turn.example.org"], "user", "password")], 600.0)
+
+
+def test_what_is_told_of_a_connection() -> None:
+    node = make(C1)
+    c1 = ("c", C1.incarnation, 1)
+    node.operation_done(*c1, MakeOffer(), SDP, 1.0)
+    node.signaling(signal(C1, 1, Answer(SDP)), 1.0)
+    node.ice_state(*c1, "checking")
+    (report,) = reports(node.pair_selected(*c1, 0, TURN, 2.0))
+    assert (report.state, report.ice_state) == (PeerState.CONNECTING, "checking")
+    assert (report.pair, report.path) == (TURN, None), "nothing flows yet"
+    assert report.reason == "a candidate pair was selected"
+    node.ice_state(*c1, "connected")
+    out = node.connection_opened(*c1, 3.0)
+    (change,) = events(out)
+    assert change.path is Path.TURN
+    (report,) = reports(out)
+    assert report == ConnectionReport(
+        peer_id="c",
+        incarnation=C1.incarnation,
+        name="Cee",
+        state=PeerState.CONNECTED,
+        ice_state="connected",
+        path=Path.TURN,
+        pair=TURN,
+        rtt=None,
+        reason="connected",
+        epoch=1,
+        generation=0,
+        restarts=0,
+        seconds={PeerState.NEW: 0.0, PeerState.CONNECTING: 3.0, PeerState.CONNECTED: 0.0},
+    )
+    assert node.pair_selected(*c1, 0, TURN, 3.5) == [], "as it was"
+    assert [r.path for r in reports(node.pair_selected(*c1, 0, DIRECT, 4.0))] == [Path.DIRECT]
+    out = node.path_lost(*c1, "the server hung up", 5.0)
+    (report,) = reports(out)
+    assert (report.state, report.ice_state) == (PeerState.DISCONNECTED, "disconnected")
+    assert report.reason == "path lost: the server hung up"
+    assert report.seconds[PeerState.CONNECTED] == 2.0
+    assert runs(out) == [Run(*c1, MakeOffer(1))]
+    out = node.operation_done(*c1, MakeOffer(1), SDP, 5.1)
+    assert signals(out) == [("c", C1.incarnation, 1, Offer(SDP, 1))]
+    node.signaling(signal(C1, 1, Answer(SDP, 1)), 5.2)
+    (report,) = reports(node.pair_selected(*c1, 1, DIRECT, 5.3))
+    assert (report.generation, report.restarts) == (1, 1)
+    assert report.reason == "ICE restart took over: path lost: the server hung up"
+    (report,) = reports(node.heard(*c1, True, 5.4))
+    assert (report.state, report.ice_state) == (PeerState.CONNECTED, "connected")
+    assert report == node.report("c", 5.4)
+    assert node.report("c", 6.4).seconds[PeerState.CONNECTED] == 3.0
+    out = node.connection_lost(*c1, "cut", 7.0)
+    (report,) = reports(out)
+    assert (report.epoch, report.ice_state, report.pair) == (2, "new", None)
+    assert (report.generation, report.restarts) == (0, 1)
+    node.ice_state(*c1, "closed")
+    assert node.report("c", 7.0).ice_state == "new", "that was another connection"
+    (report,) = reports(node.signaling(MemberLeft("c", C1.incarnation, "left"), 8.0))
+    assert (report.state, report.ice_state) == (PeerState.CLOSED, "closed")
+    with pytest.raises(KeyError):
+        node.report("c", 9.0)
+
+
+def test_candidates_of_ours_follow_their_description() -> None:
+    node = make(C1)
+    c1 = ("c", C1.incarnation, 1)
+    assert node.local_candidates(*c1, 0, (ONE,), False, 0.0) == []
+    out = node.operation_done(*c1, MakeOffer(), SDP, 0.1)
+    assert [body for *_, body in signals(out)] == [Offer(SDP), Candidates([ONE])]
+    out = node.local_candidates(*c1, 0, (), True, 0.2)
+    assert [body for *_, body in signals(out)] == [Candidates([], end=True)]
+
+
+def test_a_probe_that_is_answered_is_a_sign_of_life() -> None:
+    node = make(C1)
+    connect(node, C1)
+    while node.link("c").state is not LinkState.DISCONNECTED:
+        node.tick(node.next_deadline() or 0.0)
+    (change,) = events(node.ponged("c", C1.incarnation, 1, 99, 3.0))
+    assert change.state is PeerState.CONNECTED
+    assert node.heard("c", C1.incarnation, 1, False, 3.0) == []
+
+
+def test_local_addresses_that_changed_restart_every_connection() -> None:
+    node = make(A1, C1)
+    for member in (A1, C1):
+        connect(node, member)
+    out = node.addresses_changed(1.0)
+    assert runs(out) == [
+        Run("a", A1.incarnation, 1, MakeOffer(2)),
+        Run("c", C1.incarnation, 1, MakeOffer(1)),
+    ]
+    assert events(out) == []
+
+
+def test_a_restart_can_be_asked_for() -> None:
+    node = make(A1, C1)
+    connect(node, C1)
+    assert runs(node.force_restart("c", 1.0)) == [Run("c", C1.incarnation, 1, MakeOffer(1))]
+    assert node.force_restart("a", 1.0) == [], "there is no connection to restart"
+    node.operation_done("c", C1.incarnation, 1, MakeOffer(1), SDP, 1.0)
+    assert runs(node.force_restart(None, 1.0)) == [Run("c", C1.incarnation, 1, MakeOffer(3))]
+    with pytest.raises(KeyError):
+        node.force_restart("nobody", 1.0)
+
+
+def test_new_turn_credentials_restart_what_goes_over_turn() -> None:
+    node = make(A1, C1)
+    for member, pair in ((A1, DIRECT), (C1, TURN)):
+        connect(node, member)
+        node.pair_selected(member.peer_id, member.incarnation, 1, 0, pair, 0.0)
+    use, run = node.signaling(SERVERS, 1.0)
+    assert use == UseServers(
+        (IceServer(urls=["turn:turn.example.org"], username="user", credential="password"),)
+    )
+    assert run == Run("c", C1.incarnation, 1, MakeOffer(1))
+    assert node.signaling(IceServers(SERVERS.servers, 300.0), 2.0) == [], "the same again"
+    assert node.link("a").state is LinkState.CONNECTED
+
+
+def test_a_turn_server_without_credentials_is_refused() -> None:
+    node = make(C1)
+    server = IceServerInfo(["stun:stun.example.org", "turn:turn.example.org"], "user")
+    told = bad(node.signaling(IceServers([server]), 1.0))
+    assert (told.peer_id, told.error.code) == (None, "bad_ice_server")
+    assert isinstance(node.signaling(SERVERS, 2.0)[0], UseServers)
+
+
+def test_what_a_gone_incarnation_s_connection_says_of_its_ice_is_ignored() -> None:
+    node = make(C1)
+    connect(node, C1)
+    node.signaling(MemberJoined(C2), 1.0)
+    old = ("c", C1.incarnation, 1)
+    node.ice_state(*old, "connected")
+    late: list[list[NodeOutput]] = [
+        node.local_candidates(*old, 0, (ONE,), True, 1.0),
+        node.pair_selected(*old, 1, TURN, 1.0),
+        node.path_lost(*old, "cut", 1.0),
+        node.heard(*old, True, 1.0),
+        node.ponged(*old, 1, 1.0),
+    ]
+    assert late == [[]] * len(late)
+    assert node.report("c", 1.0).ice_state == "new"
+    assert node.link("c").pair is None
+
+
 # --- the end --------------------------------------------------------------------------------------
 
 
@@ -577,8 +756,9 @@ def test_the_next_deadline_is_the_earliest_of_all(seed: int) -> None:
                 body: LinkMessage = rng.choice((Offer(SDP), Answer(SDP), Dial("x")))
                 node.signaling(signal(member, epoch, body), now)
             case 8 if peer is not None and peer.link.state in ("offering", "answering"):
+                operation = MakeOffer() if peer.link.dials else AcceptOffer(SDP)
                 node.operation_done(
-                    member.peer_id, peer.member.incarnation, peer.link.epoch, SDP, now
+                    member.peer_id, peer.member.incarnation, peer.link.epoch, operation, SDP, now
                 )
             case 9 if peer is not None and peer.link.state == "checking":
                 node.connection_opened(
@@ -612,7 +792,7 @@ def test_no_signal_makes_an_honest_result_unexpected(seed: int) -> None:
     sender = rng.choice((A1, C1))
     peer_id, incarnation = sender.peer_id, sender.incarnation
     running: list[Run] = []
-    described: list[int] = []
+    described: list[tuple[int, int]] = []
     begun: list[int] = []
     now = 0.0
 
@@ -623,9 +803,10 @@ def test_no_signal_makes_an_honest_result_unexpected(seed: int) -> None:
             if not isinstance(output, Run):
                 continue
             running.append(output)
-            if isinstance(output.operation, MakeOffer | AcceptOffer):
-                begun.append(output.epoch)
-                assert begun == sorted(set(begun))
+            match output.operation:
+                case MakeOffer(number) | AcceptOffer(_, number) if not number:
+                    begun.append(output.epoch)
+                    assert begun == sorted(set(begun))
 
     said(node.signaling(welcome(sender), now))
     for _ in range(120):
@@ -637,6 +818,9 @@ def test_no_signal_makes_an_honest_result_unexpected(seed: int) -> None:
                 bodies: list[LinkMessage] = [Offer(SDP), Answer(SDP), Dial("x")]
                 bodies += [Stale("incarnation-x", epoch), Candidates([], end=True)]
                 bodies += [Candidates([IceCandidate("c")] * 40)]
+                number = rng.choice((*EPOCHS, *range(12)))
+                bodies += [Offer(SDP, number), Answer(SDP, number)] * 3
+                bodies += [Candidates([IceCandidate("c")] * 40, generation=number)]
                 body = rng.choice(bodies)
                 said(node.signaling(signal(sender, epoch, body), now))
             case 4 | 5 if running:
@@ -647,15 +831,27 @@ def test_no_signal_makes_an_honest_result_unexpected(seed: int) -> None:
                     if not isinstance(run.operation, CloseConnection):
                         said(node.operation_failed(*args, run.operation, error, now))
                 elif isinstance(run.operation, MakeOffer | AcceptOffer):
-                    said(node.operation_done(*args, SDP, now))
+                    said(node.operation_done(*args, run.operation, SDP, now))
                 if isinstance(run.operation, AcceptAnswer | AcceptOffer):
-                    described.append(run.epoch)
+                    described.append((run.epoch, run.operation.generation))
+                if isinstance(run.operation, MakeOffer | AcceptOffer) and rng.random() < 0.5:
+                    found = (run.operation.generation, (ONE,) * rng.randrange(200))
+                    said(node.local_candidates(*args, *found, rng.random() < 0.5, now))
             case 6 if described:
-                said(node.connection_opened(peer_id, incarnation, described.pop(), now))
+                epoch, number = described.pop()
+                if not number:
+                    said(node.connection_opened(peer_id, incarnation, epoch, now))
+                pair = rng.choice((DIRECT, TURN))
+                said(node.pair_selected(peer_id, incarnation, epoch, number, pair, now))
             case 7 if begun:
                 at = rng.choice(begun)
+                said(node.heard(peer_id, incarnation, at, rng.random() < 0.5, now))
                 if rng.random() < 0.3:
                     said(node.connection_lost(peer_id, incarnation, at, "cut", now))
+                elif rng.random() < 0.3:
+                    said(node.path_lost(peer_id, incarnation, at, "cut", now))
+                elif rng.random() < 0.3:
+                    said(node.addresses_changed(now))
                 else:
                     data = rng.choice((b"", frames.encode_ping(1), frames.encode_credit(0, 0)))
                     said(node.frame_received(peer_id, incarnation, at, data, now))
