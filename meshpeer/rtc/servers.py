@@ -268,7 +268,8 @@ def describe(exc: BaseException) -> tuple[IceServerOutcome, str]:
             return IceServerOutcome.TIMED_OUT, ""
         case stun.TransactionFailed():
             code, reason = exc.response.attributes.get("ERROR-CODE", (0, "no error code"))
-            # The server's words, within bounds.
+            # The server's words, within bounds; coturn's end with padding.
+            reason = reason.rstrip("\0")
             words = f"{code} {reason}" if reason.isprintable() else f"{code} {reason!r}"
             if code in _WRONG_CREDENTIALS:
                 return IceServerOutcome.WRONG_CREDENTIALS, words[:100]
@@ -478,6 +479,22 @@ async def allocate(
 async def _allocate(
     server: Server, address: tuple[str, int], make_protocol: Callable[[], StunProtocol]
 ) -> StunProtocol:
+    tries = 3
+    while True:
+        tries -= 1
+        try:
+            return await _ask(server, address, make_protocol)
+        except (OSError, stun.TransactionError) as exc:
+            # Allocation mismatch: our port was somebody's before whom the server remembers, coturn
+            # for a second after a release. Another socket has another (RFC 8656, section 7.4).
+            mismatch = isinstance(exc, stun.TransactionFailed) and exc.response.error_code == 437
+            if not mismatch or not tries:
+                raise _failed(exc) from exc
+
+
+async def _ask(
+    server: Server, address: tuple[str, int], make_protocol: Callable[[], StunProtocol]
+) -> StunProtocol:
     loop = asyncio.get_running_loop()
     inner: asyncio.Transport | asyncio.DatagramTransport | None = None
     client: _UdpClient | _TcpClient
@@ -503,11 +520,9 @@ async def _allocate(
         protocol = make_protocol()
         transport = _RelayedTransport(client)
         await transport._connect(protocol)
-    except BaseException as exc:
+    except BaseException:
         if inner is not None:
             inner.abort()
-        if isinstance(exc, (OSError, stun.TransactionError)):
-            raise _failed(exc) from exc
         raise
     return protocol
 

@@ -468,6 +468,7 @@ def test_what_went_wrong_is_said_in_words() -> None:
     noise = describe(transaction_failed(500, "\x1b[31m\n" * 1000))[1]
     assert noise.isprintable()
     assert len(noise) < 150
+    assert describe(transaction_failed(486, "Full\0\0"))[1] == "486 Full"
     silent = stun.TransactionFailed(stun.Message(stun.Method.BINDING, stun.Class.ERROR))
     assert describe(silent) == (
         IceServerOutcome.FAILED,
@@ -683,6 +684,17 @@ async def test_a_turn_server_that_answers_nonsense_gives_nothing(
         assert found is expected
         assert detail in words
         assert not owner.lost.is_set(), "it was never told that there was one"
+
+
+async def test_a_port_that_the_server_remembers_is_not_used_again() -> None:
+    answers = [refuse(437), refuse(437), reply(**ALLOCATED), reply(LIFETIME=0)]
+
+    def answer(request: stun.Message) -> bytes | None:
+        return answers.pop(0)(request)
+
+    async with udp_server(answer) as (port, _):
+        await release(await allocation(turn(port), Owner()), 5)
+    assert not answers
 
 
 async def test_noise_is_passed_over() -> None:
