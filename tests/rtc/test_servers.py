@@ -33,7 +33,7 @@ from meshpeer.rtc.servers import (
     release,
     resolve,
 )
-from tests.coturn import Coturn, run_coturn
+from tests.coturn import Coturn, require, run_coturn
 
 HOST = "127.0.0.1"
 IPV4 = (socket.AF_INET,)
@@ -957,3 +957,13 @@ def test_the_private_parts_are_there() -> None:
         assert hasattr(owner, name) or (
             isinstance(owner, type) and name in owner.__init__.__code__.co_names  # type: ignore[misc]
         ), f"{owner!r} has no {name}"
+
+
+def test_a_missing_program_skips_a_test_or_fails_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    require("openssl")
+    monkeypatch.delenv("MESHPEER_NO_SKIPS", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="no-such-program"):
+        require("openssl", "no-such-program")
+    monkeypatch.setenv("MESHPEER_NO_SKIPS", "1")
+    with pytest.raises(pytest.fail.Exception, match="no-such-program"):
+        require("openssl", "no-such-program")
