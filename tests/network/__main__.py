@@ -51,7 +51,7 @@ class Row:
             outcome = await self.case.run(swapped)
         except (AssertionError, TimeoutError) as exc:
             self.failures.append(str(exc))
-            return f"FAILED: {exc}"
+            return "\n".join([f"FAILED: {exc}", *getattr(exc, "__notes__", ())])
         self.outcomes.append(outcome)
         return f"{outcome.seconds:.3f} s, {outcome.text}"
 

@@ -24,9 +24,10 @@ def homes(left: Nat, right: Nat) -> Network:
     """Each host behind a router of its own."""
 
     def build(lab: Lab) -> Homes:
-        a = lab.host("a", lab.router("home-a", left))
-        b = lab.host("b", lab.router("home-b", right))
-        return a, b
+        return (
+            lab.host("left", lab.router("home-left", left)),
+            lab.host("right", lab.router("home-right", right)),
+        )
 
     return build
 
@@ -35,26 +36,26 @@ def _dropping(*rules: str, both: bool) -> Network:
     """Two port-restricted homes; the routers of both, or of the left one, drop this."""
 
     def build(lab: Lab) -> Homes:
-        left = lab.router("home-a", Nat.PORT_RESTRICTED)
-        right = lab.router("home-b", Nat.PORT_RESTRICTED)
+        left = lab.router("home-left", Nat.PORT_RESTRICTED)
+        right = lab.router("home-right", Nat.PORT_RESTRICTED)
         for router in (left, right) if both else (left,):
             router.drop(*rules)
-        return lab.host("a", left), lab.host("b", right)
+        return lab.host("left", left), lab.host("right", right)
 
     return build
 
 
 def _same_lan(lab: Lab) -> Homes:
     home = lab.router("home", Nat.PORT_RESTRICTED)
-    return lab.host("a", home), lab.host("b", home)
+    return lab.host("left", home), lab.host("right", home)
 
 
 def _carrier_grade(lab: Lab) -> Homes:
     """Two homes of one provider, who translates as well and sends nothing back in."""
     carrier = lab.router("carrier", Nat.PORT_RESTRICTED, prefix="100.64.0")
-    a = lab.host("a", lab.router("home-a", Nat.PORT_RESTRICTED, upstream=carrier))
-    b = lab.host("b", lab.router("home-b", Nat.PORT_RESTRICTED, upstream=carrier))
-    return a, b
+    left = lab.router("home-left", Nat.PORT_RESTRICTED, upstream=carrier)
+    right = lab.router("home-right", Nat.PORT_RESTRICTED, upstream=carrier)
+    return lab.host("left", left), lab.host("right", right)
 
 
 # --- servers ---

@@ -94,4 +94,9 @@ async def meeting(
             ]
             await run.relay(relay_host, seat_timeout=seat_timeout)
             await asyncio.gather(left.happens("ready"), right.happens("ready"))
-            yield Meeting(lab=lab, homes=homes, left=left, right=right, coturns=running)
+            try:
+                yield Meeting(lab=lab, homes=homes, left=left, right=right, coturns=running)
+            except Exception as exc:
+                for where, peer in (("left", left), ("right", right)):
+                    exc.add_note("\n".join([f"{peer.name}, on the {where}:", *peer.lines]))
+                raise

@@ -142,14 +142,16 @@ class Programs:
         self._lab = lab
         self._running: dict[Program, asyncio.Task[None]] = {}
 
-    async def run(self, node: Node, *arguments: str, kind: type[Program] = Program) -> Program:
-        """Start a program on a host."""
+    async def run(
+        self, node: Node, *arguments: str, kind: type[Program] = Program, name: str = ""
+    ) -> Program:
+        """Start a program on a host; it is named like the host if not otherwise."""
         # No host of a lab has a proxy.
         environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
         process = await asyncio.create_subprocess_exec(
             *(*node.command, *arguments), stdin=PIPE, stdout=PIPE, stderr=PIPE, env=environment
         )
-        program = kind(process, node.name)
+        program = kind(process, name or node.name)
         self._running[program] = asyncio.create_task(program.read())
         return program
 
@@ -175,9 +177,9 @@ class Programs:
             *(node, sys.executable, "-m", "tests.network.peer"),
             *("--relay", relay, "--id", peer_id, "--servers", json.dumps(servers)),
             kind=PeerProgram,
+            name=peer_id,
         )
         assert isinstance(program, PeerProgram)
-        program.name = peer_id
         return program
 
     async def coturn(self, node: Node) -> Coturn:
