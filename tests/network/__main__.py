@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import math
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -128,6 +129,10 @@ def _write(report: str) -> None:
 
 
 async def _run(rows: list[Row], runs: int) -> None:
+    # What ends this program ends it in order: namespaces would outlive it.
+    this = asyncio.current_task()
+    assert this is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
     # One run of each after the other, so that what else the machine does falls on all of them.
     for number in range(runs):
         for row in rows:
@@ -153,7 +158,10 @@ def main() -> int:
     rows = connecting + recovering
     if not rows:
         parser.error(f"--case {pattern}: no case has that in its name")
-    asyncio.run(_run(rows, options.runs))
+    try:
+        asyncio.run(_run(rows, options.runs))
+    except asyncio.CancelledError:
+        return 128 + signal.SIGTERM
     report = _report(connecting, recovering, options.runs)
     print(report)
     if not pattern:

@@ -147,11 +147,16 @@ ip link set lo up
 
 def _shell(script: str, *before: str) -> None:
     """Run a shell script that must succeed."""
-    done = subprocess.run(
-        [*before, "sh", "-e"], input=script, capture_output=True, text=True, check=False
-    )
+    done = _run([*before, "sh", "-e"], script)
     if done.returncode:
         raise RuntimeError(f"{done.stderr.strip() or done.returncode} in:\n{script}")
+
+
+def _run(command: list[str], stdin: str = "") -> subprocess.CompletedProcess[str]:
+    # In a session of its own: what ends this program must not end what cleans up after it.
+    return subprocess.run(
+        command, input=stdin, capture_output=True, text=True, check=False, start_new_session=True
+    )
 
 
 class Node:
@@ -287,7 +292,7 @@ class Lab:
 
     def _remove(self) -> None:
         for node in self._nodes:
-            subprocess.run(["ip", "netns", "delete", node.namespace], check=False)
+            _run(["ip", "netns", "delete", node.namespace])
             shutil.rmtree(_settings(node), ignore_errors=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 

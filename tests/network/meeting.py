@@ -60,9 +60,9 @@ class Meeting:
         """How data flows, as both say; both words where they do not agree."""
         paths = set()
         for peer in self.peers:
-            state = peer.latest("state")
-            assert state is not None
-            paths.add(str(state["path"]))
+            told = peer.latest("state", "report")
+            assert told is not None
+            paths.add(str(told["path"]))
         return "/".join(sorted(paths))
 
 

@@ -120,9 +120,9 @@ class PeerProgram(Program):
                 return said
         return None
 
-    def latest(self, event: str) -> Happened | None:
-        """The last of these events."""
-        return next((said for said in reversed(self.events) if said["event"] == event), None)
+    def latest(self, *events: str) -> Happened | None:
+        """The last event of these kinds."""
+        return next((said for said in reversed(self.events) if said["event"] in events), None)
 
     async def happens(
         self, event: str, *, after: float = 0, timeout: float = 30, **values: Any
@@ -149,7 +149,12 @@ class Programs:
         # No host of a lab has a proxy.
         environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
         process = await asyncio.create_subprocess_exec(
-            *(*node.command, *arguments), stdin=PIPE, stdout=PIPE, stderr=PIPE, env=environment
+            *(*node.command, *arguments),
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=PIPE,
+            env=environment,
+            start_new_session=True,
         )
         program = kind(process, name or node.name)
         self._running[program] = asyncio.create_task(program.read())

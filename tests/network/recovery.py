@@ -138,8 +138,8 @@ async def _all_arrived(receiver: PeerProgram, sender: PeerProgram) -> None:
 
 def _facts(pair: Meeting) -> list[tuple[int, str]]:
     """The epoch and the path, on both sides."""
-    states = [peer.latest("state") for peer in pair.peers]
-    return [(state["epoch"], state["path"]) for state in states if state is not None]
+    told = [peer.latest("state", "report") for peer in pair.peers]
+    return [(each["epoch"], each["path"]) for each in told if each is not None]
 
 
 def _case(
