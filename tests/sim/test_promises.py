@@ -32,6 +32,8 @@ KINDS = (
     "leave for good",
     "outage",
     "one-way outage",
+    "addresses changed",
+    "mapping lost",
     "stall",
     "signals fail",
     "operations fail",
@@ -79,6 +81,8 @@ class Fault:
                     world.at(self.seconds / 4, world.start_again, a, False)
             case "outage" | "one-way outage":
                 world.outage(a, b, self.seconds, one_way=self.kind != "outage")
+            case "addresses changed" | "mapping lost":
+                world.move(a, told=self.kind == "addresses changed")
             case "stall" if process is not None and process.stalled_until <= world.now:
                 process.stalled_until = world.now + self.seconds / 4
             case "signals fail":

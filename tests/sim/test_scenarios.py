@@ -115,7 +115,8 @@ def test_ghosts_after_a_reload_without_the_token(seed: int) -> None:
     connected_again(world, 15.0 + RELAY.seat_timeout + 5.0)
     for host in (1, 2):
         left = told(process(world, host), 5.0, PeerLeft)
-        assert [event.reason for event in left] == ["timeout"]
+        # By then the link has been given up, or is still tried.
+        assert [event.reason for event in left] in (["timeout"], ["superseded"])
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -350,12 +351,13 @@ def test_large_messages_one_way_on_a_slow_line_do_not_end_it(
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_an_idle_connection_costs_a_ping_and_a_pong_a_second(seed: int) -> None:
+def test_an_idle_connection_costs_a_probe_a_second(seed: int) -> None:
     world = World(2, seed)
     for host in range(2):
         world.start(host)
     world.run(5.0)
-    before = world.frames_carried
+    before = world.probes_sent, world.frames_carried
     world.run(60.0)
-    assert 110 <= world.frames_carried - before <= 122
+    assert 55 <= world.probes_sent - before[0] <= 61
+    assert world.frames_carried == before[1]
     world.check_settled()

@@ -23,6 +23,9 @@ from meshpeer.core import frames, rooms, session
 from meshpeer.core.delivery import OVERHEAD
 from meshpeer.core.events import (
     BadInput,
+    CandidateInfo,
+    CandidatePair,
+    ConnectionReport,
     Event,
     PeerJoined,
     PeerLeft,
@@ -39,8 +42,25 @@ from meshpeer.core.link import (
     MakeOffer,
     Operation,
 )
-from meshpeer.core.messages import VERSION, Join, SignalIn, Welcome, decode_link
-from meshpeer.core.node import Deliver, Node, NodeOutput, Run, SendFrame, Signal, Tell
+from meshpeer.core.messages import (
+    VERSION,
+    IceCandidate,
+    Join,
+    SignalIn,
+    Welcome,
+    decode_link,
+)
+from meshpeer.core.node import (
+    Deliver,
+    Node,
+    NodeOutput,
+    Probe,
+    Run,
+    SendFrame,
+    Signal,
+    Tell,
+    UseServers,
+)
 from meshpeer.errors import (
     ConnectionFailed,
     IdentityReplaced,
@@ -56,6 +76,10 @@ __all__ = ["MESH", "RELAY", "Conn", "Process", "World"]
 MESH = MeshConfig(retry_max=8.0, signaling_retry_max=4.0)
 RELAY = RelayConfig(seat_timeout=10.0)
 ROOM = "room"
+HOST = CandidateInfo("host", "192.0.2.1", 4000)
+OVER = CandidateInfo("relay", "198.51.100.1", 5000, "turn:turn.example.org")
+DIRECT, TURN = CandidatePair(HOST, HOST), CandidatePair(OVER, HOST)
+CANDIDATE = IceCandidate("candidate:1 1 udp 1 192.0.2.1 4000 typ host", "0", 0)
 
 LinkStates = {
     LinkState.WAITING,
@@ -67,9 +91,10 @@ LinkStates = {
     LinkState.DISCONNECTED,
     LinkState.FAILED,
 }
-# The longest that a peer is told nothing while an attempt follows another: both attempts of a side,
-# and once more because the other side may begin one just before.
-QUIET = 4 * MESH.connect_timeout
+# The longest that a peer is told nothing while an attempt follows another: a disconnection whose
+# restart is answered at last, then both attempts of a side, each with a restart, and once more
+# because the other side may begin one just before.
+QUIET = MESH.disconnected_timeout + 9 * MESH.connect_timeout
 # The longest that nothing is heard on a connection that is called connected, and a little more: it
 # is looked at between events.
 SILENT = MESH.silence_timeout + MESH.ping_interval + 0.5
@@ -107,12 +132,18 @@ class Socket:
 
 
 class Conn:
-    """One end of a peer connection, as honest as aiortc.
+    """One end of a peer connection, as honest as the real one.
 
     Operations take their time and may fail. It opens, each end by itself, when both have the
-    descriptions of each other and the path passes both ways. Frames are carried in order, again
-    and again while the path is out, and never twice. The other end hears of a close when the path
-    passes, else by consent that expires after 25 to 40 s; of a crash only so.
+    descriptions of each other, one has a candidate of the other, and the path passes both ways.
+    Frames are carried in order, again and again while the path is out, and never twice. The other
+    end hears of a close when the path passes, else by consent that expires after 25 to 40 s; of a
+    crash only so.
+
+    An ICE restart exchanges another generation of descriptions. When its path passes both ways it
+    takes over, each end by itself, and what was stuck goes out at once. A generation's path ends
+    for good when the addresses it was made with do; a later restart replaces one that has not
+    taken over.
     """
 
     def __init__(self, number: int, process: Process, peer_id: str, incarnation: str, epoch: int):
@@ -132,6 +163,18 @@ class Conn:
         """Frames to the other end that wait for the path."""
         self.early: deque[bytes] = deque()
         """Frames that came before this end was told that it is open."""
+        # ICE generations, by number.
+        self.latest = 0
+        """The newest that this end has begun or answered."""
+        self.carrying = 0
+        self.kept = {0}
+        """Those over which this end still receives."""
+        self.described: set[int] = set()
+        """Those that this end has made a description for."""
+        self.dead: set[int] = set()
+        """Those whose path has ended for good at this end."""
+        self.candidates: set[int] = set()
+        """Those for which it has a candidate of the other end."""
 
 
 @dataclass
@@ -180,8 +223,12 @@ class Process:
         self.history: list[tuple[float, Event]] = []
         self.messages: list[tuple[float, str]] = []
         """When a message of whom came."""
-        self.dialled: dict[str, deque[float]] = {}
+        self.dialled: dict[tuple[str, bool], deque[float]] = {}
         self.sent = 0
+        self.put: dict[str, list[int]] = {}
+        """The numbers of the messages that a connection to a peer took, by incarnation."""
+        self.got: dict[str, list[int]] = {}
+        """The numbers of those that came from one."""
         self._join = Join(
             version=VERSION,
             room=ROOM,
@@ -266,6 +313,12 @@ class Process:
                     self.run(output)
                 case SendFrame(peer_id, epoch, data):
                     self.send_frame(peer_id, epoch, data)
+                case Probe(peer_id, epoch, nonce):
+                    conn = self.conns.get(peer_id)
+                    if conn is not None and conn.epoch == epoch:
+                        self.world.probe(conn, nonce)
+                case UseServers():
+                    pass
                 case Deliver():
                     self.deliver(output)
                 case Tell(event):
@@ -319,6 +372,10 @@ class Process:
                     self.world.at(0.01, self.speak, peer_id)
             case PeerUpdated(peer_id=peer_id):
                 assert self.known[peer_id].incarnation == event.incarnation
+            case ConnectionReport(peer_id=peer_id):
+                assert self.known[peer_id].state is event.state
+                assert event.reason
+                assert all(seconds >= 0 for seconds in event.seconds.values())
             case BadInput():
                 assert self.world.bad_input_expected, event
             case _:
@@ -372,6 +429,7 @@ class Process:
         charge = OVERHEAD + sum(map(len, parts))
         delivery = self.node.delivery(peer_id)
         if delivery.may_send(charge):
+            self.put.setdefault(conn.incarnation, []).append(self.sent)
             delivery.sent(charge)
             self.node.spoke(peer_id, self.world.now)
             for part in parts:
@@ -383,6 +441,7 @@ class Process:
         assert known.incarnation == incarnation, "a message of another incarnation"
         assert number > known.heard, "twice, or out of order"
         known.heard = number
+        self.got.setdefault(incarnation, []).append(number)
         self.messages.append((self.world.now, output.peer_id))
         if self.world.read:
             self.world.at(self.world.rng.random(), self.take, output)
@@ -411,7 +470,7 @@ class Process:
         world = self.world
         conn = self.conns.get(run.peer_id)
         match run.operation:
-            case MakeOffer() | AcceptOffer():
+            case MakeOffer(0) | AcceptOffer(_, 0):
                 assert conn is None, "the old connection is closed before the new one begins"
                 self.dials(run)
                 conn = Conn(world.number(), self, run.peer_id, run.incarnation, run.epoch)
@@ -423,11 +482,15 @@ class Process:
             case _:
                 assert conn is not None
                 assert (conn.incarnation, conn.epoch) == (run.incarnation, run.epoch)
+                if isinstance(run.operation, MakeOffer):
+                    self.dials(run)
         world.at(world.operation_time(run.operation), self.finish, run)
 
     def dials(self, run: Run) -> None:
-        """An attempt begins; they may not follow each other without end or pause."""
-        dialled = self.dialled.setdefault(run.peer_id, deque(maxlen=ATTEMPTS))
+        """An attempt or a restart begins; they may not follow each other without end or pause."""
+        assert isinstance(run.operation, MakeOffer | AcceptOffer)
+        which = run.peer_id, run.operation.generation > 0
+        dialled = self.dialled.setdefault(which, deque(maxlen=ATTEMPTS))
         dialled.append(self.world.now)
         if len(dialled) == ATTEMPTS and not self.world.bad_input_expected:
             assert self.world.now - dialled[0] > ATTEMPTS_IN, "attempt after attempt"
@@ -452,13 +515,23 @@ class Process:
         error = world.operation_error(conn, run.operation)
         if error is not None:
             outputs = self.node.operation_failed(*args, run.operation, error, world.now)
-        elif isinstance(run.operation, MakeOffer):
-            outputs = self.node.operation_done(*args, sdp(f"offer {conn.number}"), world.now)
-        elif isinstance(run.operation, AcceptOffer):
-            answer = sdp(f"answer {conn.number} {conn.offer}")
-            outputs = self.node.operation_done(*args, answer, world.now)
+        elif isinstance(run.operation, MakeOffer | AcceptOffer):
+            number = run.operation.generation
+            text = f"offer {conn.number} {number}"
+            if isinstance(run.operation, AcceptOffer):
+                text = f"answer {conn.number} {conn.offer} {number}"
+            outputs = self.node.operation_done(*args, run.operation, sdp(text), world.now)
+            world.at(world.rng.uniform(0.0, 0.2), self.gathered, conn, number)
         self.next_operation(run)
         self.node_said(outputs)
+
+    def gathered(self, conn: Conn, generation: int) -> None:
+        """Its candidates are found."""
+        if conn.closed or not self.alive or not self.awake(self.gathered, conn, generation):
+            return
+        assert self.node is not None
+        args = (conn.peer_id, conn.incarnation, conn.epoch, generation)
+        self.node_said(self.node.local_candidates(*args, (CANDIDATE,), True, self.world.now))
 
     def next_operation(self, run: Run) -> None:
         queue = self.operations[run.peer_id]
@@ -513,7 +586,10 @@ class World:
         """What a line carries, each way."""
         self.read = True
         """Whether applications take the messages that they are given."""
+        self.over_turn = False
+        """Whether pairs that are selected go over TURN."""
         self.frames_carried = 0
+        self.probes_sent = 0
         self._queue: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._number = 0
         self._sockets: dict[int, Socket] = {}
@@ -700,9 +776,34 @@ class World:
             for begin, end, a, b in self.outages
         )
 
-    def _both_ways(self, one: Conn, other: Conn) -> bool:
-        a, b = one.process.host, other.process.host
-        return self.passes(a, b) and self.passes(b, a)
+    def gets_through(self, conn: Conn, generation: int) -> bool:
+        """Whether what this end sends over a generation gets to the other end."""
+        remote = conn.remote
+        assert remote is not None
+        lives = generation not in conn.dead | remote.dead and generation in remote.kept
+        return lives and self.passes(conn.process.host, remote.process.host)
+
+    def _both_ways(self, one: Conn, other: Conn, generation: int) -> bool:
+        return self.gets_through(one, generation) and self.gets_through(other, generation)
+
+    def move(self, host: int, *, told: bool = True) -> None:
+        """The host has other addresses: what was made with the old ones is over, for good.
+
+        ``told``: it notices within a second; else it was its router's, say.
+        """
+        process = self.hosts[host].process
+        if process is None:
+            return
+        for conn in process.conns.values():
+            conn.dead |= conn.described
+        if told:
+            if process.socket is not None:
+                self.cut(process.socket)
+            self.at(self.rng.random(), self._moved, process)
+
+    def _moved(self, process: Process) -> None:
+        if process.alive and process.node is not None and process.awake(self._moved, process):
+            process.node_said(process.node.addresses_changed(self.now))
 
     def outage(self, a: int, b: int, seconds: float, *, one_way: bool = False) -> None:
         """Nothing passes between two hosts, or from the first to the second."""
@@ -720,26 +821,43 @@ class World:
         if self.now < self.operations_fail_until and self.rng.random() < self.operations_fail_rate:
             return ConnectionFailed("no route")
         match operation:
-            case MakeOffer():
+            case MakeOffer(generation):
                 self._ends[conn.number] = conn
-            case AcceptOffer(text):
+                self._describe(conn, generation)
+            case AcceptOffer(text, generation):
                 conn.offer = self._described(text, "offer")[0]
                 if conn.offer is None:
                     return ProtocolError("not an offer", code="bad_sdp")
                 self._ends[conn.number] = conn
-                conn.remote = self._ends.get(conn.offer)
-            case AcceptAnswer(text):
+                self._describe(conn, generation)
+                if not generation:
+                    conn.remote = self._ends.get(conn.offer)
+            case AcceptAnswer(text, generation):
                 number, offer = self._described(text, "answer")
                 if number is None:
                     return ProtocolError("not an answer", code="bad_sdp")
                 remote = self._ends.get(number)
                 # Descriptions that don't belong together are accepted, and lead nowhere.
-                if remote is not None and offer == conn.number and remote.remote is conn:
-                    conn.remote = remote
-                    self.at(self.rng.uniform(0.02, 0.5), self._check, conn, remote)
-            case AddCandidates() | CloseConnection():
+                if remote is None or offer != conn.number or remote.remote is not conn:
+                    return None
+                conn.remote = remote
+                check = self._check_restart if generation else self._check
+                self.at(self.rng.uniform(0.02, 0.5), check, conn, remote, generation)
+            case AddCandidates(candidates, _, generation):
+                if candidates:
+                    conn.candidates.add(generation)
+            case CloseConnection():
                 pass
         return None
+
+    @staticmethod
+    def _describe(conn: Conn, generation: int) -> None:
+        """A generation begins at this end, in place of one that has not taken over."""
+        if conn.latest != conn.carrying:
+            conn.kept.discard(conn.latest)
+        conn.latest = generation
+        conn.kept.add(generation)
+        conn.described.add(generation)
 
     @staticmethod
     def _described(text: str, kind: str) -> tuple[int | None, int | None]:
@@ -747,25 +865,102 @@ class World:
         if not words or words[0] != kind:
             return None, None
         numbers = [int(word) for word in words[1:]]
-        return numbers[0], numbers[-1]
+        return numbers[0], numbers[-2]
 
-    def _check(self, one: Conn, other: Conn) -> None:
-        """ICE and DTLS: again and again until it works or an end is closed."""
-        if one.closed or other.closed:
+    def _check(self, one: Conn, other: Conn, generation: int) -> None:
+        """ICE: again and again until it works or an end is closed, or a restart has taken over."""
+        if one.closed or other.closed or {one.carrying, other.carrying} != {generation}:
             return
-        if not self._both_ways(one, other):
-            self.at(0.5, self._check, one, other)
+        if not self._connects(one, other, generation):
+            self.at(0.5, self._check, one, other, generation)
             return
         for conn in (one, other):
             self.at(self.rng.uniform(0.001, 0.1), self._open, conn)
 
+    def _connects(self, one: Conn, other: Conn, generation: int) -> bool:
+        known = generation in one.candidates | other.candidates
+        return known and self._both_ways(one, other, generation)
+
+    def _check_restart(self, one: Conn, other: Conn, generation: int) -> None:
+        """The same beside what carries data, until a later restart replaces it."""
+        if one.closed or other.closed or {one.latest, other.latest} != {generation}:
+            return
+        if not self._connects(one, other, generation):
+            self.at(0.5, self._check_restart, one, other, generation)
+            return
+        for conn in (one, other):
+            self.at(self.rng.uniform(0.001, 0.1), self._take_over, conn, generation)
+
+    def _take_over(self, conn: Conn, generation: int) -> None:
+        process = conn.process
+        if conn.closed or not process.alive or conn.latest != generation:
+            return
+        if not process.awake(self._take_over, conn, generation):
+            return
+        conn.carrying = generation
+        self._selected(conn, answered=True)
+        self._flush(conn)
+        self._open(conn)
+
+    def _selected(self, conn: Conn, *, answered: bool) -> None:
+        """A pair of this generation carries data; the check that showed it was heard."""
+        process = conn.process
+        assert process.node is not None
+        args = (conn.peer_id, conn.incarnation, conn.epoch)
+        pair = TURN if self.over_turn else DIRECT
+        process.node_said(process.node.pair_selected(*args, conn.carrying, pair, self.now))
+        self._heard(conn, answered=answered)
+
+    def _heard(self, conn: Conn, *, answered: bool) -> None:
+        process = conn.process
+        if conn.closed or not process.alive:
+            return
+        conn.heard_at = self.now
+        assert process.node is not None
+        args = (conn.peer_id, conn.incarnation, conn.epoch)
+        process.node_said(process.node.heard(*args, answered, self.now))
+
+    def probe(self, conn: Conn, nonce: int) -> None:
+        """A check over the selected pair, which the other end answers."""
+        if not conn.closed and conn.remote is not None:
+            self.probes_sent += 1
+            self.at(self._late(), self._probed, conn, conn.carrying, nonce)
+
+    def _probed(self, conn: Conn, generation: int, nonce: int) -> None:
+        remote = conn.remote
+        assert remote is not None
+        if conn.closed or remote.closed or not remote.process.alive:
+            return
+        if not self.gets_through(conn, generation):
+            return
+        if not remote.process.awake(self._probed, conn, generation, nonce):
+            return
+        self._heard(remote, answered=True)
+        self.at(self._late(), self._ponged, conn, generation, nonce)
+
+    def _ponged(self, conn: Conn, generation: int, nonce: int) -> None:
+        remote, process = conn.remote, conn.process
+        assert remote is not None
+        if conn.closed or remote.closed or not process.alive:
+            return
+        if not self.gets_through(remote, generation):
+            return
+        if not process.awake(self._ponged, conn, generation, nonce):
+            return
+        conn.heard_at = self.now
+        assert process.node is not None
+        args = (conn.peer_id, conn.incarnation, conn.epoch)
+        process.node_said(process.node.ponged(*args, nonce, self.now))
+
     def _open(self, conn: Conn) -> None:
         process = conn.process
-        if conn.closed or not process.alive or not process.awake(self._open, conn):
+        if conn.closed or conn.opened or not process.alive:
+            return
+        if not process.awake(self._open, conn):
             return
         remote = conn.remote
         assert remote is not None
-        if not remote.opened and not self._both_ways(conn, remote):
+        if not remote.opened and not self._both_ways(conn, remote, conn.carrying):
             self.at(0.5, self._open, conn)
             return
         if process.operations.get(conn.peer_id):
@@ -773,7 +968,7 @@ class World:
             self.at(0.05, self._open, conn)
             return
         conn.opened = True
-        conn.heard_at = self.now
+        self._selected(conn, answered=False)
         assert process.node is not None
         args = (conn.peer_id, conn.incarnation, conn.epoch)
         process.node_said(process.node.connection_opened(*args, self.now))
@@ -787,7 +982,7 @@ class World:
             return
         remote = conn.remote
         assert remote is not None
-        gone = remote.closed or not self._both_ways(conn, remote)
+        gone = remote.closed or not self._both_ways(conn, remote, conn.carrying)
         if gone and more:
             self.at(more, self._consent, conn, 0.0)
         elif gone:
@@ -817,7 +1012,7 @@ class World:
         assert remote is not None
         if remote.closed or (conn.closed and conn.stuck):
             return
-        if conn.stuck or not self.passes(conn.process.host, remote.process.host):
+        if conn.stuck or not self.gets_through(conn, conn.carrying):
             if not conn.stuck:
                 self.at(1.0, self._retransmit, conn)
             conn.stuck.append(data)
@@ -825,12 +1020,15 @@ class World:
         self._frame(remote, data)
 
     def _retransmit(self, conn: Conn) -> None:
+        self._flush(conn)
+        if conn.stuck:
+            self.at(1.0, self._retransmit, conn)
+
+    def _flush(self, conn: Conn) -> None:
+        """What is stuck goes out, if it gets through."""
         remote = conn.remote
         assert remote is not None
-        if conn.closed or remote.closed:
-            return
-        if not self.passes(conn.process.host, remote.process.host):
-            self.at(1.0, self._retransmit, conn)
+        if conn.closed or remote.closed or not self.gets_through(conn, conn.carrying):
             return
         waiting, conn.stuck = conn.stuck, deque()
         for data in waiting:
@@ -853,7 +1051,7 @@ class World:
         remote = conn.remote
         if remote is None or not conn.opened:
             return
-        if self.passes(conn.process.host, remote.process.host):
+        if self.gets_through(conn, conn.carrying):
             # After what was sent before it, as SCTP's shutdown does.
             at = max(conn.arrive_at, self.now + self._late())
             self.push(at, self._lost, remote, "closed by the other side")
