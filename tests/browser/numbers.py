@@ -7,12 +7,14 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from meshpeer import Message, Peer, PeerManager
 from tests.browser.page import PagePeer
 
-__all__ = ["Arrived", "Numbers", "Streams"]
+__all__ = ["Arrived", "Numbers", "Side", "Streams"]
+
+Side = Literal["python", "page"]
 
 _INTERVAL = 0.01
 """Seconds between two messages."""
@@ -105,7 +107,7 @@ class Streams:
             self._page.reached(self._own_id, there + count), self._reached(here + count)
         )
 
-    async def end(self) -> dict[str, Arrived]:
+    async def end(self) -> dict[Side, Arrived]:
         """Stop both, and tell what arrived at Python (``python``) and at the page (``page``)."""
         from_page = await self._page.stop(self._own_id)
         self._stopping.set()

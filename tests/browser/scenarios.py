@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import NamedTuple
 
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from playwright.async_api import Browser
@@ -22,7 +22,7 @@ from meshpeer import Event, PeerManager, PeerState, PeerStateChanged, Relay, Rel
 from meshpeer.core.events import ConnectionReport
 from tests.browser.hosts import PYTHON_ADDRESS, Host
 from tests.browser.launch import Run
-from tests.browser.numbers import Arrived, Streams
+from tests.browser.numbers import Arrived, Side, Streams
 from tests.browser.page import PagePeer, chromium, page_server
 
 __all__ = ["SCENARIOS", "Stage"]
@@ -32,8 +32,6 @@ OUTAGE = 10.0
 _LONGEST = 45.0
 """Seconds that a run may take."""
 _PAGE = "m-page"
-
-Side = Literal["python", "page"]
 
 
 class Pair:
@@ -75,11 +73,23 @@ class Pair:
         async with Streams.run(self.page, self.mesh, peer) as streams:
             yield streams
 
-    def run(self, arrived: dict[str, Arrived], began: float, over: dict[str, float]) -> Run:
-        """The time from ``began`` until data had arrived on each side, after ``over``."""
-        took = {
-            f"to {side}": stream.first_after(over[side]) - began for side, stream in arrived.items()
-        }
+    async def restart(self, sides: set[Side]) -> Flow:
+        """An ICE restart begun by these sides, done when both have its generation carry data."""
+        [before] = self.mesh.debug.get_connections()
+        began = time.time()
+        if "python" in sides:
+            self.mesh.debug.force_ice_restart(_PAGE)
+        if "page" in sides:
+            await self.page.restart_ice(self.mesh.peer_id)
+        generation = before.generation + 1
+        here = await self.until(
+            lambda e: isinstance(e, ConnectionReport) and e.generation >= generation
+        )
+        there = await self.page.until("selected", generation=generation)
+        return Flow(began, {"python": here, "page": there["at"]})
+
+    def run(self, arrived: dict[Side, Arrived], took: dict[str, float]) -> Run:
+        """What this run showed."""
         return Run(
             took,
             lost=sum(stream.lost for stream in arrived.values()),
@@ -87,6 +97,21 @@ class Pair:
             reordered=sum(stream.reordered for stream in arrived.values()),
             connections=sum(fact["what"] == "open" for fact in self.page.facts),
         )
+
+
+class Flow(NamedTuple):
+    """Something after which data has to flow on each side."""
+
+    began: float
+    over: dict[Side, float]
+    """From when on what arrives counts."""
+
+    def took(self, arrived: dict[Side, Arrived]) -> dict[str, float]:
+        """From the beginning to the first message on each side."""
+        return {
+            f"to {side}": stream.first_after(self.over[side]) - self.began
+            for side, stream in arrived.items()
+        }
 
 
 @dataclass
@@ -141,7 +166,9 @@ async def _opening(stage: Stage, dialler: Side, *, trickle: bool) -> Run:
     """From the offer to the message channel open on both sides."""
     async with stage.pair(dialler, trickle=trickle) as pair:
         offer = await pair.page.until("offered" if dialler == "page" else "offer")
-        return Run({"open": await pair.opened() - offer["at"]})
+        opened = await pair.opened()
+        async with pair.streams() as streams:
+            return pair.run(await streams.end(), {"open": opened - offer["at"]})
 
 
 async def _raw(stage: Stage, dialler: Side) -> Run:
@@ -170,22 +197,13 @@ async def _raw(stage: Stage, dialler: Side) -> Run:
             await pc.close()
 
 
-async def _restart(stage: Stage, dialler: Side, by: set[Side]) -> Run:
-    """From the restart's beginning to data over the new generation."""
+async def _restart(stage: Stage, dialler: Side, rounds: Sequence[set[Side]]) -> Run:
+    """One restart after another; from the last one's beginning to data over its generation."""
     async with stage.pair(dialler) as pair, pair.streams() as streams:
-        began = time.time()
-        if "python" in by:
-            pair.mesh.debug.force_ice_restart(_PAGE)
-        if "page" in by:
-            await pair.page.restart_ice(pair.mesh.peer_id)
-        over = {
-            "python": await pair.until(
-                lambda e: isinstance(e, ConnectionReport) and e.generation > 0
-            ),
-            "page": (await pair.page.until("selected", generation=1))["at"],
-        }
+        flows = [await pair.restart(sides) for sides in rounds]
         await streams.more(20)
-        return pair.run(await streams.end(), began, over)
+        arrived = await streams.end()
+        return pair.run(arrived, flows[-1].took(arrived))
 
 
 async def _offline(stage: Stage) -> Run:
@@ -198,7 +216,8 @@ async def _offline(stage: Stage) -> Run:
             stage.chromium.go_online()
         back = time.time()
         await streams.more(20)
-        return pair.run(await streams.end(), back, {"python": back, "page": back})
+        arrived = await streams.end()
+        return pair.run(arrived, Flow(back, {"python": back, "page": back}).took(arrived))
 
 
 SCENARIOS: dict[str, Callable[[Stage], Awaitable[Run]]] = {
@@ -208,8 +227,9 @@ SCENARIOS: dict[str, Callable[[Stage], Awaitable[Run]]] = {
     "page dials, page does not trickle": partial(_opening, dialler="page", trickle=False),
     "raw aiortc offers": partial(_raw, dialler="python"),
     "raw aiortc answers": partial(_raw, dialler="page"),
-    "restart by page": partial(_restart, dialler="python", by={"page"}),
-    "restart by python": partial(_restart, dialler="page", by={"python"}),
-    "restart by both": partial(_restart, dialler="page", by={"python", "page"}),
+    "restart by page": partial(_restart, dialler="python", rounds=[{"page"}]),
+    "restart by python": partial(_restart, dialler="page", rounds=[{"python"}]),
+    "restart by both": partial(_restart, dialler="page", rounds=[{"python", "page"}]),
+    "ten restarts": partial(_restart, dialler="page", rounds=[{"python"}, {"page"}] * 5),
     "page offline": _offline,
 }

@@ -172,7 +172,7 @@ class Link {
     this.#do(async () => {
       const connection = this.connection;
       connection.pc.restartIce();
-      await this.#offer(connection, connection.generation + 1);
+      await this.#offer(connection, connection.next());
     });
   }
 
@@ -259,7 +259,7 @@ class Link {
 
   async #add(messages) {
     for (const message of messages) {
-      const newer = message.epoch - this.epoch || message.generation - (this.connection?.remoteGeneration ?? -1);
+      const newer = message.epoch - this.epoch || message.generation - (this.connection?.agreed ?? -1);
       if (newer > 0) this.#early.push(message);
       if (newer !== 0) continue;
       for (const candidate of message.candidates ?? []) await this.connection.pc.addIceCandidate(candidate);
@@ -270,8 +270,9 @@ class Link {
 
 /** An RTCPeerConnection with the message channel. */
 class Connection {
-  generation = 0; // the newest that was begun
-  remoteGeneration = -1; // the newest that the other side described
+  agreed = -1; // the newest generation that the other side has described
+  #theirs = 0; // the newest that it offered
+  #described = 0; // and that we described
   #generations = new Map(); // by the ufrag of our side
   #spent = 0; // credit
   #limit = INITIAL_CREDIT;
@@ -293,18 +294,27 @@ class Connection {
 
   // --- negotiation ---
 
-  wants(generation) {
-    // Both restart at once: the smaller id's counts.
-    const glare = this.pc.signalingState === "have-local-offer";
-    return glare ? !this.link.dials : generation > this.generation;
+  /** The number of a restart of ours: odd for who dials, even for the other, higher than any so far. */
+  next() {
+    const number = Math.max(this.agreed, this.#theirs, this.#described) + 1;
+    return number % 2 === Number(this.link.dials) ? number : number + 1;
   }
 
+  /** Whether to answer this offer. */
+  wants(generation) {
+    if (generation <= Math.max(this.agreed, this.#theirs)) return false;
+    this.#theirs = generation;
+    // Both restart at once: the smaller id's counts.
+    return this.pc.signalingState !== "have-local-offer" || !this.link.dials;
+  }
+
+  /** Whether to take this answer. */
   awaits(generation) {
-    return this.pc.signalingState === "have-local-offer" && generation === this.generation;
+    return this.pc.signalingState === "have-local-offer" && generation === this.#described;
   }
 
   async describe(description, generation) {
-    this.generation = generation;
+    this.#described = generation;
     this.#generations.set(/^a=ice-ufrag:(.*?)\r?$/m.exec(description.sdp)[1], generation);
     if (!this.link.seat.trickle) return await gathered(this.pc, description);
     await this.pc.setLocalDescription(description);
@@ -313,12 +323,12 @@ class Connection {
 
   async accept(description, generation) {
     await this.pc.setRemoteDescription(description);
-    this.remoteGeneration = this.generation = generation;
+    this.agreed = generation;
   }
 
   #found(candidate) {
     if (this.pc.signalingState === "closed" || !this.link.seat.trickle) return;
-    const generation = candidate ? this.#generations.get(candidate.usernameFragment) : this.generation;
+    const generation = candidate ? this.#generations.get(candidate.usernameFragment) : this.#described;
     const last = candidate === null || candidate.candidate === "";
     this.link.seat.signal(this.link, { type: "candidates", candidates: last ? [] : [candidate], end: last, generation });
   }
