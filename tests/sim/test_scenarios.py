@@ -7,9 +7,17 @@ from typing import TypeVar
 import pytest
 from msgspec import Raw
 
-from meshpeer.core.events import Event, PeerJoined, PeerLeft, PeerState, PeerStateChanged
-from meshpeer.core.link import LinkState
-from meshpeer.core.messages import Offer, SignalIn, encode
+from meshpeer.core.events import (
+    ConnectionReport,
+    Event,
+    Path,
+    PeerJoined,
+    PeerLeft,
+    PeerState,
+    PeerStateChanged,
+)
+from meshpeer.core.link import Link, LinkState
+from meshpeer.core.messages import IceServerInfo, IceServers, Offer, SignalIn, encode
 from meshpeer.errors import IdentityReplaced, PeerIdTaken
 from tests.sim.world import MESH, RELAY, Process, World, sdp
 
@@ -361,3 +369,209 @@ def test_an_idle_connection_costs_a_probe_a_second(seed: int) -> None:
     assert 55 <= world.probes_sent - before[0] <= 61
     assert world.frames_carried == before[1]
     world.check_settled()
+
+
+# --- ICE restarts ---------------------------------------------------------------------------------
+
+
+class Talk:
+    """Two that send each other numbered messages all the time, over one connection."""
+
+    def __init__(self, seed: int) -> None:
+        self.world = World(2, seed)
+        for host in range(2):
+            self.world.start(host)
+        self.world.run(3.0)
+        self.world.check_settled()
+        self.since = self.world.now
+        self.epoch = self.link(0).epoch
+        self.speak()
+
+    def link(self, host: int) -> Link:
+        node = process(self.world, host).node
+        assert node is not None
+        return node.link(self.world.hosts[1 - host].peer_id)
+
+    def speak(self) -> None:
+        for who in self.world.live():
+            for peer_id in list(who.known):
+                who.speak(peer_id)
+        self.world.at(0.05, self.speak)
+
+    def back_within(self, seconds: float) -> None:
+        """Both are connected and hear messages again within so many seconds."""
+        end = self.world.now + seconds
+        since = self.world.now
+        while not all(
+            self.link(host).state is LinkState.CONNECTED
+            and any(at > since for at, _ in process(self.world, host).messages[-1:])
+            for host in range(2)
+        ):
+            self.world.run(0.05)
+            assert self.world.now < end, [self.link(host).state for host in range(2)]
+
+    def check_one_connection_and_nothing_lost(self) -> None:
+        """It is still the same connection, and all that it took has arrived, once and in order."""
+        self.world.run(5.0)
+        self.world.check_settled()
+        assert {self.link(host).epoch for host in range(2)} == {self.epoch}
+        one, other = process(self.world, 0), process(self.world, 1)
+        self.world.read = True
+        for sender, receiver in ((one, other), (other, one)):
+            put = sender.put[receiver.incarnation]
+            got = receiver.got[sender.incarnation]
+            # What was sent in the last instant may be on its way.
+            assert got == put[: len(got)]
+            assert len(put) - len(got) <= 3
+            assert len(put) > 20
+
+    def changes(self, host: int) -> list[PeerState]:
+        return [
+            change.state for change in told(process(self.world, host), self.since, PeerStateChanged)
+        ]
+
+    def restarts(self) -> list[int]:
+        return [self.link(host).restarts for host in range(2)]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("hosts", [(0,), (1,), (0, 1)])
+def test_a_change_of_network_is_a_pause(seed: int, hosts: tuple[int, ...]) -> None:
+    """Local addresses change, and with them the way to the relay: on one side or on both."""
+    talk = Talk(seed)
+    for host in hosts:
+        talk.world.move(host)
+    # It is noticed in a second; the signalling may take longer to come back.
+    talk.back_within(1.0 + 9.0 + 3.0)
+    talk.check_one_connection_and_nothing_lost()
+    assert min(talk.restarts()) >= 1
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_change_of_network_with_signalling_at_hand_is_not_even_told(seed: int) -> None:
+    talk = Talk(seed)
+    for conn in process(talk.world, 0).conns.values():
+        conn.dead |= conn.described
+    node = process(talk.world, 0).node
+    assert node is not None
+    process(talk.world, 0).node_said(node.addresses_changed(talk.world.now))
+    talk.back_within(1.5)
+    talk.check_one_connection_and_nothing_lost()
+    assert (talk.restarts(), talk.changes(0), talk.changes(1)) == ([1, 1], [], [])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("host", [0, 1])
+def test_a_mapping_that_is_lost_is_noticed_by_silence(seed: int, host: int) -> None:
+    """The router forgot it: nobody is told, nothing passes any more, new mappings work."""
+    talk = Talk(seed)
+    talk.world.move(host, told=False)
+    talk.back_within(2.5 + 1.5)
+    talk.check_one_connection_and_nothing_lost()
+    assert min(talk.restarts()) >= 1
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("one_way", [None, 0, 1])
+def test_a_path_that_is_out_for_ten_seconds_keeps_its_connection(
+    seed: int, one_way: int | None
+) -> None:
+    talk = Talk(seed)
+    if one_way is None:
+        talk.world.outage(0, 1, 10.0)
+    else:
+        talk.world.outage(one_way, 1 - one_way, 10.0, one_way=True)
+    talk.world.run(10.0)
+    talk.back_within(1.5)
+    talk.check_one_connection_and_nothing_lost()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_flapping_every_few_seconds_keeps_the_connection(seed: int) -> None:
+    talk = Talk(seed)
+    for _ in range(10):
+        talk.world.outage(0, 1, talk.world.rng.uniform(1.0, 4.0))
+        talk.world.run(talk.world.rng.uniform(4.0, 7.0))
+        if talk.world.rng.random() < 0.3:
+            talk.world.move(talk.world.rng.randrange(2), told=False)
+    talk.back_within(2.5 + 5.0 + 1.5)
+    talk.check_one_connection_and_nothing_lost()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_both_sides_restart_at_once_and_one_restart_comes_of_it(seed: int) -> None:
+    talk = Talk(seed)
+    for host in range(2):
+        who = process(talk.world, host)
+        assert who.node is not None
+        who.node_said(who.node.force_restart(None, talk.world.now))
+        talk.world.run(talk.world.rng.random() * 0.3)
+    talk.world.run(3.0)
+    talk.check_one_connection_and_nothing_lost()
+    assert {talk.link(host).generation for host in range(2)} & {1, 2, 3}
+    assert talk.link(0).generation == talk.link(1).generation
+    assert (talk.changes(0), talk.changes(1)) == ([], [])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_ten_restarts_in_a_row_are_not_felt(seed: int) -> None:
+    talk = Talk(seed)
+    for number in range(10):
+        who = process(talk.world, number % 2)
+        assert who.node is not None
+        who.node_said(who.node.force_restart(None, talk.world.now))
+        talk.world.run(1.5)
+    talk.check_one_connection_and_nothing_lost()
+    assert talk.restarts() == [10, 10]
+    assert (talk.changes(0), talk.changes(1)) == ([], [])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("host", [0, 1])
+def test_a_path_that_ends_while_signalling_is_away_waits_for_it(seed: int, host: int) -> None:
+    talk = Talk(seed)
+    talk.world.hosts[host].away_until = talk.world.now + 8.0
+    socket = process(talk.world, host).socket
+    assert socket is not None
+    socket.carries = False
+    talk.world._client_notices(socket, "cut")
+    talk.world.move(host, told=False)
+    talk.world.run(8.0)
+    assert talk.link(0).state is talk.link(1).state is LinkState.DISCONNECTED
+    # The wait for the next try of the signalling, and a restart that was lost on the way.
+    talk.back_within(MESH.signaling_retry_max + 5.0)
+    talk.check_one_connection_and_nothing_lost()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_path_over_turn_is_left_for_a_direct_one_when_there_is_one(seed: int) -> None:
+    talk = Talk(seed)
+    talk.world.over_turn = True
+    for conn in talk.world.live()[0].conns.values():
+        assert conn.remote is not None
+        talk.world._selected(conn, answered=True)
+        talk.world._selected(conn.remote, answered=True)
+    talk.world.over_turn = False
+    talk.world.run(MESH.upgrade_first + 1.5)
+    reports = [told(process(talk.world, h), talk.since, ConnectionReport) for h in range(2)]
+    for seen in reports:
+        assert [report.path for report in seen] == [Path.TURN, Path.DIRECT]
+    talk.check_one_connection_and_nothing_lost()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_turn_credentials_that_expire_are_replaced_before_they_do(seed: int) -> None:
+    talk = Talk(seed)
+    talk.world.over_turn = True
+    for conn in talk.world.live()[0].conns.values():
+        assert conn.remote is not None
+        talk.world._selected(conn, answered=True)
+        talk.world._selected(conn.remote, answered=True)
+    servers = IceServers([IceServerInfo(["turn:turn.example.org"], "user", "password")], 60.0)
+    for who in talk.world.live():
+        assert who.node is not None
+        who.node_said(who.node.signaling(servers, talk.world.now))
+    talk.world.run(2.0)
+    assert min(talk.restarts()) >= 1
+    talk.check_one_connection_and_nothing_lost()
+    assert (talk.changes(0), talk.changes(1)) == ([], [])

@@ -972,23 +972,22 @@ class World:
         assert process.node is not None
         args = (conn.peer_id, conn.incarnation, conn.epoch)
         process.node_said(process.node.connection_opened(*args, self.now))
-        self.at(25.0, self._consent, conn, self.rng.uniform(0.0, 15.0))
+        self.at(1.0, self._consent, conn, self.now, self.rng.uniform(25.0, 40.0))
         while conn.early and not conn.closed:
             self._frame(conn, conn.early.popleft())
 
-    def _consent(self, conn: Conn, more: float) -> None:
-        """An end that hears nothing for 25 to 40 s is lost."""
+    def _consent(self, conn: Conn, since: float, limit: float) -> None:
+        """An end whose checks were not answered ``since`` so long is lost."""
         if conn.closed or not conn.process.alive:
             return
         remote = conn.remote
         assert remote is not None
-        gone = remote.closed or not self._both_ways(conn, remote, conn.carrying)
-        if gone and more:
-            self.at(more, self._consent, conn, 0.0)
-        elif gone:
+        if not remote.closed and self._both_ways(conn, remote, conn.carrying):
+            since = self.now
+        if self.now - since > limit:
             self._lost(conn, "consent expired")
         else:
-            self.at(25.0, self._consent, conn, self.rng.uniform(0.0, 15.0))
+            self.at(1.0, self._consent, conn, since, limit)
 
     def _lost(self, conn: Conn, reason: str) -> None:
         process = conn.process
