@@ -631,7 +631,7 @@ class Shell:
                         await connection.accept_answer(generation, sdp)
                     case AddCandidates(candidates, end, generation):
                         await connection.add_candidates(
-                            0,
+                            generation,
                             [(c.candidate, c.sdp_mid, c.sdp_m_line_index) for c in candidates],
                             end,
                         )
