@@ -69,15 +69,21 @@ def interfaces(config: MeshConfig) -> tuple[Interface, ...]:
     )
 
 
+_SETTLE = 0.05
+"""Seconds that a change is given to become whole."""
+
+
 async def watch_addresses(config: MeshConfig, changed: Callable[[], None]) -> None:
     """Call ``changed`` whenever `local_addresses` is another set than before. Does not return.
 
-    At once on Linux, within a second elsewhere. Cancelling it leaves no socket and no reader.
+    Within a second; on Linux almost at once. Cancelling it leaves no socket and no reader.
     """
     with _news() as news:
         known = await _look(config)
         while True:
             await news()
+            # An address comes before its route, and one that goes makes way for another.
+            await asyncio.sleep(_SETTLE)
             found = await _look(config)
             if found != known:
                 known = found

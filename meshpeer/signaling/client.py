@@ -303,13 +303,31 @@ class RelayTransport(SignalingTransport):
         while True:
             await line.doubted.wait()
             line.doubted.clear()
-            try:
-                await wire.check()
-            except SignalingUnavailable as exc:
-                self._log.info("the connection does not work any more", reason=str(exc))
+            reason = await self._checked(line, wire)
+            if reason is not None:
+                self._log.info("the connection does not work any more", reason=reason)
                 self._hurried = True
                 await wire.abort()
                 return
+
+    async def _checked(self, line: _Line, wire: Wire) -> str | None:
+        """What is wrong with a wire in doubt; None when it works, or is in doubt anew."""
+        tasks = checking, _ = (
+            asyncio.ensure_future(wire.check()),
+            asyncio.ensure_future(line.doubted.wait()),
+        )
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        try:
+            if not checking.cancelled():
+                checking.result()
+        except SignalingUnavailable as exc:
+            return str(exc)
+        return None
 
     async def _read(self, line: _Line, wire: Wire) -> bool:
         """Feed the session until the line is hung up (True) or the wire is gone (False)."""
