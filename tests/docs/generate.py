@@ -10,8 +10,10 @@ import ast
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from enum import StrEnum
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 from msgspec.inspect import (
@@ -32,7 +34,7 @@ from msgspec.inspect import (
 )
 
 from meshpeer import config, errors
-from meshpeer.core import link, messages
+from meshpeer.core import link, messages, restart
 
 __all__ = ["PARTS", "main", "render"]
 
@@ -145,7 +147,10 @@ def signaling_messages() -> str:
     """Every message of `meshpeer.core.messages` with its fields, in three groups."""
     groups = (
         ("From the client to the relay", messages.ClientMessage.__args__),
-        ("From the relay to the client", (*messages.RelayMessage.__args__, messages.Member)),
+        (
+            "From the relay to the client",
+            (*messages.RelayMessage.__args__, messages.Member, messages.IceServerInfo),
+        ),
         ("From peer to peer", (*messages.LinkMessage.__args__, messages.IceCandidate)),
     )
     return "\n\n".join(
@@ -153,10 +158,10 @@ def signaling_messages() -> str:
     )
 
 
-def link_table() -> str:
-    """The transitions of a link; rows that differ in their state alone are one."""
+def _rows(table: Sequence[link.Row] | Sequence[restart.Row]) -> str:
+    """The transitions of a table; rows that differ in their state alone are one."""
     merged: dict[tuple[str, ...], list[str]] = {}
-    for row in link.TABLE:
+    for row in table:
         stays = row.next is row.state
         key = (
             row.input,
@@ -172,25 +177,199 @@ def link_table() -> str:
     )
 
 
-def link_diagram() -> str:
-    """The states of a link and what leads from one to another."""
+def _diagram(
+    table: Sequence[link.Row] | Sequence[restart.Row], first: StrEnum, last: StrEnum | None
+) -> str:
+    """The states of a table and what leads from one to another."""
     arrows: dict[tuple[str, str], list[str]] = {}
-    for row in link.TABLE:
+    for row in table:
         if row.next is not row.state:
             inputs = arrows.setdefault((row.state, row.next), [])
             if row.input not in inputs:
                 inputs.append(row.input)
-    lines = ["stateDiagram-v2", f"    [*] --> {link.LinkState.NEW}"]
+    lines = ["stateDiagram-v2", f"    [*] --> {first}"]
     lines += [f"    {state} --> {to}: {', '.join(on)}" for (state, to), on in arrows.items()]
-    lines.append(f"    {link.LinkState.CLOSED} --> [*]")
+    if last is not None:
+        lines.append(f"    {last} --> [*]")
+    return "```mermaid\n" + "\n".join(lines) + "\n```"
+
+
+def link_table() -> str:
+    """The transitions of a link."""
+    return _rows(link.TABLE)
+
+
+def link_diagram() -> str:
+    """The states of a link."""
+    return _diagram(link.TABLE, link.LinkState.NEW, link.LinkState.CLOSED)
+
+
+def restart_table() -> str:
+    """The transitions of an ICE restart."""
+    return _rows(restart.TABLE)
+
+
+def restart_diagram() -> str:
+    """The states of an ICE restart."""
+    return _diagram(restart.TABLE, restart.RestartState.IDLE, None)
+
+
+class Rung(NamedTuple):
+    """A step of the recovery ladder. ``{setting}`` in its texts stands for a default."""
+
+    when: str
+    what: str
+    row: tuple[str, str, str] | None = None
+    """State, input and condition of the row of a table that says so."""
+    of: Sequence[link.Row] | Sequence[restart.Row] = link.TABLE
+
+
+LADDER = (
+    Rung("a local candidate is found", "it is sent at once: no server delays the offer"),
+    Rung(
+        "no more candidates of the other side, and no end of them, for {candidates_timeout}",
+        "they are taken to be all",
+    ),
+    Rung(
+        "not connected {connect_timeout} after the attempt began",
+        "ICE restart, by the side that dials",
+        ("checking", "deadline", "dials, not restarted"),
+    ),
+    Rung(
+        "not connected {connect_timeout} later",
+        "new connection (the next epoch)",
+        ("checking", "deadline", "dials, first"),
+    ),
+    Rung(
+        "and that one is not connected either",
+        "`failed`; tried again after {retry_first}, doubling to {retry_max}, with jitter",
+        ("checking", "deadline", "dials, again"),
+    ),
+    Rung(
+        "nothing heard for {silence_timeout}, in spite of a check every {ping_interval}",
+        "`disconnected`, and an ICE restart at once, by each side that hears nothing",
+        ("connected", "silence", ""),
+    ),
+    Rung(
+        "what the path went over has ended, such as a TURN server's connection",
+        "`disconnected`, and an ICE restart at once",
+        ("connected", "path lost", "current"),
+    ),
+    Rung(
+        "the local addresses changed",
+        "ICE restart at once, in place of one that is under way",
+        ("connected", "restart", ""),
+    ),
+    Rung(
+        "a restart is not answered within {restart_timeout}",
+        "another one, as long as the peer is `disconnected`",
+        ("offered", "deadline", "current"),
+        restart.TABLE,
+    ),
+    Rung(
+        "a restart was answered, and found no path within {connect_timeout}",
+        "another one, as long as the peer is `disconnected`",
+        ("checking", "deadline", "current"),
+        restart.TABLE,
+    ),
+    Rung(
+        "the peer is heard again, over whatever path",
+        "`connected`",
+        ("disconnected", "heard", "current"),
+    ),
+    Rung(
+        "not heard again {disconnected_timeout} after it was `disconnected`; a restart that was "
+        "answered late has the time for its checks",
+        "new connection",
+        ("disconnected", "deadline", "dials, first"),
+    ),
+    Rung(
+        "the other side knows nothing of the connection any more",
+        "it says so, and there is a new connection at once",
+        ("waiting", "restart offer", "waits, newer"),
+    ),
+    Rung(
+        "signalling is back, and a restart was due meanwhile",
+        "ICE restart",
+        ("disconnected", "reachable", "dials"),
+    ),
+    Rung(
+        "the path goes over TURN",
+        "ICE restart after {upgrade_first}, doubling to {upgrade_max}, to look for a direct one",
+    ),
+    Rung(
+        "the relay gives new TURN credentials",
+        "ICE restart of what goes over TURN, before the old ones expire",
+    ),
+    Rung(
+        "a connection has held for {stable_after}",
+        "failures are forgotten, and waits begin at the first again",
+    ),
+)
+_NAMED = re.compile(r"\{(\w+)\}")
+
+
+def _seconds(name: str) -> str:
+    value = getattr(config.MeshConfig(), name)
+    return f"{value / 60:g} min" if value >= 120 else f"{value:g} s"
+
+
+def _filled(text: str) -> str:
+    return _NAMED.sub(lambda match: _seconds(match[1]), text)
+
+
+def ladder_table() -> str:
+    """The rungs, each with the settings that it goes by."""
+    rows = []
+    for rung in LADDER:
+        if rung.row is not None and not any(row[:3] == rung.row for row in rung.of):
+            raise ValueError(f"no row {rung.row}: the ladder says what the table does not")
+        names = dict.fromkeys(_NAMED.findall(rung.when + rung.what))
+        settings = ", ".join(f"`{name}`" for name in names) or "-"
+        rows.append((_filled(rung.when), _filled(rung.what), settings))
+    return _table(("when", "what", "settings"), rows)
+
+
+def ladder_diagram() -> str:
+    """The way down the rungs, and up again."""
+    arrows = (
+        ("connecting", "open", "connected"),
+        ("connecting", "{connect_timeout}", "restart1[ICE restart]"),
+        ("restart1", "open", "connected"),
+        ("restart1", "{connect_timeout} more", "second[new connection]"),
+        (
+            "connected",
+            "nothing heard for {silence_timeout},<br>or the path is lost",
+            "disconnected",
+        ),
+        ("connected", "addresses changed", "restart2[ICE restart,<br>not noticed]"),
+        ("restart2", "took over", "connected"),
+        ("disconnected", "at once", "restart3[ICE restart]"),
+        (
+            "restart3",
+            "unanswered for {restart_timeout},<br>or no path in {connect_timeout}",
+            "restart3",
+        ),
+        ("restart3", "heard again", "connected"),
+        ("restart3", "{disconnected_timeout},<br>or it knows nothing of us", "second"),
+        ("second", "open", "connected"),
+        ("second", "ICE restart as well,<br>then no more", "failed"),
+        ("failed", "{retry_first} doubling to {retry_max}", "connecting"),
+    )
+    lines = ["flowchart TD"]
+    lines += [f'    {one} -- "{_filled(label)}" --> {other}' for one, label, other in arrows]
     return "```mermaid\n" + "\n".join(lines) + "\n```"
 
 
 PARTS: dict[str, Callable[[], str]] = {
     "config": settings,
     "errors": error_tree,
+    "ladder-diagram": ladder_diagram,
+    "ladder-table": ladder_table,
     "link-diagram": link_diagram,
     "link-table": link_table,
+    "restart-diagram": restart_diagram,
+    "restart-table": restart_table,
     "signaling-messages": signaling_messages,
 }
 

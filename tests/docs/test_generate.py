@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -10,7 +11,7 @@ import pytest
 
 from meshpeer import errors
 from meshpeer.config import IceServer, MeshConfig, RelayConfig
-from meshpeer.core import link, messages
+from meshpeer.core import link, messages, restart
 from tests.docs import generate
 
 _FILES = sorted(generate.DOCS.rglob("*.md"))
@@ -99,12 +100,42 @@ def test_every_message_has_its_fields(cls: type[msgspec.Struct]) -> None:
     assert list(cls.__struct_encode_fields__) in fields
 
 
-def test_every_transition_is_drawn() -> None:
-    diagram = generate.link_diagram().splitlines()
-    for row in link.TABLE:
+@pytest.mark.parametrize(
+    ("rows", "diagram", "table"),
+    [
+        (link.TABLE, generate.link_diagram, generate.link_table),
+        (restart.TABLE, generate.restart_diagram, generate.restart_table),
+    ],
+)
+def test_every_transition_is_drawn(
+    rows: Sequence[link.Row] | Sequence[restart.Row],
+    diagram: Callable[[], str],
+    table: Callable[[], str],
+) -> None:
+    drawn = diagram().splitlines()
+    for row in rows:
         if row.next is row.state:
             continue
-        (line,) = (x for x in diagram if x.startswith(f"    {row.state} --> {row.next}: "))
+        (line,) = (x for x in drawn if x.startswith(f"    {row.state} --> {row.next}: "))
         assert row.input in line.partition(": ")[2].split(", ")
-    table = generate.link_table()
-    assert all(row.reason.replace("{}", "…") in table for row in link.TABLE)
+    text = table()
+    assert all(row.reason.replace("{}", "…") in text for row in rows)
+
+
+def test_the_ladder_has_every_setting_of_recovery_with_its_default() -> None:
+    table = generate.ladder_table()
+    names = (
+        "candidates_timeout connect_timeout disconnected_timeout ping_interval restart_timeout "
+        "retry_first retry_max silence_timeout stable_after upgrade_first upgrade_max"
+    )
+    for name in names.split():
+        (line, *_) = (line for line in table.splitlines() if f"`{name}`" in line)
+        assert generate._seconds(name) in line
+    assert "{" not in table + generate.ladder_diagram()
+
+
+def test_a_rung_that_the_table_does_not_have_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    rung = generate.Rung("when", "what", ("connected", "silence", "never"))
+    monkeypatch.setattr(generate, "LADDER", (rung,))
+    with pytest.raises(ValueError, match="no row"):
+        generate.ladder_table()

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 from meshpeer.config import MeshConfig, RelayConfig
-from meshpeer.core import delivery, frames, link, messages, node, rooms, session
+from meshpeer.core import delivery, frames, link, messages, node, restart, rooms, session
 from meshpeer.core.frames import Bye, Credit, Data, Frame, Kind, More, Ping, Pong
 from meshpeer.core.messages import decode_client, decode_link, decode_relay
 from meshpeer.core.rooms import Rooms, Send
@@ -60,6 +60,19 @@ def test_the_examples_of_link_messages_decode() -> None:
     assert lines
     for line in lines:
         decode_link(line.encode())
+
+
+def test_the_examples_of_other_messages_of_the_relay_decode() -> None:
+    lines = "".join(b.text for b in blocks("protocol.md") if b.kind == "json relay").splitlines()
+    assert lines
+    for line in lines:
+        decode_relay(line)
+
+
+def test_every_action_of_the_tables_is_explained() -> None:
+    rows = {name for row in _first_cells() for name in re.findall(r"`(\w+)`", row)}
+    for table in ([row.actions for row in link.TABLE], [row.actions for row in restart.TABLE]):
+        assert {action for actions in table for action in actions} <= rows
 
 
 def test_the_examples_of_frames_decode() -> None:
@@ -115,7 +128,9 @@ def test_every_code_is_explained(module: ModuleType) -> None:
 
 def test_every_code_of_a_link_is_explained() -> None:
     rows = {code for row in _first_cells() for code in re.findall(r"`(\w+)`", row)}
-    assert {f"unexpected_{on}" for on in link._FROM_PEER} <= rows
+    assert {f"unexpected_{on.replace(' ', '_')}" for on in link._FROM_PEER} <= rows
+    assert {f"unexpected_{on}" for on in restart._FROM_PEER} <= rows
+    assert _codes(link) | _codes(restart) <= rows
 
 
 def test_every_close_code_is_explained() -> None:

@@ -125,7 +125,7 @@ def run(hosts: int, schedule: list[Fault], seed: int) -> World:
 
 @pytest.mark.timeout(900)  # 40 s of computing, which a machine that is busy may stretch
 @settings(
-    max_examples=2000,
+    max_examples=1700,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
