@@ -18,7 +18,7 @@ import socket
 from collections import OrderedDict
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from aioice import stun
 from aioice.candidate import Candidate, candidate_foundation, candidate_priority
@@ -53,6 +53,17 @@ __all__ = ["Generation", "IceEvents", "IceGatherer", "IceTransport"]
 
 _PACE = 0.005
 """Seconds between two checks (RFC 8445, section 14.2: not less than this)."""
+_REPEAT = 0.05
+"""Seconds between two checks that are sent again, of all that have no answer yet."""
+_REPEATS = 200
+"""How often that is done; then aioice's own schedule is all."""
+_RESEND = 0.25
+"""Seconds after which the last flight of the DTLS handshake is sent again. OpenSSL waits 1 s, and
+twice as long each time (RFC 6347, section 4.2.4.1)."""
+_RESENDS = 40
+_MAX_FLIGHT = 20
+"""Datagrams of a flight."""
+_APPLICATION_DATA = 23
 _HOLD = 0.4
 """How long a relayed pair that works waits for a direct one. The first check of a direct pair is
 often lost in a NAT that has not let anything out yet."""
@@ -135,14 +146,13 @@ class _Socket(StunProtocol):
         self.closed = True
         super().connection_lost(exc)
 
-    async def send_data(self, data: bytes, addr: tuple[str, int]) -> None:
+    def send(self, data: bytes, addr: tuple[str, int]) -> None:
         """Send without ever waiting; what can't be sent is dropped."""
         if not self.closed:
             self.transport.sendto(data, addr)
 
     def send_stun(self, message: stun.Message, addr: tuple[str, int]) -> None:
-        if not self.closed:
-            self.transport.sendto(bytes(message), addr)
+        self.send(bytes(message), addr)
 
     def drop(self) -> None:
         """Close a UDP socket."""
@@ -418,6 +428,7 @@ class Generation(Connection):
     async def _pump(self) -> None:
         """Start the checks one after another (RFC 8445, section 6.1.4.2)."""
         waiting = (Pair.State.WAITING, Pair.State.FROZEN)
+        repeats = _REPEATS
         while not self._is_direct():
             pair = next(
                 (
@@ -431,9 +442,22 @@ class Generation(Connection):
             if pair is not None:
                 self.check_start_task(pair)
                 await asyncio.sleep(_PACE)
-            else:
-                self._wake.clear()
-                await self._wake.wait()
+                continue
+            self._wake.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_REPEAT if repeats else None):
+                    await self._wake.wait()
+                    continue
+            repeats -= 1
+            self._repeat()
+
+    def _repeat(self) -> None:
+        """Send again the check that waited longest: aioice's own wait doubles each time, which on a
+        lossy path soon is longer than anybody is willing to wait."""
+        if self._requests:
+            pair, request = next(iter(self._requests.items()))
+            self._requests[pair] = self._requests.pop(pair)
+            pair.protocol.send_stun(request, pair.remote_addr)
 
     def _is_direct(self) -> bool:
         pair = self.selected
@@ -582,6 +606,12 @@ class Generation(Connection):
         if addr in self._remote_addresses or (protocol.relayed and self.begun):
             self._ice.packet_received(self, data)
 
+    def send(self, data: bytes) -> None:
+        """Send over the selected pair; dropped when there is none."""
+        pair = self.selected
+        if pair is not None:
+            cast(_Socket, pair.protocol).send(data, pair.remote_addr)
+
     def protocol_lost(self, protocol: StunProtocol) -> None:
         """A socket or an allocation has ended by itself."""
         if self._closing:
@@ -701,6 +731,11 @@ class IceTransport(RTCIceTransport):
         self._remote: tuple[str | None, str | None] | None = None
         """The remote credentials that were used last."""
         self._heard_at = self._told_at = self._told_answered_at = float("-inf")
+        self._flight: list[bytes] = []
+        """What DTLS sent last in its handshake."""
+        self._flight_over = False
+        self._resends = 0
+        self._resending: asyncio.TimerHandle | None = None
         self._told_pair: tuple[int, CandidatePair] | None = None
         first = Generation(0, self, config, events, controlling=False, credentials=credentials)
         gatherer.watch(first)
@@ -826,6 +861,10 @@ class IceTransport(RTCIceTransport):
                 earlier.may_end.set()
         if self._carrying is None or generation.number >= self._carrying.number:
             self._note(answered=False)
+        if self._resending is not None:
+            self._flight_over = True
+            if data[0] == _APPLICATION_DATA:
+                self._end_handshake()
         if self._queue.qsize() < _MAX_QUEUE:
             self._queue.put_nowait(data)
 
@@ -877,9 +916,42 @@ class IceTransport(RTCIceTransport):
 
     async def _transmit(self, data: bytes) -> None:
         # SCTP relies on it that this never yields; what can't be sent is lost, as on any network.
-        carrying = self._carrying
-        if carrying is not None and (pair := carrying.selected) is not None:
-            await pair.protocol.send_data(data, pair.remote_addr)
+        if self._resending is not None:
+            if self._flight_over:
+                self._flight.clear()
+                self._flight_over = False
+            if len(self._flight) < _MAX_FLIGHT:
+                self._flight.append(data)
+        if self._carrying is not None:
+            self._carrying.send(data)
+
+    def handshake_begins(self) -> None:
+        """DTLS is about to shake hands: send its flights again as long as they have no answer.
+
+        To the other side that is a network that brings a datagram twice. Only that it has got the
+        last flight, the data that it sends shows.
+        """
+        self._resends = _RESENDS
+        self._resend_later()
+
+    def _resend_later(self) -> None:
+        self._resending = self._clock.call_later(_RESEND, self._resend)
+
+    def _resend(self) -> None:
+        self._resends -= 1
+        if self._carrying is not None:
+            for data in self._flight:
+                self._carrying.send(data)
+        if self._resends:
+            self._resend_later()
+        else:
+            self._end_handshake()
+
+    def _end_handshake(self) -> None:
+        if self._resending is not None:
+            self._resending.cancel()
+            self._resending = None
+        self._flight.clear()
 
     def ping(self, nonce: int) -> None:
         """Send a check over the selected pair."""
@@ -918,6 +990,7 @@ class IceTransport(RTCIceTransport):
         if self.state == "closed":
             return
         self._set_state("closed")
+        self._end_handshake()
         self._ready.set()
         self._stopping.set()
         self._queue.put_nowait(None)
