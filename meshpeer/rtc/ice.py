@@ -606,7 +606,7 @@ class Generation(Connection):
         if addr in self._remote_addresses or (protocol.relayed and self.begun):
             self._ice.packet_received(self, data)
 
-    def send(self, data: bytes) -> None:
+    def transmit(self, data: bytes) -> None:
         """Send over the selected pair; dropped when there is none."""
         pair = self.selected
         if pair is not None:
@@ -923,7 +923,7 @@ class IceTransport(RTCIceTransport):
             if len(self._flight) < _MAX_FLIGHT:
                 self._flight.append(data)
         if self._carrying is not None:
-            self._carrying.send(data)
+            self._carrying.transmit(data)
 
     def handshake_begins(self) -> None:
         """DTLS is about to shake hands: send its flights again as long as they have no answer.
@@ -941,7 +941,7 @@ class IceTransport(RTCIceTransport):
         self._resends -= 1
         if self._carrying is not None:
             for data in self._flight:
-                self._carrying.send(data)
+                self._carrying.transmit(data)
         if self._resends:
             self._resend_later()
         else:
