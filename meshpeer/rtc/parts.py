@@ -14,7 +14,7 @@ from aiortc import rtcicetransport, rtcpeerconnection, rtcsctptransport
 
 from meshpeer.rtc.servers import PRIVATE_PARTS
 
-__all__ = ["check", "missing_parts"]
+__all__ = ["ALL", "check", "missing_parts"]
 
 _PARTS: tuple[tuple[type, str], ...] = tuple(
     (owner, name)
@@ -81,7 +81,11 @@ _PARTS: tuple[tuple[type, str], ...] = tuple(
 )
 
 
-def missing_parts(parts: tuple[tuple[object, str], ...] = (*_PARTS, *PRIVATE_PARTS)) -> list[str]:
+ALL: tuple[tuple[object, str], ...] = (*_PARTS, *PRIVATE_PARTS)
+"""Owner and attribute of each."""
+
+
+def missing_parts(parts: tuple[tuple[object, str], ...] = ALL) -> list[str]:
     """Those of ``parts`` (owner, attribute) that are not there."""
     return [
         f"{getattr(owner, '__qualname__', owner)}.{name}"
@@ -96,7 +100,7 @@ def _set_by_init(owner: object) -> tuple[str, ...]:
     return () if code is None else tuple(code.co_names)
 
 
-def check(parts: tuple[tuple[object, str], ...] = (*_PARTS, *PRIVATE_PARTS)) -> None:
+def check(parts: tuple[tuple[object, str], ...] = ALL) -> None:
     """Raise ImportError when one is missing, naming the versions that work."""
     if missing := missing_parts(parts):
         raise ImportError(
