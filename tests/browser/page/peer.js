@@ -123,7 +123,8 @@ class Seat {
         this.#forget(message.received);
         break;
       case "refused":
-        note("error", { text: `refused: ${message.code} ${message.text}` });
+        // Somebody who has just left may still be told something.
+        if (message.code !== "no_such_peer") note("error", { text: `refused: ${message.code} ${message.text}` });
     }
   }
 
@@ -192,9 +193,11 @@ class Link {
     this.connection = null;
   }
 
-  /** Operations on a connection run one after another. */
+  /** Operations on a connection run one after another; one that meets the end of the link has no say. */
   #do(operation) {
-    this.#queue = this.#queue.then(operation).catch((error) => note("error", { text: String(error.stack ?? error) }));
+    this.#queue = this.#queue.then(operation).catch((error) => {
+      if (this.connection) note("error", { text: String(error.stack ?? error) });
+    });
   }
 
   #connect(epoch) {
