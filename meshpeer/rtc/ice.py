@@ -235,7 +235,12 @@ class Generation(Connection):
             bound = [await self._bind(address) for address in local_addresses(self._config)]
             hosts = [each for each in bound if each is not None]
         self._local_candidates_end = True
-        servers = self._events.servers()
+        # What a STUN server tells is of no use where only relayed candidates may be shown.
+        servers = [
+            server
+            for server in self._events.servers()
+            if server.kind == "turn" or self._transport_policy is TransportPolicy.ALL
+        ]
         self._asking = len(servers)
         for server in servers:
             self._spawn(self._ask(server, hosts))
@@ -297,16 +302,18 @@ class Generation(Connection):
             self._ice.gathering_changed()
             self._tell_candidates([])
 
-    async def _reflect(self, server: Server, hosts: list[_Socket]) -> str | None:
+    async def _reflect(self, server: Server, hosts: list[_Socket]) -> str:
         """Server-reflexive candidates (RFC 8445, section 5.1.1.2), one a socket."""
         if not hosts:
-            return None
+            raise OSError("there is no network interface to ask it from")
         results = await asyncio.gather(
             *(self._reflect_one(server, each) for each in hosts), return_exceptions=True
         )
         good = [each for each in results if isinstance(each, str)]
         if not good:
-            raise next(each for each in results if isinstance(each, BaseException))
+            # An IPv6 socket has nothing to say of an IPv4 server: what another one says counts.
+            failures = [each for each in results if isinstance(each, BaseException)]
+            raise min(failures, key=lambda each: describe(each)[0] is IceServerOutcome.FAILED)
         return good[0]
 
     async def _reflect_one(self, server: Server, protocol: _Socket) -> str:
