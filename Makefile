@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench docs clean
+.PHONY: help demo test lint types bench network browser docs clean
 
 help: ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -31,6 +31,12 @@ types: $(STAMP)
 
 bench: $(STAMP) ## measure against raw aiortc in the same run; writes build/bench.json
 	$(BIN)/python -m tests.bench
+
+network: $(STAMP) ## connect and recover in real networks of namespaces (root); writes docs/recovery.md
+	$(BIN)/python -m tests.network
+
+browser: $(STAMP) ## connect and recover with a real Chromium (root); writes docs/recovery.md
+	$(BIN)/python -m tests.browser
 
 docs: $(STAMP) ## redraw the diagrams and tables in docs/ that are made from the code
 	$(BIN)/python -m tests.docs.generate
