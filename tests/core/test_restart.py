@@ -440,6 +440,19 @@ def test_an_offer_that_lost_comes_again_much_later_and_is_ignored() -> None:
     assert two.ends[True].message(lost, 1.0) == []
 
 
+def test_an_offer_that_lost_and_comes_after_the_answer_is_ignored() -> None:
+    """They gave it up when they answered ours."""
+    restart = begun()
+    restart.tick(5.0)
+    restart.begin("again", 5.0, urgent=False)
+    restart.offer_made(3, "o", 5.0)
+    restart.message(Answer("a", 3), 5.1)
+    restart.selected(3, 5.2)
+    assert restart.message(Offer("o", 2), 5.3) == []
+    assert state_of(restart) is S.IDLE
+    assert restart.message(Offer("o", 4), 5.4) != []
+
+
 # --- all pairs of state and input -----------------------------------------------------------------
 
 Feed = Callable[[Restart], list[RestartOutput]]
