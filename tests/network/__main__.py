@@ -98,12 +98,12 @@ def _versions() -> str:
 
 
 def _report(connecting: list[Row], recovering: list[Row], runs: int) -> str:
-    about = f"{time.strftime('%Y-%m-%d')}, {_versions()}, {platform.machine()}."
-    command = f"`python -m tests.network --runs {runs}`"
-    parts = [
-        f"Measured by {command}: {about} In half of the runs the other side dials. "
-        "The p95 of ten runs is the longest."
-    ]
+    about = (
+        f"Measured on {time.strftime('%Y-%m-%d')} by `python -m tests.network --runs {runs}` with "
+        f"{_versions()}, {platform.machine()}. In half of the runs the other side dials. The p95 "
+        "of ten runs is the longest."
+    )
+    parts = [about]
     if connecting:
         text = (
             "From the moment in which the side that dials knows of the other to that in which both "
