@@ -241,8 +241,13 @@ class Restart:
     def message(self, message: Offer | Answer | Candidates, now: float) -> list[RestartOutput]:
         """A signal with a generation above 0 arrived for this epoch."""
         number = message.generation
+        text = None
         if number > _MAX_REMOTE:
             text = f"generation {number} is beyond {_MAX_REMOTE}"
+        elif isinstance(message, Offer) and number % 2 == self._dials:
+            kind = "odd" if self._dials else "even"
+            text = f"generation {number} is not the other side's to offer: {kind} ones are ours"
+        if text is not None:
             error = ProtocolError(text, code="bad_generation", field="$.generation")
             return [Refuse(error)]
         match message:

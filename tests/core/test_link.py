@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import random
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -341,6 +342,17 @@ def test_silence_that_lasts_ends_the_connection() -> None:
         Operate(2, MakeOffer()),
         changed(S.DISCONNECTED, S.OFFERING, "did not come back within 15 s"),
     ]
+
+
+def test_a_silent_path_is_asked_four_times_as_often_whether_it_is_back() -> None:
+    link = connected(dials=True)
+    until(link, S.DISCONNECTED)
+    pinged, now = [], 2.5
+    while now < 5.0:
+        now = link.next_deadline() or 0.0
+        pinged += [now for output in link.tick(now) if isinstance(output, Ping)]
+    assert pinged[0] == 2.5
+    assert all(b - a == 0.25 for a, b in pairwise(pinged))
 
 
 def pings_within(seconds: float, config: MeshConfig, *, answers: bool) -> dict[bool, int]:
@@ -681,7 +693,7 @@ def feeds(link: Link) -> Iterator[tuple[Input, str, Feed]]:
         (Input.CANDIDATES, lambda _: Candidates([ONE])),
         (Input.DIAL, lambda _: Dial("why")),
         (Input.STALE, lambda epoch: Stale(OTHER, epoch)),
-        (Input.RESTART_OFFER, lambda _: Offer("o", 7)),
+        (Input.RESTART_OFFER, lambda _: Offer("o", 8 if link.dials else 7)),
         (Input.RESTART_REPLY, lambda _: Answer("a", 1)),
         (Input.RESTART_REPLY, lambda _: Candidates([ONE], generation=1)),
     ]

@@ -191,15 +191,27 @@ def test_too_many_restarts_of_theirs_are_refused() -> None:
     assert (state_of(restart), restart.next_deadline()) == (S.IDLE, None)
 
 
-@pytest.mark.parametrize("message", [Offer("o", 2**30 + 1), Answer("a", 2**31 - 1)])
+@pytest.mark.parametrize("message", [Offer("o", 2**30 + 2), Answer("a", 2**31 - 1)])
 def test_a_number_that_leaves_no_room_for_ours_is_refused(message: Offer | Answer) -> None:
     restart = begun()
     (refused,) = restart.message(message, 0.0)
     assert isinstance(refused, Refuse)
     assert (refused.error.code, refused.error.field) == ("bad_generation", "$.generation")
-    restart.message(Offer("o", 2**30), 0.0)
+    assert restart.message(Offer("o", 2**30), 0.0) == []
     restart.begin("why", 0.0, urgent=True)
     assert restart.generation == 2**30 + 1
+
+
+@pytest.mark.parametrize("dials", [True, False])
+def test_an_offer_with_a_number_of_ours_is_refused(dials: bool) -> None:
+    """Or what we report of our own could be taken for theirs."""
+    restart = begun(dials=dials, offered=False)
+    number = restart.generation
+    for ours in (number, number + 2, number + 4):
+        (refused,) = restart.message(Offer("o", ours), 0.0)
+        assert isinstance(refused, Refuse)
+        assert (refused.error.code, refused.error.field) == ("bad_generation", "$.generation")
+    assert restart.offer_made(number, "o", 0.0) == [SendSignal(4, Offer("o", number))]
 
 
 # --- candidates -----------------------------------------------------------------------------------
@@ -459,22 +471,28 @@ Feed = Callable[[Restart], list[RestartOutput]]
 NOW = 3.0
 
 
+def theirs(*, dials: bool) -> tuple[int, int, int]:
+    """The numbers of what the other side begins: the first, the second, and one to come."""
+    return (2, 6, 8) if dials else (3, 7, 9)
+
+
 def in_state(state: RestartState, *, dials: bool, again: bool, selected: bool) -> Restart | None:
-    """A restart in ``state``, the fifth or sixth of its connection, or None if there is none."""
+    """A restart in ``state``, the second of its connection, or None if there is none."""
     restart = make(dials=dials)
-    restart.message(Offer("o", 3), 0.0)
-    restart.answer_made(3, "a", 0.0)
-    restart.selected(3, 0.0)
-    ours = 5 if dials else 4
+    first, under_way, _ = theirs(dials=dials)
+    restart.message(Offer("o", first), 0.0)
+    restart.answer_made(first, "a", 0.0)
+    restart.selected(first, 0.0)
+    ours = 3 if dials else 4
     match state:
         case S.OFFERING | S.OFFERED:
             restart.begin("why", 0.0, urgent=False)
             if state is S.OFFERED:
                 restart.offer_made(ours, "o", 0.0)
         case S.ANSWERING | S.CHECKING:
-            restart.message(Offer("o", 6), 0.0)
+            restart.message(Offer("o", under_way), 0.0)
             if state is S.CHECKING:
-                restart.answer_made(6, "a", 0.0)
+                restart.answer_made(under_way, "a", 0.0)
     if again:
         if state not in (S.OFFERING, S.ANSWERING):
             return None
@@ -482,7 +500,7 @@ def in_state(state: RestartState, *, dials: bool, again: bool, selected: bool) -
     if selected:
         if state is not S.ANSWERING or again:
             return None
-        restart.selected(6, 0.0)
+        restart.selected(under_way, 0.0)
     assert restart.state is state
     return restart
 
@@ -492,12 +510,13 @@ def feeds(restart: Restart) -> Iterator[tuple[RestartInput, str, Feed]]:
     role = "dials" if restart._dials else "waits"
     state = restart.state
     current = restart.generation
+    first, _, newer = theirs(dials=restart._dials)
     again = restart._remembered is not None
     yield I.BEGIN, "patient", lambda it: it.begin("why", NOW, urgent=False)
     yield I.BEGIN, "urgent", lambda it: it.begin("why", NOW, urgent=True)
-    yield I.OFFER, f"{role}, newer", lambda it: it.message(Offer("o", 8), NOW)
-    yield I.OFFER, f"{role}, older", lambda it: it.message(Offer("o", 2), NOW)
-    numbers = [("older", 1), ("unknown", 9)]
+    yield I.OFFER, f"{role}, newer", lambda it: it.message(Offer("o", newer), NOW)
+    yield I.OFFER, f"{role}, older", lambda it: it.message(Offer("o", first), NOW)
+    numbers = [("older", 1), ("unknown", 99)]
     if state is not S.IDLE:
         numbers.append(("current", current))
     for which, number in numbers:
@@ -517,7 +536,7 @@ def feeds(restart: Restart) -> Iterator[tuple[RestartInput, str, Feed]]:
         yield (
             I.CANDIDATES,
             "carries",
-            lambda it: it.message(Candidates([ONE], generation=3), NOW),
+            lambda it: it.message(Candidates([ONE], generation=first), NOW),
         )
     if state is not S.IDLE:
         done = "again" if again else "current"
@@ -546,12 +565,17 @@ ACTIONS: dict[str, Callable[[Restart, Restart, RestartOutput], bool]] = {
         and new.generation > old._seen
         and new.generation % 2 == new._dials
     ),
-    "answer": lambda old, new, o: o == Operate(4, AcceptOffer("o", 8)) and new.generation == 8,
+    "answer": lambda old, new, o: (
+        o == Operate(4, AcceptOffer("o", new.generation))
+        and new.generation == theirs(dials=old._dials)[2]
+    ),
     "accept_answer": lambda old, new, o: o == Operate(4, AcceptAnswer("a", old.generation)),
     "add_candidates": lambda old, new, o: (
         o == Operate(4, AddCandidates((ONE,), False, old.generation))
     ),
-    "add_to_carrying": lambda old, new, o: o == Operate(4, AddCandidates((ONE,), False, 3)),
+    "add_to_carrying": lambda old, new, o: (
+        o == Operate(4, AddCandidates((ONE,), False, old.carrying))
+    ),
     "send_offer": lambda old, new, o: o == SendSignal(4, Offer("o", old.generation)),
     "send_answer": lambda old, new, o: o == SendSignal(4, Answer("a", old.generation)),
 }
