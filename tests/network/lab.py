@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
+import signal
 import subprocess
 import tempfile
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
@@ -43,6 +46,9 @@ ONLY_TCP_443 = (
     'iifname "lan" tcp dport != 443 drop',
 )
 """For `Router.drop`: a firewall that lets only TCP to port 443 through."""
+
+_SETTINGS = Path("/etc/netns")
+"""Where `ip netns exec` looks for the files that it puts over those in /etc."""
 
 _serial = itertools.count(1)
 
@@ -272,6 +278,7 @@ class Lab:
         self._networks = itertools.count(1)
 
     def __enter__(self) -> Self:
+        _sweep()
         self.folder = Path(tempfile.mkdtemp(prefix=f"{self.name}-"))
         """For files that end with the lab."""
         try:
@@ -292,16 +299,16 @@ class Lab:
 
     def _remove(self) -> None:
         for node in self._nodes:
-            _run(["ip", "netns", "delete", node.namespace])
-            shutil.rmtree(_settings(node), ignore_errors=True)
+            _delete(node.namespace)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def add(self, node: Node) -> None:
         """Remove this node with the lab. Called by the node before it exists."""
         self._nodes.append(node)
         # Every lookup of a name goes to a server that never answers.
-        _settings(node).mkdir(parents=True)
-        (_settings(node) / "resolv.conf").write_text(f"nameserver {NOBODY}\n")
+        settings = _SETTINGS / node.namespace
+        settings.mkdir(parents=True)
+        (settings / "resolv.conf").write_text(f"nameserver {NOBODY}\n")
 
     def host(self, name: str, segment: Segment | None = None) -> Node:
         """A host, on the public segment if no other is given."""
@@ -317,6 +324,20 @@ class Lab:
         return Router(self, name, prefix, nat, upstream or self.public)
 
 
-def _settings(node: Node) -> Path:
-    # Where `ip netns exec` looks for the files it puts over those in /etc.
-    return Path("/etc/netns") / node.namespace
+def _delete(namespace: str) -> None:
+    _run(["ip", "netns", "delete", namespace])
+    shutil.rmtree(_SETTINGS / namespace, ignore_errors=True)
+
+
+def _sweep() -> None:
+    """Remove the labs of processes that were killed, with the programs that run there still."""
+    for settings in _SETTINGS.glob("lab*-*"):
+        owner = re.match(r"lab(\d+)x\d+-", settings.name)
+        if owner is None or (Path("/proc") / owner[1]).exists():
+            continue
+        for pid in _run(["ip", "netns", "pids", settings.name]).stdout.split():
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        _delete(settings.name)
+        for folder in Path(tempfile.gettempdir()).glob(f"{owner[0]}*"):
+            shutil.rmtree(folder, ignore_errors=True)

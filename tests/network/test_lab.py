@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import select
 import socket
 import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -167,6 +171,31 @@ def test_nothing_is_left_of_a_lab() -> None:
     assert lab.name not in _namespaces()
     assert not lab.folder.exists()
     assert not list(Path("/etc/netns").glob(f"{lab.name}-*"))
+
+
+def test_a_lab_whose_process_was_killed_is_removed_by_the_next() -> None:
+    code = (
+        "import os, signal, subprocess\n"
+        "from tests.network.lab import Lab\n"
+        "with Lab() as lab:\n"
+        "    command = [*lab.host('left').command, 'sleep', '600']\n"
+        "    program = subprocess.Popen(command, stdout=subprocess.DEVNULL)\n"
+        "    print(lab.name, program.pid, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False
+    )
+    name, program = done.stdout.split()
+    assert name in _namespaces()
+    running = os.pidfd_open(int(program))
+    try:
+        with Lab():
+            assert name not in _namespaces()
+        assert select.select([running], [], [], 10)[0], "its program runs still"
+    finally:
+        os.close(running)
+    assert not list(Path(tempfile.gettempdir()).glob(f"{name}-*"))
 
 
 def _namespaces() -> str:
