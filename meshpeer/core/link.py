@@ -757,6 +757,7 @@ class Link:
                 self._out += self._begin_restart(self._wanted, now, urgent=True)
             case LinkState.DISCONNECTED:
                 self._disconnected_at = now
+                self._deadlines.set("ping", now)
                 self._deadlines.set("state", now + self._config.disconnected_timeout)
             case LinkState.WAITING:
                 self._deadlines.set("state", now + self._config.connect_timeout)
@@ -779,6 +780,8 @@ class Link:
         # Who pings is the one who speaks first: with the answer the other side has spoken too, so
         # it waits a little longer, but never so long that it would be taken for gone.
         interval, silence = self._config.ping_interval, self._config.silence_timeout
+        if self.state is LinkState.DISCONNECTED:
+            return interval / 4  # a path that comes back is noticed soon, by both
         return interval if self.dials else min(1.5 * interval, (interval + silence) / 2)
 
     def _ping_due(self, now: float) -> list[LinkOutput]:
