@@ -36,6 +36,9 @@ _MESSAGE_CHANNEL = "meshpeer"
 _MESSAGE_CHANNEL_ID = 0
 _RTO_INITIAL = 0.5
 """Seconds. aiortc begins with 3, RFC 9260 (section 16) with 1, browsers with this."""
+_RTO_MIN = 0.4
+"""Seconds. aiortc and RFC 9260 have 1, browsers this: what is lost at the end of a burst, or with
+the path, is sent again so much sooner."""
 _IN_FLIGHT = 0.2
 """What was sent this many seconds ago and is not acknowledged when the path changes is lost."""
 _UFRAG = re.compile(r"\bufrag (\S+)")
@@ -233,6 +236,8 @@ class AiortcConnection:
         assert self._pc.sctp is not None
         self._sctp: RTCSctpTransport = self._pc.sctp
         self._sctp._rto = _RTO_INITIAL
+        # The only way to another minimum than aiortc's one second.
+        setattr(self._sctp, "_update_rto", self._update_rto)  # noqa: B010
         ice = self._sctp.transport.transport
         assert isinstance(ice, IceTransport)
         self._ice = ice
@@ -432,6 +437,13 @@ class AiortcConnection:
             sctp._rto = min(sctp._rto, _RTO_INITIAL)
             sctp._t3_cancel()
             sctp._t3_expired()
+
+    def _update_rto(self, round_trip: float) -> None:
+        sctp = self._sctp
+        RTCSctpTransport._update_rto(sctp, round_trip)
+        assert sctp._srtt is not None
+        assert sctp._rttvar is not None
+        sctp._rto = min(sctp._rto, max(_RTO_MIN, sctp._srtt + 4 * sctp._rttvar))
 
     def failed(self, error: BaseException) -> None:
         """A task of ICE ended with an error that it must not end with."""

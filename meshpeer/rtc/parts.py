@@ -75,6 +75,9 @@ _PARTS: tuple[tuple[type, str], ...] = tuple(
             "_t3_cancel",
             "_t3_expired",
             "_t3_handle",
+            "_rttvar",
+            "_srtt",
+            "_update_rto",
         ),
     }.items()
     for name in names
