@@ -373,11 +373,13 @@ class Shell:
                 if self._watch is not None:
                     self._spawn(self._watch(self.config, self.addresses_changed))
                 self._running.set()
-                await self._stop.wait()
-                if self.error is None:
-                    await self._confirm_all()
-                # The group takes no more tasks while it ends, and what arrives then is still told.
-                self._tasks = None
+                try:
+                    await self._stop.wait()
+                    if self.error is None:
+                        await self._confirm_all()
+                finally:
+                    # The group takes no more tasks while it ends, and what arrives then is told.
+                    self._tasks = None
                 raise _Finished
         except* _Finished:
             pass

@@ -95,7 +95,7 @@ RULES = [
     # What manager and peer ask of a connection: a fake satisfies it too.
     Rule("rtc.base", "core.events errors config"),
     Rule("rtc.interfaces", "config", "ifaddr"),
-    Rule("rtc.*", "core.events errors config log streams rtc.*", "aiortc aioice av"),
+    Rule("rtc.*", "core.events errors config log streams rtc.*", "aiortc aioice av OpenSSL"),
     # The public faces and the shell behind them: core objects inside, WebRTC only by `rtc.base`,
     # and a default for it that is imported when a connection is first made.
     Rule("peer", f"{_SHELL} core.frames core.delivery rtc.base", "msgspec"),

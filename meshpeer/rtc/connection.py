@@ -6,6 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 
 from aiortc import (
     RTCConfiguration,
@@ -19,6 +20,7 @@ from aiortc import (
 from aiortc.exceptions import InvalidStateError
 from aiortc.rtcicetransport import candidate_to_aioice
 from aiortc.sdp import MediaDescription, SessionDescription, candidate_from_sdp
+from OpenSSL import SSL
 
 from meshpeer.config import MeshConfig
 from meshpeer.core.events import CandidatePair, IceServerReport
@@ -55,6 +57,13 @@ def connection_factory(
         return AiortcConnection(observer, config)
 
     return make
+
+
+class _DtlsTransport(RTCDtlsTransport):
+    async def _send_data(self, data: bytes) -> None:
+        # SCTP's timers go on when DTLS has ended, in tasks that nobody awaits.
+        with suppress(ConnectionError, SSL.Error):
+            await super()._send_data(data)
 
 
 class PeerConnection(RTCPeerConnection):
@@ -115,7 +124,7 @@ class PeerConnection(RTCPeerConnection):
         ice.on("statechange", changed)
         getattr(self, "_RTCPeerConnection__iceTransports").add(ice)  # noqa: B009
         certificates = getattr(self, "_RTCPeerConnection__certificates")  # noqa: B009
-        dtls = RTCDtlsTransport(ice, certificates)
+        dtls = _DtlsTransport(ice, certificates)
         dtls.on("statechange", changed)
 
         def on_state() -> None:

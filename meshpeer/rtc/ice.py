@@ -54,13 +54,15 @@ __all__ = ["Generation", "IceEvents", "IceGatherer", "IceTransport"]
 _PACE = 0.005
 """Seconds between two checks (RFC 8445, section 14.2: not less than this)."""
 _REPEAT = 0.05
-"""Seconds between two checks that are sent again, of all that have no answer yet."""
-_REPEATS = 200
-"""How often that is done; then aioice's own schedule is all."""
+"""Seconds between two checks that are sent again, of all that have no answer yet; at first."""
+_REPEAT_GROWTH = 1.1
+_REPEAT_MAX = 0.5
+_LATE = 0.02
+"""Seconds that a timer of an event loop which is not overloaded may be late."""
 _RESEND = 0.25
 """Seconds after which the last flight of the DTLS handshake is sent again. OpenSSL waits 1 s, and
 twice as long each time (RFC 6347, section 4.2.4.1)."""
-_RESENDS = 40
+_RESENDS = 30
 _MAX_FLIGHT = 20
 """Datagrams of a flight."""
 _APPLICATION_DATA = 23
@@ -435,7 +437,7 @@ class Generation(Connection):
     async def _pump(self) -> None:
         """Start the checks one after another (RFC 8445, section 6.1.4.2)."""
         waiting = (Pair.State.WAITING, Pair.State.FROZEN)
-        repeats = _REPEATS
+        clock, pause = asyncio.get_running_loop(), _REPEAT
         while not self._is_direct():
             pair = next(
                 (
@@ -451,12 +453,15 @@ class Generation(Connection):
                 await asyncio.sleep(_PACE)
                 continue
             self._wake.clear()
+            due = clock.time() + pause
             with suppress(TimeoutError):
-                async with asyncio.timeout(_REPEAT if repeats else None):
+                async with asyncio.timeout_at(due):
                     await self._wake.wait()
                     continue
-            repeats -= 1
-            self._repeat()
+            # Late: this process has more to do than it can, and the answer may be there already.
+            if clock.time() - due < _LATE:
+                self._repeat()
+            pause = min(pause * _REPEAT_GROWTH, _REPEAT_MAX)
 
     def _repeat(self) -> None:
         """Send again the check that waited longest: aioice's own wait doubles each time, which on a
@@ -942,11 +947,12 @@ class IceTransport(RTCIceTransport):
         self._resend_later()
 
     def _resend_later(self) -> None:
-        self._resending = self._clock.call_later(_RESEND, self._resend)
+        due = self._clock.time() + _RESEND
+        self._resending = self._clock.call_at(due, self._resend, due)
 
-    def _resend(self) -> None:
+    def _resend(self, due: float) -> None:
         self._resends -= 1
-        if self._carrying is not None:
+        if self._carrying is not None and self._clock.time() - due < _LATE:
             for data in self._flight:
                 self._carrying.transmit(data)
         if self._resends:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import aioice
 import aiortc
 from aioice import ice
-from aiortc import rtcicetransport, rtcpeerconnection, rtcsctptransport
+from aiortc import rtcdtlstransport, rtcicetransport, rtcpeerconnection, rtcsctptransport
 
 from meshpeer.rtc.servers import PRIVATE_PARTS
 
@@ -69,6 +69,7 @@ _PARTS: tuple[tuple[type, str], ...] = tuple(
             "_RTCPeerConnection__updateIceConnectionState",
             "_RTCPeerConnection__updateIceGatheringState",
         ),
+        rtcdtlstransport.RTCDtlsTransport: ("_send_data",),
         rtcsctptransport.RTCSctpTransport: (
             "_rto",
             "_sent_queue",
