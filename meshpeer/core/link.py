@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from math import ceil
 from typing import NamedTuple, TypeVar
 
 from meshpeer.config import MeshConfig
@@ -751,7 +752,7 @@ class Link:
                     self._out.append(self.ping(now))
                 self._deadlines.set("silence", now + self._config.silence_timeout)
                 self._deadlines.set("stable", now + self._config.stable_after)
-                self._deadlines.set("ping", self._spoke_at + self._ping_after)
+                self._set_ping(self._spoke_at + self._ping_after)
                 self._arm_upgrade(now)
             case LinkState.CHECKING if self._wanted is not None:
                 self._out += self._begin_restart(self._wanted, now, urgent=True)
@@ -789,15 +790,30 @@ class Link:
         # nothing of us.
         at = self._spoke_at + self._ping_after
         if at > now:
-            self._deadlines.set("ping", at)
+            self._set_ping(at)
             return []
-        self._deadlines.set("ping", now + self._ping_after)
+        self._set_ping(now + self._ping_after)
         return [self.ping(now)]
+
+    def _set_ping(self, at: float) -> None:
+        # On a grid, so that all the links of a process wake it up together, and not one by one.
+        interval, silence = self._config.ping_interval, self._config.silence_timeout
+        grid = min(interval, silence - interval) / 4
+        step = ceil(at / grid)
+        if step * grid < at:  # by a rounding error, but then it would be due for ever
+            step += 1
+        self._deadlines.set("ping", at := step * grid)
+        # Where something was heard lately, the next of these looks whether that is still so.
+        silent_at = self._heard_at + silence
+        if self.state is LinkState.CONNECTED and silent_at <= at:
+            self._deadlines.set("silence", silent_at)
 
     def _silence_due(self, at: float, now: float) -> list[LinkOutput]:
         silent_at = self._heard_at + self._config.silence_timeout
         if silent_at > now:
-            self._deadlines.set("silence", silent_at)
+            next_look = self._deadlines.get("ping")
+            if next_look is None or silent_at <= next_look:
+                self._deadlines.set("silence", silent_at)
             return []
         if now - at > _STALL:
             self._deadlines.set("silence", now + self._config.ping_interval)

@@ -387,8 +387,9 @@ def test_each_side_speaks_before_the_other_would_call_it_silent(
     """Even when all that it sends arrives and nothing of what it gets is an answer."""
     config = MeshConfig(ping_interval=interval, silence_timeout=silence)
     pings = pings_within(60.0, config, answers=False)
-    assert pings[True] >= 60.0 / interval - 1
-    assert pings[False] >= 60.0 / (1.5 * interval) - 1
+    # They are sent on a grid, a little later than each is due.
+    assert pings[True] >= 60.0 / (1.25 * interval) - 1
+    assert pings[False] >= 60.0 / (1.75 * interval) - 1
 
 
 def test_who_hears_all_the_time_speaks_nevertheless() -> None:
@@ -398,7 +399,7 @@ def test_who_hears_all_the_time_speaks_nevertheless() -> None:
         at += 0.1
         assert link.heard(1, at) == []
         pinged += [at for _ in link.tick(at)]
-    assert len(pinged) >= 19
+    assert len(pinged) >= 16
     link.spoke(30.0)
     assert link.tick(31.4) == [], "what was sent meanwhile is as good as a ping"
     assert len(link.tick(31.6)) == 1
