@@ -14,6 +14,7 @@ _SKIP = 200
 _PEERS = 20
 _PAIRS = _PEERS * (_PEERS - 1) // 2
 _ROOMS_OF_TWO = 60
+_QUIET = {"links": 50, "settle": 6, "seconds": 10}
 _IDLE = 2_000
 _ROOM = 10
 _VISITS = 300
@@ -66,6 +67,18 @@ def _stream_on_meshpeer(loop: str) -> Samples:
         Process("tests.bench.mesh:send_stream", loop, relay=url, **_STREAM),
     ):
         return [receiver.receive() * 8 / 1e6]
+
+
+def _idle_links(loop: str) -> Samples:
+    """Per cent of a core, of the side that pings and of the other."""
+    with (
+        Process("tests.bench.relay:run_relay", loop) as relay,
+        Process(
+            "tests.bench.mesh:idle", loop, relay=(url := relay.receive()), peer_id="a", **_QUIET
+        ) as dialling,
+        Process("tests.bench.mesh:idle", loop, relay=url, peer_id="b", **_QUIET) as waiting,
+    ):
+        return [dialling.receive(), waiting.receive()]
 
 
 def _idle(server: str, loop: str) -> Samples:
@@ -148,6 +161,18 @@ BENCHMARKS = [
         rounds=10,
         ours=lambda loop: _kilobytes(_on_meshpeer("memory", loop, rooms=_ROOMS_OF_TWO, peers=2)),
         theirs=lambda loop: _kilobytes(_on_aiortc("memory", loop, pairs=_ROOMS_OF_TWO)),
+    ),
+    Benchmark(
+        name=f"heartbeats, {_QUIET['links']} idle links",
+        unit="% of a core",
+        reference="raw aiortc, 50 ends",
+        goal=Goal(1.0, of="value"),
+        # Twenty seconds a round.
+        rounds=5,
+        ours=_idle_links,
+        theirs=lambda loop: _on_aiortc(
+            "idle", loop, ends=_QUIET["links"], settle=_QUIET["settle"], seconds=_QUIET["seconds"]
+        ),
     ),
     Benchmark(
         name=f"relay, idle member at {_IDLE}",

@@ -9,7 +9,7 @@ import meshpeer.rtc.connection  # noqa: F401 - what is imported late is imported
 from meshpeer import PeerManager
 from tests.bench.worker import Control, rss
 
-__all__ = ["connect", "cpu", "memory", "receive_stream", "round_trip", "send_stream"]
+__all__ = ["connect", "cpu", "idle", "memory", "receive_stream", "round_trip", "send_stream"]
 
 
 async def _connect(relay: str, room: str, *, dials: bool) -> float:
@@ -97,6 +97,21 @@ async def cpu(control: Control, *, relay: str, peers: int) -> None:
     began = time.process_time()
     managers = await _full_mesh(relay, "mesh", peers)
     control.tell(time.process_time() - began)
+    await asyncio.gather(*(manager.close() for manager in managers))
+
+
+async def idle(
+    control: Control, *, relay: str, peer_id: str, links: int, settle: float, seconds: float
+) -> None:
+    """Per cent of a core that one end of so many links takes that say nothing."""
+    managers = [PeerManager(relay, room=f"room {n}", peer_id=peer_id) for n in range(links)]
+    await asyncio.gather(*(manager.start() for manager in managers))
+    await asyncio.gather(*(manager.wait_for_peers() for manager in managers))
+    await asyncio.sleep(settle)
+    began = time.process_time()
+    await asyncio.sleep(seconds)
+    control.tell(100 * (time.process_time() - began) / seconds)
+    await control.receive()
     await asyncio.gather(*(manager.close() for manager in managers))
 
 

@@ -142,6 +142,16 @@ async def cpu(control: Control, *, pairs: int) -> None:
     await asyncio.gather(*(pair.close() for pair in kept))
 
 
+async def idle(control: Control, *, ends: int, settle: float, seconds: float) -> None:
+    """Per cent of a core that so many ends of connections take that say nothing."""
+    kept = await _pairs(ends // 2)
+    await asyncio.sleep(settle)
+    began = time.process_time()
+    await asyncio.sleep(seconds)
+    control.tell(100 * (time.process_time() - began) / seconds)
+    await asyncio.gather(*(pair.close() for pair in kept))
+
+
 async def memory(control: Control, *, pairs: int) -> None:
     """Bytes that one end of a connected pair takes."""
     await _warm_up()
