@@ -45,7 +45,7 @@ class TestMemory(TransportConformance, CutConformance, RestartConformance):
 class Cuttable(WebSocketTransport):
     wire: Wire | None = None
 
-    async def _connect(self) -> Wire:  # type: ignore[override]
+    async def _connect(self) -> Wire:
         self.wire = await super()._connect()
         return self.wire
 

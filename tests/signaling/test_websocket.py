@@ -17,7 +17,7 @@ from meshpeer.core.messages import VERSION, Goodbye, Join, Leave, Welcome, decod
 from meshpeer.errors import ConfigError, RoomFull
 from meshpeer.relay import Relay
 from meshpeer.signaling.base import SignalingLost
-from meshpeer.signaling.websocket import WebSocketTransport
+from meshpeer.signaling.websocket import WebSocketTransport, _WebSocketWire
 
 QUICK = MeshConfig(signaling_retry_first=0.01, signaling_retry_max=0.02)
 JOIN = Join(version=VERSION, room="lobby", peer_id="ann", incarnation="ann-one-1")
@@ -297,6 +297,7 @@ async def test_it_leaves_with_a_closing_handshake() -> None:
 async def test_an_aborted_wire_leaves_nothing(relay: Relay) -> None:
     transport = WebSocketTransport(relay.url)
     wire = await transport._connect()
+    assert isinstance(wire, _WebSocketWire)
     keepalive = wire._websocket.keepalive_task
     assert keepalive is not None
     await wire.abort()
