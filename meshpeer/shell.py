@@ -531,7 +531,7 @@ class Shell:
     def addresses_changed(self) -> None:
         """The addresses of this host are others now."""
         self.log.info("the local addresses changed")
-        self._transport.doubt()
+        self._transport.doubt(network_changed=True)
         self.do(self.node.addresses_changed(self.now()))
 
     def server_reported(self, report: IceServerReport) -> None:
@@ -683,7 +683,7 @@ class Shell:
                 record.bell.ring()
                 if event.state is PeerState.DISCONNECTED:
                     # Was it that peer, or is it the network?
-                    self._transport.doubt()
+                    self._transport.doubt(network_changed=False)
                 self.log.info(
                     "peer state",
                     peer=event.peer_id,

@@ -23,8 +23,8 @@ from aiortc.sdp import MediaDescription, SessionDescription, candidate_from_sdp
 from OpenSSL import SSL
 
 from meshpeer.config import MeshConfig
-from meshpeer.core.events import CandidatePair, IceServerReport
-from meshpeer.errors import ChannelClosed, ConnectionFailed, ProtocolError, UsageError
+from meshpeer.core.events import CandidatePair, IceServerOutcome, IceServerReport
+from meshpeer.errors import ChannelClosed, ConfigError, ConnectionFailed, ProtocolError, UsageError
 from meshpeer.rtc import parts
 from meshpeer.rtc.base import Candidate, ConnectionObserver, RawChannel
 from meshpeer.rtc.ice import IceEvents, IceTransport
@@ -41,8 +41,13 @@ _RTO_INITIAL = 0.5
 _RTO_MIN = 0.4
 """Seconds. aiortc and RFC 9260 have 1, browsers this: what is lost at the end of a burst, or with
 the path, is sent again so much sooner."""
+_RTO_MARGIN = 0.2
+"""Seconds over the round trip at least: a steady one has next to no variance."""
+_RTO_MAX = 10.0
 _IN_FLIGHT = 0.2
 """What was sent this many seconds ago and is not acknowledged when the path changes is lost."""
+_MAX_FRAME = 65_536
+"""Bytes that the other side must take at once, as every endpoint does (RFC 8841)."""
 _UFRAG = re.compile(r"\bufrag (\S+)")
 
 
@@ -103,10 +108,39 @@ class PeerConnection(RTCPeerConnection):
                 transport.give_up(generation)
 
     def roll_back(self) -> None:
-        """Take back an offer that waits for its answer (RFC 8829, section 4.1.10.2)."""
-        if self.signalingState == "have-local-offer":
+        """Take back an offer, of either side, that has no answer (RFC 8829, section 4.1.10.2)."""
+        if self.signalingState in ("have-local-offer", "have-remote-offer"):
             setattr(self, "_RTCPeerConnection__pendingLocalDescription", None)  # noqa: B010
+            setattr(self, "_RTCPeerConnection__pendingRemoteDescription", None)  # noqa: B010
             getattr(self, "_RTCPeerConnection__setSignalingState")("stable")  # noqa: B009
+
+    async def setLocalDescription(  # noqa: N802
+        self,
+        sessionDescription: RTCSessionDescription | None = None,  # noqa: N803
+    ) -> None:
+        """See aiortc. With an answer the generation that it is for begins its checks."""
+        assert sessionDescription is not None
+        await super().setLocalDescription(sessionDescription)
+        if sessionDescription.type == "answer":
+            self._begin_checks()
+
+    async def setRemoteDescription(  # noqa: N802
+        self,
+        sessionDescription: RTCSessionDescription,  # noqa: N803
+    ) -> None:
+        """See aiortc. With an answer the generation that it is for begins its checks."""
+        await super().setRemoteDescription(sessionDescription)
+        if sessionDescription.type == "answer":
+            self._begin_checks()
+
+    def _begin_checks(self) -> None:
+        remote = getattr(self, "_RTCPeerConnection__remoteIce")  # noqa: B009
+        for part, parameters in remote.items():
+            dtls = part.transport if isinstance(part, RTCSctpTransport) else part.receiver.transport
+            ice = dtls.transport
+            assert isinstance(ice, IceTransport)
+            if not ice.newest.begun and ice.state != "closed":
+                ice.newest.begin(parameters)
 
     def _RTCPeerConnection__createDtlsTransport(self) -> RTCDtlsTransport:  # noqa: N802
         existing = next(iter(self.ice_transports), None)
@@ -247,6 +281,7 @@ class AiortcConnection:
         self._sctp._rto = _RTO_INITIAL
         # The only way to another minimum than aiortc's one second.
         setattr(self._sctp, "_update_rto", self._update_rto)  # noqa: B010
+        setattr(self._sctp, "_t3_expired", self._t3_expired)  # noqa: B010
         ice = self._sctp.transport.transport
         assert isinstance(ice, IceTransport)
         self._ice = ice
@@ -309,7 +344,8 @@ class AiortcConnection:
                 end = True
                 continue
             named = _UFRAG.search(line)
-            if named is not None and named[1] != target.remote_username:
+            # Before the answer, whose it is can't be told.
+            if named is not None and target.remote_username not in (None, named[1]):
                 continue
             try:
                 candidate = candidate_from_sdp(line.removeprefix("candidate:"))
@@ -402,7 +438,21 @@ class AiortcConnection:
 
     def servers(self) -> Sequence[Server]:
         """The servers to ask for the generation that begins to gather."""
-        return parse_servers(self._observer.ice_servers())
+        servers: list[Server] = []
+        for each in self._observer.ice_servers():
+            try:
+                servers += [one for one in parse_servers([each]) if one not in servers]
+            except ConfigError as exc:  # the signalling service named it: the others still count
+                self.server_reported(
+                    IceServerReport(
+                        url=str(each.urls),
+                        outcome=IceServerOutcome.FAILED,
+                        detail=str(exc),
+                        address=None,
+                        took=0.0,
+                    )
+                )
+        return servers
 
     def candidates_found(self, generation: int, candidates: list[str], end: bool) -> None:
         """Local candidates that the description did not have."""
@@ -442,17 +492,31 @@ class AiortcConnection:
         oldest = next(iter(sctp._sent_queue), None)
         if sctp._t3_handle is None or oldest is None:
             return
-        if oldest._sent_time is None or time.time() - oldest._sent_time > _IN_FLIGHT:
-            sctp._rto = min(sctp._rto, _RTO_INITIAL)
+        round_trip = _RTO_INITIAL
+        if sctp._srtt is not None and sctp._rttvar is not None:
+            round_trip = sctp._srtt + max(4 * sctp._rttvar, _RTO_MARGIN)
+        in_flight = max(_IN_FLIGHT, round_trip)
+        if oldest._sent_time is None or time.time() - oldest._sent_time > in_flight:
+            sctp._rto = max(_RTO_MIN, round_trip)
             sctp._t3_cancel()
-            sctp._t3_expired()
+            RTCSctpTransport._t3_expired(sctp)
+
+    def _t3_expired(self) -> None:
+        # aiortc does not back off (RFC 9260, section 6.3.3): with a wait below the round trip it
+        # would send everything twice, and measure nothing, for ever.
+        sctp = self._sctp
+        sctp._rto = min(2 * sctp._rto, _RTO_MAX)
+        RTCSctpTransport._t3_expired(sctp)
+        # So that what waits goes out when the path is back, and not when it is its turn.
+        self._ice.probe()
 
     def _update_rto(self, round_trip: float) -> None:
         sctp = self._sctp
         RTCSctpTransport._update_rto(sctp, round_trip)
         assert sctp._srtt is not None
         assert sctp._rttvar is not None
-        sctp._rto = min(sctp._rto, max(_RTO_MIN, sctp._srtt + 4 * sctp._rttvar))
+        rto = sctp._srtt + max(4 * sctp._rttvar, _RTO_MARGIN)
+        sctp._rto = max(_RTO_MIN, rto)
 
     def failed(self, error: BaseException) -> None:
         """A task of ICE ended with an error that it must not end with."""
@@ -550,7 +614,8 @@ def _bad_sdp(text: str) -> ProtocolError:
 def _parse(sdp: str) -> MediaDescription:
     """The data channel section of a session description."""
     try:
-        media = SessionDescription.parse(sdp).media
+        description = SessionDescription.parse(sdp)
+        media = description.media
     except Exception as exc:  # its parser asserts, unpacks and indexes; all of it means "malformed"
         raise _bad_sdp(f"the session description does not parse: {_describe(exc)}") from exc
     kinds = [section.kind for section in media]
@@ -563,6 +628,24 @@ def _parse(sdp: str) -> MediaDescription:
         raise _bad_sdp("the session description has no usable a=fingerprint and a=setup")
     if section.sctp_port is None:
         raise _bad_sdp("the session description has no a=sctp-port")
+    ice = section.ice
+    if ice is None or not (
+        4 <= len(ice.usernameFragment or "") <= 256 and 22 <= len(ice.password or "") <= 256
+    ):
+        raise _bad_sdp(
+            "the session description has no usable ICE credentials: a=ice-ufrag has 4 to 256 "
+            "characters, a=ice-pwd 22 to 256 (RFC 8839, section 5.4)"
+        )
+    for group in description.group:
+        if group.semantic == "BUNDLE" and [str(item) for item in group.items] != [
+            section.rtp.muxId
+        ]:
+            raise _bad_sdp("the session description bundles sections that it does not have")
+    size = section.sctpCapabilities.maxMessageSize if section.sctpCapabilities else 0
+    if 0 < size < _MAX_FRAME:
+        raise _bad_sdp(
+            f"a=max-message-size is {size}, and must be 0 (any) or at least {_MAX_FRAME}"
+        )
     for candidate in section.ice_candidates:
         if (why := _unfit(candidate)) is not None:
             raise _bad_sdp(f"the session description has a candidate that can't be used: {why}")

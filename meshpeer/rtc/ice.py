@@ -15,11 +15,13 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import threading
 from collections import OrderedDict
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, cast
 
+import aioice.ice
 from aioice import stun
 from aioice.candidate import Candidate, candidate_foundation, candidate_priority
 from aioice.ice import (
@@ -45,11 +47,14 @@ from aiortc.sdp import candidate_to_sdp
 
 from meshpeer.config import MeshConfig
 from meshpeer.core.events import CandidateInfo, CandidatePair, IceServerOutcome, IceServerReport
+from meshpeer.log import Log
 from meshpeer.rtc.interfaces import local_addresses
 from meshpeer.rtc.servers import Server, allocate, describe, mapped_address
 from meshpeer.rtc.servers import release as give_back
 
 __all__ = ["Generation", "IceEvents", "IceGatherer", "IceTransport"]
+
+_log = Log(part="ice")
 
 _PACE = 0.005
 """Seconds between two checks (RFC 8445, section 14.2: not less than this)."""
@@ -66,6 +71,9 @@ _RESENDS = 30
 _MAX_FLIGHT = 20
 """Datagrams of a flight."""
 _APPLICATION_DATA = 23
+_PROBE = 0.25
+"""Seconds between two checks of a path on which SCTP waits for an acknowledgement."""
+_PROBES = 100
 _HOLD = 0.4
 """How long a relayed pair that works waits for a direct one. The first check of a direct pair is
 often lost in a NAT that has not let anything out yet."""
@@ -147,6 +155,17 @@ class _Socket(StunProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
         super().connection_lost(exc)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if self.closed:
+            self.transport.abort()
+
+    def disown(self) -> None:
+        """Close it now, or as soon as it is open: uvloop opens it also for who was cancelled."""
+        self.closed = True
+        if hasattr(self, "transport"):
+            self.transport.abort()
 
     def send(self, data: bytes, addr: tuple[str, int]) -> None:
         """Send without ever waiting; what can't be sent is dropped."""
@@ -254,6 +273,7 @@ class Generation(Connection):
     async def _bind(self, address: str) -> _Socket | None:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_DGRAM)
+        protocol = _Socket(self)
         try:
             sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
@@ -263,8 +283,9 @@ class Generation(Connection):
                 sock.close()
                 return None
             loop = asyncio.get_running_loop()
-            _, protocol = await loop.create_datagram_endpoint(lambda: _Socket(self), sock=sock)
+            await loop.create_datagram_endpoint(lambda: protocol, sock=sock)
         except BaseException:
+            protocol.disown()
             sock.close()
             raise
         host, port = sock.getsockname()[:2]
@@ -405,9 +426,10 @@ class Generation(Connection):
 
     async def _resolve(self, candidate: Candidate) -> None:
         try:
+            _use_mdns_here()
             await self.add_remote_candidate(candidate)
-        except OSError:
-            pass  # no multicast here: the candidate is of no use
+        except Exception as exc:  # noqa: BLE001 - no multicast here, or whatever: the candidate is of no use
+            _log.debug("mDNS name not looked up", name=candidate.host, error=str(exc))
         finally:
             self._resolving -= 1
 
@@ -668,6 +690,7 @@ class Generation(Connection):
         if self._tasks:
             await asyncio.wait(self._tasks)
         self._nominated.clear()
+        _use_mdns_here()
         await unref_mdns_protocol(self)
         sockets, self._protocols[:] = self._sockets, []
         relayed = [each for each in sockets if each.relayed]
@@ -740,14 +763,14 @@ class IceTransport(RTCIceTransport):
         self._retiring: dict[Generation, asyncio.Task[None]] = {}
         """Earlier generations, and what closes them."""
         self._stopping = asyncio.Event()
-        self._remote: tuple[str | None, str | None] | None = None
-        """The remote credentials that were used last."""
         self._heard_at = self._told_at = self._told_answered_at = float("-inf")
         self._flight: list[bytes] = []
         """What DTLS sent last in its handshake."""
         self._flight_over = False
         self._resends = 0
         self._resending: asyncio.TimerHandle | None = None
+        self._probes = 0
+        self._probing: asyncio.TimerHandle | None = None
         self._told_pair: tuple[int, CandidatePair] | None = None
         first = Generation(0, self, config, events, controlling=False, credentials=credentials)
         gatherer.watch(first)
@@ -813,7 +836,7 @@ class IceTransport(RTCIceTransport):
     def nominated(self, generation: Generation, pair: Pair) -> None:
         """A generation has a selected pair, or another one."""
         carrying = self._carrying
-        if generation not in self._generations:
+        if generation not in self._generations or self.state == "closed":
             return
         self._carrying = generation
         if generation is not carrying:
@@ -887,9 +910,35 @@ class IceTransport(RTCIceTransport):
 
     def ponged(self, generation: Generation, nonce: int) -> None:
         """A ping was answered."""
-        if generation is self._carrying:
-            self._note(answered=False)
+        if generation is not self._carrying:
+            return
+        self._note(answered=False)
+        if self._probing is not None:
+            # When it is not the first one that is answered, the path was out in between.
+            if nonce < -1:
+                self._owner.path_changed()
+            self._end_probe()
+        if nonce >= 0:
             self._owner.ponged(nonce)
+
+    def probe(self) -> None:
+        """Ask whether what is sent still arrives, until it does; `IceEvents.path_changed` tells."""
+        if self._probing is None and self.state != "closed":
+            self._probes = 0
+            self._send_probe()
+
+    def _send_probe(self) -> None:
+        self._probes += 1
+        self.ping(-self._probes)
+        if self._probes < _PROBES:
+            self._probing = self._clock.call_later(_PROBE, self._send_probe)
+        else:
+            self._probing = None
+
+    def _end_probe(self) -> None:
+        if self._probing is not None:
+            self._probing.cancel()
+            self._probing = None
 
     def protocol_lost(self, generation: Generation) -> None:
         """What the selected pair of a generation goes over has ended."""
@@ -978,19 +1027,14 @@ class IceTransport(RTCIceTransport):
         else:
             self.newest.add_remote(candidate_to_aioice(candidate))
 
-    async def start(self, remoteParameters: RTCIceParameters) -> None:  # noqa: N803
-        """Begin the newest generation, and wait until some generation has a selected pair.
+    async def start(self, remoteParameters: RTCIceParameters) -> None:  # noqa: ARG002, N803
+        """Wait until some generation has a selected pair. What begins one is `PeerConnection`, as
+        soon as both its descriptions are there: aiortc calls this at any time, with what it knows.
 
         Raises ConnectionError when it is closed before.
         """
-        newest = self.newest
         if self.state == "new":
             self._set_state("checking")
-        remote = (remoteParameters.usernameFragment, remoteParameters.password)
-        # aiortc calls this again with what it knows, also while a restart waits for its answer.
-        if not newest.begun and newest._local_candidates_start and remote != self._remote:
-            self._remote = remote
-            newest.begin(remoteParameters)
         await self._ready.wait()
         if self.state == "closed":
             raise ConnectionError("ICE is closed")
@@ -1004,6 +1048,7 @@ class IceTransport(RTCIceTransport):
             return
         self._set_state("closed")
         self._end_handshake()
+        self._end_probe()
         self._ready.set()
         self._stopping.set()
         self._queue.put_nowait(None)
@@ -1026,6 +1071,21 @@ class IceTransport(RTCIceTransport):
 
     def _set_state(self, state: str) -> None:
         getattr(self, "_RTCIceTransport__setState")(state)  # noqa: B009
+
+
+class _MdnsOwner(threading.local):
+    loop: asyncio.AbstractEventLoop | None = None
+
+
+_mdns_owner = _MdnsOwner()
+
+
+def _use_mdns_here() -> None:
+    """aioice keeps one mDNS socket a thread, whichever event loop made it, ended or not."""
+    loop = asyncio.get_running_loop()
+    if _mdns_owner.loop is not loop:
+        _mdns_owner.loop = loop
+        aioice.ice._mdns.__dict__.clear()
 
 
 def _relayed(pair: Pair) -> bool:

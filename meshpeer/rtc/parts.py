@@ -64,6 +64,8 @@ _PARTS: tuple[tuple[type, str], ...] = tuple(
             "_RTCPeerConnection__dtlsTransports",
             "_RTCPeerConnection__iceTransports",
             "_RTCPeerConnection__pendingLocalDescription",
+            "_RTCPeerConnection__pendingRemoteDescription",
+            "_RTCPeerConnection__remoteIce",
             "_RTCPeerConnection__setSignalingState",
             "_RTCPeerConnection__updateConnectionState",
             "_RTCPeerConnection__updateIceConnectionState",
@@ -85,7 +87,7 @@ _PARTS: tuple[tuple[type, str], ...] = tuple(
 )
 
 
-ALL: tuple[tuple[object, str], ...] = (*_PARTS, *PRIVATE_PARTS)
+ALL: tuple[tuple[object, str], ...] = ((ice, "_mdns"), *_PARTS, *PRIVATE_PARTS)
 """Owner and attribute of each."""
 
 

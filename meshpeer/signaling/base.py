@@ -95,11 +95,12 @@ class SignalingTransport(ABC):
     def update(self, name: str | None, metadata: Metadata | None) -> None:
         """Tell the room a new name or metadata; None leaves it as it is. Raises like `send`."""
 
-    def doubt(self) -> None:  # noqa: B027 - a service that has no connection has nothing to doubt
-        """The network has changed, or part of it fell silent.
+    def doubt(self, *, network_changed: bool) -> None:  # noqa: B027 - some have nothing to doubt
+        """The network has changed, or a peer fell silent and maybe the network with it.
 
-        Find out soon whether the connection still works instead of waiting for its timeout, and try
-        at once what would be tried later. By default nothing is done.
+        Find out soon whether the connection still works, instead of waiting for its timeout; when
+        the network has changed, also try at once what would be tried later. By default nothing is
+        done.
         """
 
     @abstractmethod

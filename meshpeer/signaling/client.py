@@ -67,6 +67,10 @@ class Wire(Protocol):
         """Send out what is buffered, then close. The caller has the deadline."""
         ...
 
+    def moved(self) -> bool:
+        """Whether a connection made now would take another way than this one does."""
+        ...
+
     async def check(self) -> None:
         """Find out whether it works. Raises `SignalingUnavailable` within `CHECK_TIMEOUT`."""
         ...
@@ -163,11 +167,13 @@ class RelayTransport(SignalingTransport):
         self._check_open()
         self._do(self._session.update(name, metadata))
 
-    def doubt(self) -> None:
+    def doubt(self, *, network_changed: bool) -> None:
         """Check the connection now, or try at once to get one; see `SignalingTransport.doubt`."""
-        if self._end is None and self._session.state not in (State.NEW, State.CLOSED):
-            if self._line is not None:
-                self._line.doubted.set()
+        if self._end is not None or self._session.state in (State.NEW, State.CLOSED):
+            return
+        if self._line is not None:
+            self._line.doubted.set()
+        if network_changed:
             self._do(self._session.hurry(asyncio.get_running_loop().time()))
 
     async def receive(self) -> SignalingEvent:
@@ -311,17 +317,23 @@ class RelayTransport(SignalingTransport):
                 return
 
     async def _checked(self, line: _Line, wire: Wire) -> str | None:
-        """What is wrong with a wire in doubt; None when it works, or is in doubt anew."""
-        tasks = checking, _ = (
-            asyncio.ensure_future(wire.check()),
-            asyncio.ensure_future(line.doubted.wait()),
-        )
+        """What is wrong with a wire in doubt; None when it works."""
+        checking = asyncio.ensure_future(wire.check())
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            while not checking.done():
+                if wire.moved():
+                    return "the way to it has changed"
+                doubted = asyncio.ensure_future(line.doubted.wait())
+                try:
+                    await asyncio.wait({checking, doubted}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    doubted.cancel()
+                    await asyncio.wait({doubted})
+                if not checking.done():  # else what came now is another doubt
+                    line.doubted.clear()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+            checking.cancel()
+            await asyncio.wait({checking})
         try:
             if not checking.cancelled():
                 checking.result()

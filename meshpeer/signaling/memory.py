@@ -84,6 +84,9 @@ class _MemoryWire:
         self._unread_size -= len(data)
         return data
 
+    def moved(self) -> bool:
+        return False
+
     async def check(self) -> None:
         pass  # what breaks it is told at once
 

@@ -97,8 +97,6 @@ class _WebSocketWire:
             raise SignalingUnavailable(self._why(exc)) from exc
 
     async def check(self) -> None:
-        if self._moved():
-            raise SignalingUnavailable(f"the way to {self._service} has changed")
         try:
             async with asyncio.timeout(CHECK_TIMEOUT):
                 await (await self._websocket.ping())
@@ -107,19 +105,20 @@ class _WebSocketWire:
                 f"{self._service} did not answer within {CHECK_TIMEOUT:g} s"
             ) from exc
 
-    def _moved(self) -> bool:
-        """Whether a connection made now would come from another address of this host."""
-        local, remote = self._websocket.local_address, self._websocket.remote_address
-        family = self._websocket.transport.get_extra_info("socket").family
-        if family not in (socket.AF_INET, socket.AF_INET6):
+    def moved(self) -> bool:
+        # Whether the system would take another address of this host for it.
+        sock = self._websocket.transport.get_extra_info("socket")
+        if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
             return False
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            try:
+        try:
+            local, remote = sock.getsockname(), sock.getpeername()
+            with socket.socket(sock.family, socket.SOCK_DGRAM) as probe:
                 probe.connect(remote)
-            except OSError:  # there is no way at all
-                return False
-            moved: bool = probe.getsockname()[0] != local[0]
-            return moved
+                found: str = probe.getsockname()[0]
+        except OSError:  # it is gone, or there is no way at all
+            return False
+        here: str = local[0]
+        return found != here
 
     async def close(self) -> None:
         await self._websocket.close()

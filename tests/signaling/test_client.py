@@ -71,6 +71,7 @@ class FakeWire:
         """Cleared: the relay does not read."""
         self.open.set()
         self.stuck = asyncio.Event()
+        self.elsewhere = False
         self.checked = asyncio.Event()
         self.answers = asyncio.Event()
         """Set: a check gets its answer, or fails when the wire is gone."""
@@ -103,6 +104,9 @@ class FakeWire:
         if isinstance(item, Exception):
             raise item
         return item
+
+    def moved(self) -> bool:
+        return self.elsewhere
 
     async def check(self) -> None:
         self.checked.set()
@@ -434,7 +438,7 @@ async def test_it_is_opened_once() -> None:
 
 async def test_a_connection_in_doubt_that_does_not_answer_is_replaced_at_once() -> None:
     transport, wire = await seated()
-    transport.doubt()
+    transport.doubt(network_changed=True)
     await wire.checked.wait()
     wire.gone = True
     second = transport.connects()
@@ -448,7 +452,7 @@ async def test_a_connection_in_doubt_that_answers_stays() -> None:
     transport, wire = await seated()
     wire.answers.set()
     for _ in range(3):
-        transport.doubt()
+        transport.doubt(network_changed=True)
         await wire.checked.wait()
         wire.checked.clear()
     transport.send(SIGNAL)
@@ -462,11 +466,11 @@ async def test_doubt_tries_at_once_what_waits_and_begins_anew_what_hangs() -> No
     wire.breaks()
     assert isinstance(await transport.receive(), SignalingLost)
     transport.asked.clear()
-    transport.doubt()
+    transport.doubt(network_changed=True)
     await transport.asked.wait()
     transport.asked.clear()
-    transport.doubt()
+    transport.doubt(network_changed=True)
     await transport.asked.wait()
     assert transport.cancelled == 1
     await transport.close()
-    transport.doubt()
+    transport.doubt(network_changed=True)
