@@ -805,7 +805,8 @@ class Link:
         self._deadlines.set("ping", at := step * grid)
         # Where something was heard lately, the next of these looks whether that is still so.
         silent_at = self._heard_at + silence
-        if self.state is LinkState.CONNECTED and silent_at <= at:
+        watched = self._deadlines.get("silence") is not None
+        if self.state is LinkState.CONNECTED and silent_at <= at and not watched:
             self._deadlines.set("silence", silent_at)
 
     def _silence_due(self, at: float, now: float) -> list[LinkOutput]:

@@ -344,6 +344,18 @@ def test_silence_that_lasts_ends_the_connection() -> None:
     ]
 
 
+def test_who_stood_still_asks_once_more_and_then_believes_the_silence() -> None:
+    link = connected(dials=False)
+    link.heard(1, 3.0)
+    link.tick(3.1)
+    now = 9.0  # it stood still since then
+    while link.state is S.CONNECTED:
+        link.tick(now)
+        now = max(now, link.next_deadline() or 0.0)
+        assert now <= 11.0, "it is called connected for ever"
+    assert now >= 10.0
+
+
 def test_a_silent_path_is_asked_four_times_as_often_whether_it_is_back() -> None:
     link = connected(dials=True)
     until(link, S.DISCONNECTED)
