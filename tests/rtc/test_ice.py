@@ -257,3 +257,36 @@ async def test_a_relayed_pair_that_is_known_better_later_is_called_so(coturn: Co
     finally:
         await a.connection.close()
         await b.connection.close()
+
+
+async def test_a_server_that_can_not_be_one_is_told_and_the_others_are_asked(
+    coturn: Coturn,
+) -> None:
+    """The signalling service may name anything."""
+    end = End(MeshConfig())
+    end.servers = (IceServer(urls="stun:example.org:99999"), coturn.server("udp"))
+    try:
+        await end.connection.create_offer(0)
+        outcomes = [(await end.next("server")).outcome for _ in range(2)]
+        assert outcomes == [IceServerOutcome.FAILED, IceServerOutcome.FOUND]
+    finally:
+        await end.connection.close()
+
+
+async def test_sctp_waits_longer_each_time_and_asks_whether_the_path_works() -> None:
+    async with pair_of(MeshConfig(), MeshConfig()) as (a, b):
+        await negotiate(a, b)
+        await a.next("opened")
+        await b.next("opened")
+        sctp, ice = a.connection._sctp, a.connection._ice
+        sctp._rto = 0.5
+        sctp._t3_expired()
+        assert sctp._rto == 1.0
+        assert ice._probing is not None
+        a.connection.ping(7)  # behind the probe
+        assert await a.next("pong") == 7
+        probing: object = ice._probing
+        assert probing is None
+        sctp._rto = 8.0
+        sctp._t3_expired()
+        assert sctp._rto == 10.0

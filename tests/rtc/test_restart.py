@@ -10,7 +10,10 @@ from contextlib import AsyncExitStack
 import pytest
 
 from meshpeer.config import MeshConfig
-from meshpeer.errors import ProtocolError
+from meshpeer.core.link import LinkState
+from meshpeer.errors import ConnectionFailed, ProtocolError
+from meshpeer.manager import PeerManager
+from meshpeer.signaling.memory import MemoryHub
 from tests.rtc.test_connection import End, connect, left
 
 
@@ -38,8 +41,13 @@ async def restart(a: End, b: End, generation: int) -> None:
         generation, await a.connection.create_offer(generation)
     )
     await a.connection.accept_answer(generation, answer)
-    assert (await a.next("pair"))[0] == generation
-    assert (await b.next("pair"))[0] == generation
+    for end in (a, b):
+        await taken_over(end, generation)
+
+
+async def taken_over(end: End, generation: int) -> None:
+    while (await end.next("pair"))[0] != generation:
+        pass  # the pair of an earlier one, which became known better
 
 
 async def frames(end: End, count: int) -> list[bytes]:
@@ -206,3 +214,96 @@ async def test_datagrams_that_are_nothing_cost_nothing(ends: tuple[End, End]) ->
         pair.protocol.datagram_received(data, ("192.0.2.1", 9))
     a.connection.send_frame(b"still there")
     assert await frames(b, 1) == [b"still there"]
+
+
+async def test_one_that_is_begun_right_behind_an_answer_has_its_own_credentials(
+    ends: tuple[End, End],
+) -> None:
+    """The operations of a peer run one after another, with nothing in between."""
+    a, b = ends
+    answer = await b.connection.accept_offer(1, await a.connection.create_offer(1))
+    await a.connection.accept_answer(1, answer)
+    offer = await a.connection.create_offer(3)
+    await a.connection.accept_answer(3, await b.connection.accept_offer(3, offer))
+    for end in (a, b):
+        await taken_over(end, 3)
+    await restart(a, b, 5)
+
+
+async def test_candidates_right_behind_their_description_are_taken(ends: tuple[End, End]) -> None:
+    a, b = ends
+    offer = await a.connection.create_offer(1)
+    named = next(line for line in offer.splitlines() if "ice-ufrag" in line).partition(":")[2]
+    await b.connection.accept_offer(1, offer)
+    before = len(b.connection._ice.newest.remote_candidates)
+    line = f"candidate:1 1 udp 2130706431 192.0.2.1 9999 typ host ufrag {named}"
+    await b.connection.add_candidates(1, [(line, "0", 0)], False)
+    assert len(b.connection._ice.newest.remote_candidates) == before + 1
+
+
+async def test_an_offer_that_can_not_be_answered_does_not_bar_ours(ends: tuple[End, End]) -> None:
+    a, b = ends
+    offer = await a.connection.create_offer(1)
+    without = "".join(
+        line
+        for line in offer.splitlines(keepends=True)
+        if not line.startswith(("a=mid", "a=group"))
+    )
+    with pytest.raises((ProtocolError, ConnectionFailed)):
+        await b.connection.accept_offer(1, without)
+    await restart(b, a, 2)
+
+
+async def test_a_pair_that_is_nominated_while_it_closes_leaves_nothing(
+    ends: tuple[End, End],
+) -> None:
+    a, b = ends
+    ice = a.connection._ice
+    carrying = ice.newest
+    pair = carrying.selected
+    assert pair is not None
+    newer = ice.restart(1)
+    closing = asyncio.ensure_future(a.connection.close())
+    while ice.state != "closed":  # noqa: ASYNC110 - the very next step is meant
+        await asyncio.sleep(0)
+    ice.nominated(newer, pair)
+    await closing
+    assert not ice._retiring
+    await b.connection.close()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (r"a=ice-ufrag:.*?\r\n", "a=ice-ufrag:" + "u" * 300 + "\r\n"),
+        (r"a=ice-pwd:.*?\r\n", "a=ice-pwd:short\r\n"),
+        (r"a=group:BUNDLE 0", "a=group:BUNDLE x 0"),
+        (r"a=max-message-size:\d+", "a=max-message-size:17"),
+    ],
+)
+async def test_odd_descriptions_are_refused_and_cost_nothing(
+    ends: tuple[End, End], old: str, new: str
+) -> None:
+    a, b = ends
+    offer = await a.connection.create_offer(1)
+    odd = re.sub(old, new, offer, count=1)
+    assert odd != offer
+    with pytest.raises(ProtocolError) as caught:
+        await b.connection.accept_offer(1, odd)
+    assert caught.value.code == "bad_sdp"
+    await restart(b, a, 2)
+
+
+async def test_an_address_that_changes_in_the_middle_of_dialling_delays_nothing() -> None:
+    """Whatever step it is at: the first connection attempt opens, in its first epoch."""
+    for state in (LinkState.OFFERING, LinkState.OFFERED, LinkState.CHECKING):
+        async with MemoryHub() as hub:
+            a = PeerManager(hub.transport(), room="room", peer_id="a")
+            b = PeerManager(hub.transport(), room="room", peer_id="b")
+            async with b, a:
+                node = a._shell.node
+                while node.link("b").state is not state:  # noqa: ASYNC110 - the same
+                    await asyncio.sleep(0)
+                a._shell.addresses_changed()
+                await a.wait_for_peer("b", timeout=6)
+                assert a.stats().peers["b"].epoch == 1
