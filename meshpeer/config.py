@@ -90,9 +90,10 @@ class MeshConfig:
     """Names of the network interfaces to use, as patterns (``eth*``); with ``!`` before it, those
     that match are left out (``!docker*``). The last that matches a name counts."""
     address_families: tuple[AddressFamily, ...] = ("ipv4", "ipv6")
-    """Which addresses to use."""
+    """Which addresses to use, of this host's and of servers'."""
     port_range: tuple[int, int] | None = None
-    """The first and the last UDP port to use; None: whichever the system gives."""
+    """The first and the last UDP port that peers are to reach this host at; None: whichever the
+    system gives. Sockets towards TURN servers are not concerned."""
 
     connect_timeout: float = 8.0
     """A connection attempt, and an ICE restart that was answered, that takes longer has failed."""

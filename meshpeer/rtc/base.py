@@ -62,8 +62,8 @@ class ConnectionObserver(Protocol):
         """The other side opened a plain data channel."""
 
     def ice_state_changed(self, state: str) -> None:
-        """The ICE state of the newest generation: ``new``, ``gathering``, ``checking``,
-        ``connected`` or ``closed``. That a path fell silent, or that ICE failed, the link says."""
+        """How far ICE has come: ``gathering``, ``checking`` or ``connected``. A restart does not
+        begin it anew. That a path fell silent, or that ICE failed, the link says."""
 
     def ice_servers(self) -> Sequence[IceServer]:
         """The STUN and TURN servers to ask, read when a generation begins to gather."""

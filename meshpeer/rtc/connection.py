@@ -27,6 +27,7 @@ from meshpeer.core.events import CandidatePair, IceServerOutcome, IceServerRepor
 from meshpeer.errors import ChannelClosed, ConfigError, ConnectionFailed, ProtocolError, UsageError
 from meshpeer.rtc import parts
 from meshpeer.rtc.base import Candidate, ConnectionObserver, RawChannel
+from meshpeer.rtc.gate import Turn
 from meshpeer.rtc.ice import IceEvents, IceTransport
 from meshpeer.rtc.servers import Server, parse_servers
 
@@ -270,6 +271,7 @@ class AiortcConnection:
         self._closing: asyncio.Future[None] | None = None
         self._cut_off = False
         self._ice_state = "new"
+        self._turn = Turn()
         self._remote: MediaDescription | None = None
         """The data channel section of the latest remote description."""
         self._pc = PeerConnection(config, self, self._on_lost)
@@ -287,7 +289,7 @@ class AiortcConnection:
         self._ice = ice
         # Half of what `Peer.send` fills it to: low enough to wait for, high enough not to run dry.
         self._channel.bufferedAmountLowThreshold = config.send_buffer // 2
-        self._channel.on("open", observer.connection_opened)
+        self._channel.on("open", self._on_open)
         self._channel.on("message", self._on_message)
         self._channel.on("bufferedamountlow", observer.buffer_low)
         self._channel.on("close", self._on_channel_close)
@@ -301,6 +303,9 @@ class AiortcConnection:
         if generation:
             self._pc.roll_back()
             self._pc.restart_ice(generation)
+
+        else:
+            await self._turn.take()
 
         async def create() -> None:
             await self._set_local(self._pc.createOffer())
@@ -570,6 +575,7 @@ class AiortcConnection:
         A call that is cancelled ends the closing where it is.
         """
         self._closed = True
+        self._turn.over()
         if self._closing is None:
             # aiortc's own close can't be called again after it was cancelled: it would wait for
             # ever for the first call to finish. So there is one call, and everybody waits for it.
@@ -586,6 +592,10 @@ class AiortcConnection:
             self._closing.result()
 
     # --- from aiortc ---
+
+    def _on_open(self) -> None:
+        self._turn.over()
+        self._observer.connection_opened()
 
     def _on_message(self, data: str | bytes) -> None:
         self._observer.frame_received(data.encode() if isinstance(data, str) else data)
