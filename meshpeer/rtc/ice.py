@@ -229,8 +229,8 @@ class Generation(Connection):
         self._asking = 0
         self._first = asyncio.Event()
         """Set when there is a candidate, or none will come."""
-        self._described: set[str] | None = None
-        """The candidates that the description has; None until it is made."""
+        self._described = False
+        """Whether there is a description, so that what it lacks is trickled."""
         self._requests: dict[Pair, stun.Message] = {}
         self._valid: list[Pair] = []
         self._holding = False
@@ -298,16 +298,17 @@ class Generation(Connection):
     async def _ask(self, server: Server, hosts: list[_Socket]) -> None:
         """Ask one server for all it can give, and report what came of it."""
         loop = asyncio.get_running_loop()
-        began, found, address, detail = loop.time(), IceServerOutcome.FAILED, None, ""
+        began, outcome, detail = loop.time(), IceServerOutcome.FOUND, ""
+        found: list[str] = []
         try:
             async with asyncio.timeout(self._config.ice_server_timeout):
                 if server.kind == "turn":
-                    address = await self._allocate(server)
+                    found.append(await self._allocate(server))
                 else:
-                    address = await self._reflect(server, hosts)
-            found = IceServerOutcome.FOUND
+                    await self._reflect(server, hosts, found)
         except Exception as exc:  # noqa: BLE001 - whatever a server can bring about
-            found, detail = describe(exc)
+            if not found:  # one socket that got no answer says nothing of the others
+                outcome, detail = describe(exc)
         finally:
             self._asking -= 1
             if not self._asking:
@@ -315,9 +316,9 @@ class Generation(Connection):
         self._events.server_reported(
             IceServerReport(
                 url=server.url,
-                outcome=found,
+                outcome=outcome,
                 detail=detail,
-                address=address,
+                address=found[0] if found else None,
                 took=loop.time() - began,
             )
         )
@@ -325,21 +326,19 @@ class Generation(Connection):
             self._ice.gathering_changed()
             self._tell_candidates([])
 
-    async def _reflect(self, server: Server, hosts: list[_Socket]) -> str:
+    async def _reflect(self, server: Server, hosts: list[_Socket], found: list[str]) -> None:
         """Server-reflexive candidates (RFC 8445, section 5.1.1.2), one a socket."""
         if not hosts:
             raise OSError("there is no network interface to ask it from")
         results = await asyncio.gather(
-            *(self._reflect_one(server, each) for each in hosts), return_exceptions=True
+            *(self._reflect_one(server, each, found) for each in hosts), return_exceptions=True
         )
-        good = [each for each in results if isinstance(each, str)]
-        if not good:
+        failures = [each for each in results if isinstance(each, BaseException)]
+        if not found:
             # An IPv6 socket has nothing to say of an IPv4 server: what another one says counts.
-            failures = [each for each in results if isinstance(each, BaseException)]
             raise min(failures, key=lambda each: describe(each)[0] is IceServerOutcome.FAILED)
-        return good[0]
 
-    async def _reflect_one(self, server: Server, protocol: _Socket) -> str:
+    async def _reflect_one(self, server: Server, protocol: _Socket, found: list[str]) -> None:
         host, port = await mapped_address(server, protocol)
         base = protocol.local_candidate
         # One that is there already is redundant (RFC 8445, section 5.1.3): no NAT, or two servers.
@@ -347,7 +346,7 @@ class Generation(Connection):
             candidate = _candidate("srflx", host, port, base=base.host)
             candidate.related_address, candidate.related_port = base.host, base.port
             self._found(candidate)
-        return f"{host}:{port}"
+        found.append(f"{host}:{port}")
 
     async def _allocate(self, server: Server) -> str:
         protocol = await allocate(
@@ -382,7 +381,7 @@ class Generation(Connection):
 
     def describe(self, sdp: str) -> None:
         """The description that was made for this generation; what it lacks is trickled."""
-        self._described = set()
+        self._described = True
         lines = {
             line.removeprefix("a=") for line in sdp.splitlines() if line.startswith("a=candidate:")
         }
@@ -392,7 +391,7 @@ class Generation(Connection):
             self._tell_candidates(missing)
 
     def _tell_candidates(self, lines: list[str]) -> None:
-        if self._described is not None and not self._closing:
+        if self._described and not self._closing:
             self._events.candidates_found(self.number, lines, not self.gathering)
 
     @property
