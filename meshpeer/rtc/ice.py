@@ -474,13 +474,13 @@ class Generation(Connection):
                 await asyncio.sleep(_PACE)
                 continue
             self._wake.clear()
-            due = clock.time() + pause
+            due = clock.time() + pause if self._requests else None
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(due):
                     await self._wake.wait()
                     continue
             # Late: this process has more to do than it can, and the answer may be there already.
-            if clock.time() - due < _LATE:
+            if due is not None and clock.time() - due < _LATE:
                 self._repeat()
             pause = min(pause * _REPEAT_GROWTH, _REPEAT_MAX)
 
@@ -500,6 +500,7 @@ class Generation(Connection):
         """Start the check of a pair, unless it is under way."""
         if pair.task is None and not self._closing:
             pair.task = self._spawn(self.check_start(pair))
+            self._wake.set()
 
     async def check_start(self, pair: Pair) -> None:
         """Check one pair. A direct one is nominated with its check, a relayed one later."""
