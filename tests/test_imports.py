@@ -79,6 +79,7 @@ RULES = [
     Rule("log", "", "structlog"),
     Rule("streams"),
     Rule("alarm"),
+    Rule("thin"),
     Rule("signaling.base", "core.messages errors"),
     Rule("signaling.client", f"{_SHELL} core.session signaling.base", "msgspec"),
     # The relay's own rooms without sockets: so it can't behave differently.
@@ -89,7 +90,7 @@ RULES = [
     ),
     Rule(
         "signaling.*",
-        f"{_SHELL} core.session signaling.base signaling.client",
+        f"{_SHELL} thin core.session signaling.base signaling.client",
         "msgspec websockets",
     ),
     # What manager and peer ask of a connection: a fake satisfies it too.
@@ -115,7 +116,7 @@ RULES = [
     ),
     Rule(
         "relay.*",
-        "config errors log alarm core.rooms core.messages relay.*",
+        "config errors log alarm thin core.rooms core.messages relay.*",
         "websockets msgspec",
     ),
     Rule("testing.*", "*", "pytest pytest_asyncio msgspec"),

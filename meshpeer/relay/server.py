@@ -29,6 +29,7 @@ from meshpeer.config import RelayConfig
 from meshpeer.core.rooms import ConnId, Output, Rooms, Send
 from meshpeer.errors import MeshClosed, NetworkError, UsageError
 from meshpeer.log import Log
+from meshpeer.thin import keep_waits_short
 
 __all__ = ["Relay"]
 
@@ -56,6 +57,7 @@ class _Socket(ServerConnection):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        keep_waits_short(transport)
         self._known.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:

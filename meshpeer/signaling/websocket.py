@@ -26,6 +26,7 @@ from websockets.uri import WebSocketURI, parse_uri
 from meshpeer.config import MeshConfig
 from meshpeer.errors import ConfigError, SignalingUnavailable
 from meshpeer.signaling.client import CHECK_TIMEOUT, CLOSE_TIMEOUT, RelayTransport, Wire
+from meshpeer.thin import keep_waits_short
 
 __all__ = ["KEEPALIVE", "MAX_SIZE", "WebSocketTransport", "without_secrets"]
 
@@ -171,6 +172,7 @@ class WebSocketTransport(RelayTransport):
             )
         except (OSError, WebSocketException, ValueError, ImportError) as exc:
             raise SignalingUnavailable(self._why(exc)) from exc
+        keep_waits_short(websocket.transport)
         return _WebSocketWire(websocket, f"the relay at {self._shown}")
 
     def _why(self, exc: Exception) -> str:
