@@ -359,6 +359,8 @@ async def test_a_reader_that_goes_away_ends_it_without_a_word(start: Start, rela
         await connected(chat)
         transport = chat.process._transport  # type: ignore[attr-defined]
         transport.get_pipe_transport(1).close()
+        assert chat.process.stdout is not None
+        await chat.process.stdout.read()  # closing is done when this has ended
         await peer.send("anybody?")
         async for event in other.events():
             if isinstance(event, PeerLeft):
