@@ -1,7 +1,7 @@
 """How many connection attempts of one event loop are under way at the same time.
 
-An attempt costs about ten milliseconds of computing on each side. Hundreds at once all take longer
-than their deadline, fail together, and are all made again: nothing gets done. One after another, a
+An attempt costs milliseconds of computing on each side. Hundreds at once all take longer than their
+deadline, fail together, and are all made again: nothing gets done. One after another, a
 few at a time, they all succeed.
 """
 

@@ -161,11 +161,12 @@ class _Socket(StunProtocol):
         if self.closed:
             self.transport.abort()
 
-    def disown(self) -> None:
+    def drop(self) -> None:
         """Close it now, or as soon as it is open: uvloop opens it also for who was cancelled."""
-        self.closed = True
-        if hasattr(self, "transport"):
-            self.transport.abort()
+        if not self.closed:
+            self.closed = True
+            if hasattr(self, "transport"):
+                self.transport.abort()
 
     def send(self, data: bytes, addr: tuple[str, int]) -> None:
         """Send without ever waiting; what can't be sent is dropped."""
@@ -174,12 +175,6 @@ class _Socket(StunProtocol):
 
     def send_stun(self, message: stun.Message, addr: tuple[str, int]) -> None:
         self.send(bytes(message), addr)
-
-    def drop(self) -> None:
-        """Close a UDP socket."""
-        if not self.closed:
-            self.closed = True
-            self.transport.abort()
 
     @property
     def ended(self) -> asyncio.Future[bool]:
@@ -285,7 +280,7 @@ class Generation(Connection):
             loop = asyncio.get_running_loop()
             await loop.create_datagram_endpoint(lambda: protocol, sock=sock)
         except BaseException:
-            protocol.disown()
+            protocol.drop()
             sock.close()
             raise
         host, port = sock.getsockname()[:2]
@@ -727,7 +722,6 @@ class IceGatherer(RTCIceGatherer):
         """Gather for this generation from now on."""
         self.generation = generation
         self._connection = generation
-        self._remote_candidates_end = False
         self.set_state("new")
 
     async def gather(self) -> None:

@@ -49,7 +49,6 @@ _PARTS: tuple[tuple[type, str], ...] = tuple(
         rtcicetransport.RTCIceGatherer: (
             "_RTCIceGatherer__setState",
             "_connection",
-            "_remote_candidates_end",
         ),
         rtcicetransport.RTCIceTransport: (
             "_RTCIceTransport__setState",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+from meshpeer.config import MeshConfig
 from meshpeer.rtc import gate
 from meshpeer.rtc.gate import Turn
+from tests.rtc.test_connection import End
 from tests.virtual import virtual
 
 
@@ -58,3 +60,24 @@ async def test_who_is_cancelled_while_waiting_takes_none() -> None:
     turns[0].over()
     await Turn().take()
     await asyncio.sleep(gate._LONGEST)
+
+
+async def test_an_offer_waits_for_its_turn_and_an_open_connection_gives_it_up() -> None:
+    turns = await _taken(gate._AT_ONCE)
+    a, b = End(MeshConfig()), End(MeshConfig())
+    try:
+        offering = asyncio.create_task(a.connection.create_offer(0))
+        done, _ = await asyncio.wait([offering], timeout=0.1)
+        assert not done
+        turns.pop().over()
+        answer = await b.connection.accept_offer(0, await offering)
+        await a.connection.accept_answer(0, answer)
+        await a.next("opened")
+        turns.append(Turn())
+        await turns[-1].take()
+    finally:
+        await a.connection.close()
+        await b.connection.close()
+        for turn in turns:
+            turn.over()
+    assert not gate._gates

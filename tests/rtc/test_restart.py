@@ -307,3 +307,23 @@ async def test_an_address_that_changes_in_the_middle_of_dialling_delays_nothing(
                 a._shell.addresses_changed()
                 await a.wait_for_peer("b", timeout=6)
                 assert a.stats().peers["b"].epoch == 1
+
+
+async def test_a_flight_of_the_handshake_is_sent_again_until_data_shows_that_it_arrived(
+    ends: tuple[End, End], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, _ = ends
+    ice = a.connection._ice
+    sent: list[bytes] = []
+    monkeypatch.setattr(ice.newest, "transmit", sent.append)
+    now = asyncio.get_running_loop().time
+    ice.handshake_begins()
+    for flight in (b"\x16 first", b"\x16 second"):
+        await ice._transmit(flight)
+        ice._resend(now())
+        assert sent[-2:] == [flight, flight]
+        ice.packet_received(ice.newest, b"\x16 their answer")
+    ice._resend(now() - 1.0)
+    assert len(sent) == 4, "a process that is late has more to do than to repeat itself"
+    ice.packet_received(ice.newest, b"\x17 data")
+    assert ice._resending is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -12,6 +13,7 @@ import pytest
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.protocol import State as ConnectionState
 
+from meshpeer import thin
 from meshpeer.config import MeshConfig, RelayConfig
 from meshpeer.core.messages import VERSION, Goodbye, Join, Leave, Welcome, decode_client, encode
 from meshpeer.errors import ConfigError, RoomFull
@@ -387,3 +389,19 @@ async def test_a_goodbye_is_heard_before_the_socket_closes() -> None:
         with pytest.raises(asyncio.CancelledError):
             await opening
         await transport.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has it")
+async def test_lost_signals_are_sent_again_without_growing_waits_on_both_sides(
+    relay: Relay,
+) -> None:
+    transport = WebSocketTransport(relay.url)
+    wire = await transport._connect()
+    assert isinstance(wire, _WebSocketWire)
+    try:
+        (served,) = relay._sockets
+        for connection in (wire._websocket, served):
+            sock = connection.transport.get_extra_info("socket")
+            assert sock.getsockopt(socket.IPPROTO_TCP, thin._TCP_THIN_LINEAR_TIMEOUTS) == 1
+    finally:
+        await wire.abort()
