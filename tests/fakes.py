@@ -81,6 +81,8 @@ class FakeConnection:
         self.closed = False
         self.sent: list[bytes] = []
         self.candidates: list[Candidate] = []
+        self.generations: list[int] = []
+        """Those that candidates came for."""
         self._buffer: list[bytes] = []
 
     def _call(self, call: Callable[..., None], *args: Any) -> None:
@@ -119,6 +121,7 @@ class FakeConnection:
     ) -> None:
         await self.network.operation("add_candidates")
         self.candidates += candidates
+        self.generations.append(generation)
 
     def ping(self, nonce: int) -> None:
         if self.remote is not None and not self.remote.closed and not self.network.stalled:

@@ -45,7 +45,7 @@ from meshpeer.errors import (
 from meshpeer.manager import PeerManager
 from meshpeer.peer import Message
 from meshpeer.signaling.memory import MemoryHub
-from tests.fakes import FakeConnection, FakeNetwork
+from tests.fakes import DIRECT, TURN, FakeConnection, FakeNetwork
 from tests.virtual import virtual
 
 
@@ -353,6 +353,53 @@ async def test_flush_times_out_and_can_be_cancelled() -> None:
         await asyncio.wait([flushing])
         world.network.run()
         await a.peers["b"].flush()
+
+
+# --- ICE restarts -----------------------------------------------------------------------------
+
+
+@virtual
+async def test_a_restart_is_told_and_its_candidates_go_to_its_generation() -> None:
+    async with World() as world:
+        a, b = await world.pair()
+        events = a.events()
+        a.debug.force_ice_restart("b")
+        report = await event_of(events, ConnectionReport, restarts=1)
+        assert (report.generation, report.state) == (1, "connected")
+        assert report.pair == DIRECT
+        found = [("candidate:1 1 udp 1 192.0.2.7 7 typ srflx", "0", 0)]
+        world.connection_of(b, "a").observer.candidates_found(1, found, True)
+        await asyncio.sleep(0.1)
+        ours = world.connection_of(a, "b")
+        assert (ours.candidates, ours.generations) == (found, [1])
+
+
+@virtual
+async def test_the_path_is_that_of_the_selected_pair() -> None:
+    async with World() as world:
+        a, b = await world.pair()
+        messages = a.messages()
+        assert a.peers["b"].path == "direct"
+        world.connection_of(a, "b").observer.pair_selected(0, TURN)
+        assert a.peers["b"].path == "turn"
+        assert a.stats().paths == {Path.TURN: 1}
+        await b.peers["a"].send("over turn")
+        assert (await anext(messages)).path == "turn"
+
+
+@virtual
+async def test_every_peer_is_tried_and_who_does_not_answer_is_told_with_the_reason() -> None:
+    async with World() as world:
+        a, _ = await world.pair()
+        (found,) = await a.debug.test_p2p_with_all_peers()
+        assert (found.peer_id, found.path, found.error) == ("b", "direct", None)
+        assert found.rtt is not None
+        world.network.stalled = True
+        (found,) = await a.debug.test_p2p_with_all_peers(timeout=1.0)
+        assert (found.rtt, found.error) == (None, "no answer within 1 s")
+        world.network.run()
+        with pytest.raises(ConfigError, match="'nobody' is not in the room"):
+            a.debug.force_ice_restart("nobody")
 
 
 # --- events -----------------------------------------------------------------------------------

@@ -273,6 +273,29 @@ async def test_a_server_that_can_not_be_one_is_told_and_the_others_are_asked(
         await end.connection.close()
 
 
+async def test_a_path_that_was_out_is_news_to_sctp_when_something_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with pair_of(MeshConfig(), MeshConfig()) as (a, b):
+        await negotiate(a, b)
+        await a.next("opened")
+        await b.next("opened")
+        ice = a.connection._ice
+        told: list[str] = []
+        monkeypatch.setattr(a.connection, "path_changed", lambda: told.append("changed"))
+        ice.heard(ice.newest, answered=True)
+        assert told == []
+        ice._heard_at -= 5
+        ice.heard(ice.newest, answered=True)
+        assert told == ["changed"]
+        ice.probe()
+        ice.ponged(ice.newest, -1)
+        assert told == ["changed"], "the first check was answered: the path was there all the time"
+        ice.probe()
+        ice.ponged(ice.newest, -3)
+        assert told == ["changed", "changed"]
+
+
 async def test_sctp_waits_longer_each_time_and_asks_whether_the_path_works() -> None:
     async with pair_of(MeshConfig(), MeshConfig()) as (a, b):
         await negotiate(a, b)
