@@ -49,7 +49,7 @@ from meshpeer.config import MeshConfig
 from meshpeer.core.events import CandidateInfo, CandidatePair, IceServerOutcome, IceServerReport
 from meshpeer.log import Log
 from meshpeer.rtc.interfaces import local_addresses
-from meshpeer.rtc.servers import Server, allocate, describe, mapped_address
+from meshpeer.rtc.servers import Server, allocate, describe, mapped_address, parse_stun
 from meshpeer.rtc.servers import release as give_back
 
 __all__ = ["Generation", "IceEvents", "IceGatherer", "IceTransport"]
@@ -136,9 +136,7 @@ class _Socket(StunProtocol):
         if data and data[0] in _DATA:
             self.receiver.packet_received(self, data, source)
             return
-        try:
-            message = stun.parse_message(data)
-        except Exception:  # noqa: BLE001 - no STUN, whatever its parser makes of it
+        if (message := parse_stun(data)) is None:
             return
         match message.message_class:
             case stun.Class.REQUEST:

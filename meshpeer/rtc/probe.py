@@ -30,6 +30,7 @@ from meshpeer.rtc.servers import (
     describe,
     mapped_address,
     parse_servers,
+    parse_stun,
     release,
     resolve,
 )
@@ -175,9 +176,7 @@ class _Socket(StunProtocol):
 
     def datagram_received(self, data: bytes | str, addr: tuple[Any, ...]) -> None:
         assert isinstance(data, bytes)
-        try:
-            message = stun.parse_message(data)
-        except Exception:  # noqa: BLE001 - no STUN, whatever its parser makes of it
+        if (message := parse_stun(data)) is None:
             return
         transaction = self.transactions.get(message.transaction_id)
         if transaction is not None and message.message_class in (

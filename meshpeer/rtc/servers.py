@@ -38,6 +38,7 @@ __all__ = [
     "describe",
     "mapped_address",
     "parse_servers",
+    "parse_stun",
     "release",
     "resolve",
 ]
@@ -309,6 +310,14 @@ def _check_address(what: str, address: tuple[str, int], version: int | None = No
 
 
 # --- STUN ---
+
+
+def parse_stun(data: bytes) -> stun.Message | None:
+    """The STUN message that a datagram is, or None when it is none."""
+    try:
+        return stun.parse_message(data)
+    except Exception:  # noqa: BLE001 - aioice's parser raises what comes, struct.error for one
+        return None
 
 
 async def mapped_address(server: Server, protocol: StunProtocol) -> tuple[str, int]:
