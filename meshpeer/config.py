@@ -6,7 +6,7 @@ Times are seconds, sizes are bytes, unless a name says otherwise. A value out of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -15,11 +15,14 @@ from meshpeer.errors import ConfigError
 if TYPE_CHECKING:
     from ssl import SSLContext
 
-__all__ = ["IceServer", "MeshConfig", "OnConflict", "RelayConfig"]
+__all__ = ["PRIORITIES", "IceServer", "MeshConfig", "OnConflict", "Priority", "RelayConfig"]
 
 AddressFamily = Literal["ipv4", "ipv6"]
 
 OnConflict = Literal["reject", "takeover", "rename"]
+Priority = Literal["very-low", "low", "medium", "high"]
+PRIORITIES: Mapping[str, int] = {"very-low": 1, "low": 2, "medium": 4, "high": 8}
+"""The share that a channel of each priority gets (W3C WebRTC Priority Control, RTCPriorityType)."""
 
 
 def _range(owner: object, name: str, low: float, high: float) -> None:
@@ -130,13 +133,32 @@ class MeshConfig:
 
     max_message_size: int = 16 * 1024 * 1024
     """The largest message that is sent or accepted, in bytes after encoding."""
+    send_window: int = 16 * 1024 * 1024
+    """How much one channel to one peer may have that was accepted and not acknowledged, in bytes,
+    before `Peer.send` waits. A message that begins within it may reach beyond it."""
     receive_window: int = 16 * 1024 * 1024
-    """How much a peer may send before the application has taken it, in bytes.
+    """How much of its large messages a peer may send before the application has taken them, in
+    bytes: what does not fit into ``channel_window``."""
+    channel_window: int = 512 * 1024
+    """How much a peer may send on each channel before the application has taken it, in bytes. Who
+    does not read one channel, does not hold up another."""
+    max_channels: int = 32
+    """How many channels of messages a peer may use towards us.
 
-    What is kept for a peer, over all its connections, is at most an eighth and 1 MiB more.
+    What is kept of what a peer sent and the application has not taken is at most ``receive_window``
+    and ``max_channels`` times ``channel_window``.
     """
+    channel_priorities: Mapping[str, Priority] = field(default_factory=dict)
+    """How the channels share a path when all have something to send, by W3C WebRTC's
+    RTCPriorityType: each step gets twice the share of the one below. ``low`` when not named."""
+    ack_delay: float = 0.05
+    """The longest that a received message waits for its acknowledgement, in seconds."""
+    relay_after: float | None = 3.0
+    """Data flows over the relay when there was no direct path for so long; 0: from the first
+    moment, until there is one; None: never."""
     send_buffer: int = 1024 * 1024
-    """How much `Peer.send` leaves in the data channel's buffer before it waits, in bytes."""
+    """How much `Channel.send` leaves in the buffer of its plain channel before it waits, in
+    bytes."""
     max_pending_events: int = 10_000
     """How many events a slow reader of `PeerManager.events` may be behind before it is ended."""
     max_pending_signals: int = 1_000
@@ -179,7 +201,14 @@ class MeshConfig:
         _range(self, "close_timeout", 0, 60)
         _whole(self, "max_message_size", 1024, 1 << 30)
         _whole(self, "receive_window", 64 * 1024, 1 << 32)
+        _whole(self, "send_window", 16 * 1024, 1 << 32)
+        _whole(self, "channel_window", 16 * 1024, 1 << 30)
+        _whole(self, "max_channels", 2, 1000)
         _whole(self, "send_buffer", 16 * 1024, 1 << 30)
+        _range(self, "ack_delay", 0, 10)
+        if self.relay_after is not None:
+            _range(self, "relay_after", 0, 3600)
+        self._check_priorities()
         _whole(self, "max_pending_events", 10, 10_000_000)
         # The relay acknowledges every 32nd: fewer would wait for each other for ever.
         _whole(self, "max_pending_signals", 100, 1_000_000)
@@ -193,6 +222,20 @@ class MeshConfig:
                 f"MeshConfig.max_message_size ({self.max_message_size}) must fit into "
                 f"receive_window ({self.receive_window})"
             )
+
+    def _check_priorities(self) -> None:
+        priorities: object = self.channel_priorities
+        if not isinstance(priorities, Mapping):
+            raise ConfigError(
+                "MeshConfig.channel_priorities must map names of channels to priorities, "
+                f"not {priorities!r}"
+            )
+        for channel, priority in priorities.items():
+            if priority not in PRIORITIES:
+                raise ConfigError(
+                    f"MeshConfig.channel_priorities[{channel!r}] must be one of "
+                    f"{', '.join(PRIORITIES)}, not {priority!r}"
+                )
 
     def _check_addresses(self) -> None:
         patterns: object = self.interfaces
@@ -254,6 +297,12 @@ class RelayConfig:
     """The same in bytes."""
     max_unread: int = 8 * 1024 * 1024
     """Bytes a client may leave unread in its socket before it is cut off."""
+    forward_window: int = 256 * 1024
+    """Bytes of data that one member may have on its way to one other through the relay; 0: the
+    relay forwards no data."""
+    max_forwarded: int = 8 * 1024 * 1024
+    """Bytes of data that may wait in the relay for one member that does not read, of all who
+    send to it together."""
 
     def __post_init__(self) -> None:
         host: object = self.host
@@ -271,6 +320,10 @@ class RelayConfig:
         _range(self, "message_rate", 0.1, 10_000_000)
         _whole(self, "max_replay_bytes", 1024, 1 << 32)
         _whole(self, "max_unread", 1024, 1 << 32)
+        if self.forward_window:
+            # Anything smaller has no room for one frame and what goes before it.
+            _whole(self, "forward_window", 128 * 1024, 1 << 30)
+        _whole(self, "max_forwarded", 128 * 1024, 1 << 32)
         if self.max_replay_bytes > self.max_unread:
             raise ConfigError(
                 f"RelayConfig.max_replay_bytes ({self.max_replay_bytes}) must fit into max_unread "

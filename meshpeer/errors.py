@@ -7,12 +7,14 @@
     │   ├── ConfigError           a setting is out of its range            (also ValueError)
     │   ├── InvalidData           data that can't be sent                  (also TypeError)
     │   ├── MessageTooLarge       data over the limit                      (also ValueError)
+    │   ├── TooManyChannels       more channels of messages than the peer takes    (also ValueError)
     │   ├── SlowReader            an iterator was not read and fell too far behind
     │   └── UnexpectedInput       a state machine was fed what its table does not list
     ├── ClosedError               what was called on is closed
     │   ├── MeshClosed            the manager
     │   │   └── IdentityReplaced  a newer process took this peer id over
     │   ├── PeerClosed            the peer: it left, or a new incarnation took its place
+    │   │   └── Undelivered       the same, and messages for it did not arrive
     │   └── ChannelClosed         the data channel
     ├── NetworkError              nobody's: try again
     │   ├── SignalingUnavailable  the relay can't be reached
@@ -24,10 +26,17 @@
     │   ├── RoomFull              the room has all the members it may have
     │   ├── TooManyRooms          the relay has all the rooms it may have
     │   └── RateLimited           more messages than the relay takes
+    ├── RemoteError               the other application's no
+    │   ├── RequestFailed         it answered a request with an error
+    │   └── TransferFailed        it refused a file, or what arrived is not what was sent
     └── ProtocolError             the other side's: what it sent is malformed or out of place
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 __all__ = [
     "ChannelClosed",
@@ -46,14 +55,29 @@ __all__ = [
     "ProtocolError",
     "RateLimited",
     "RefusedError",
+    "RemoteError",
+    "RequestFailed",
     "RoomFull",
     "SignalingBacklog",
     "SignalingUnavailable",
     "SlowReader",
+    "TooManyChannels",
     "TooManyRooms",
+    "TransferFailed",
+    "Undelivered",
+    "UndeliveredMessage",
     "UnexpectedInput",
     "UsageError",
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class UndeliveredMessage:
+    """A message that was accepted and not acknowledged."""
+
+    data: Any
+    """What was given to `Peer.send`."""
+    channel: str
 
 
 class MeshError(Exception):
@@ -74,6 +98,10 @@ class InvalidData(UsageError, TypeError):
 
 class MessageTooLarge(UsageError, ValueError):
     """A message over ``max_message_size``; nothing of it was sent."""
+
+
+class TooManyChannels(UsageError, ValueError):
+    """More channels of messages than the peer takes; nothing of the message was sent."""
 
 
 class SlowReader(UsageError):
@@ -102,6 +130,20 @@ class IdentityReplaced(MeshClosed):
 
 class PeerClosed(ClosedError):
     """The peer left, its seat ran out, or a new incarnation took its place."""
+
+
+class Undelivered(PeerClosed):
+    """The peer is gone, and has not acknowledged all that was sent to it.
+
+    ``messages`` has those (`UndeliveredMessage`), in the order in which they were accepted. Whether
+    the last of them arrived before it went can't be known.
+    """
+
+    def __init__(
+        self, text: str, *, reason: str = "closed", messages: Sequence[UndeliveredMessage] = ()
+    ) -> None:
+        super().__init__(text, reason=reason)
+        self.messages = tuple(messages)
 
 
 class ChannelClosed(ClosedError):
@@ -163,6 +205,18 @@ class TooManyRooms(RefusedError):
 
 class RateLimited(RefusedError):
     """More messages in a second than the relay takes from one member."""
+
+
+class RemoteError(MeshError):
+    """The application at the other side said no; the text is its."""
+
+
+class RequestFailed(RemoteError):
+    """A request was answered with an error."""
+
+
+class TransferFailed(RemoteError):
+    """A file was refused, or what arrived is not what was sent."""
 
 
 class ProtocolError(MeshError):

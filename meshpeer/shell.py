@@ -90,7 +90,13 @@ from meshpeer.peer import (
     PeerRecord,
 )
 from meshpeer.rtc.base import Candidate, Connection, ConnectionFactory, RawChannel
-from meshpeer.signaling.base import SignalingEvent, SignalingLost, SignalingTransport
+from meshpeer.signaling.base import (
+    ForwardRoom,
+    FrameIn,
+    SignalingEvent,
+    SignalingLost,
+    SignalingTransport,
+)
 from meshpeer.streams import Bell, Stream
 
 __all__ = ["Shell"]
@@ -469,6 +475,8 @@ class Shell:
                         resumed=event.resumed,
                     )
                 )
+            case FrameIn() | ForwardRoom():
+                return
             case _:
                 pass
         self.do(self.node.signaling(event, now))

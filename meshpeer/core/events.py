@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from meshpeer.errors import MeshError, ProtocolError
+from meshpeer.errors import MeshError, ProtocolError, UndeliveredMessage
 
 __all__ = [
     "BadInput",
@@ -22,6 +22,7 @@ __all__ = [
     "IceServerReport",
     "Joined",
     "MeshState",
+    "MessagesUndelivered",
     "Path",
     "PeerJoined",
     "PeerLeft",
@@ -64,6 +65,8 @@ class Path(StrEnum):
     DIRECT = "direct"
     TURN = "turn"
     """Over a TURN server of either side."""
+    RELAY = "relay"
+    """Over the signalling service, as nothing better works."""
 
 
 class IceServerOutcome(StrEnum):
@@ -205,6 +208,19 @@ class ConnectionReport(Event):
     """ICE restarts that took over, in all connections with this incarnation."""
     seconds: dict[PeerState, float]
     """How long the link was in each state so far."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessagesUndelivered(Event):
+    """A peer is gone for good, and these messages were accepted for it and not acknowledged.
+
+    Told before its `PeerLeft`. Whether the last of them arrived before it went can't be known. What
+    was accepted by `Peer.request` and `Peer.send_file` is not among them: those calls raise.
+    """
+
+    peer_id: str
+    incarnation: str
+    messages: tuple[UndeliveredMessage, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -207,6 +207,8 @@ class Welcome(Struct, frozen=True, tag="welcome"):
     join named (0 when that one is over). The client sends the rest again: after a resumed welcome
     under the numbers they had, else from 1."""
     members: list[Member] = []
+    forward_window: Count = 0
+    """Bytes of data that a member may have on its way to one other; 0: no data is forwarded."""
 
 
 class MemberJoined(Struct, frozen=True, tag="joined"):

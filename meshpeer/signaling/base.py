@@ -19,7 +19,7 @@ from meshpeer.core.messages import (
 )
 from meshpeer.errors import MeshError
 
-__all__ = ["SignalingEvent", "SignalingLost", "SignalingTransport"]
+__all__ = ["ForwardRoom", "FrameIn", "SignalingEvent", "SignalingLost", "SignalingTransport"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,22 @@ class SignalingLost:
     """Seconds to the next try."""
 
 
+@dataclass(frozen=True, slots=True)
+class FrameIn:
+    """A data frame that another member sent through the service, which stamped the sender."""
+
+    sender: str
+    incarnation: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardRoom:
+    """There is room again for data to this member (`SignalingTransport.forward_room`)."""
+
+    peer_id: str
+
+
 SignalingEvent = (
     Welcome
     | MemberJoined
@@ -39,6 +55,8 @@ SignalingEvent = (
     | SignalIn
     | Refused
     | IceServers
+    | FrameIn
+    | ForwardRoom
     | SignalingLost
 )
 
@@ -60,7 +78,11 @@ class SignalingTransport(ABC):
     5. **An end is an exception.** When the service refuses for good (`RefusedError`), or a newer
        incarnation has the seat (`IdentityReplaced`), `receive` raises it, then and ever after.
     6. **Bounds.** Nothing queues without a bound.
-    7. **Close.** After `close` no task, socket or timer of the transport is left.
+    7. **Data** (optional; `Welcome.forward_window` is set where it is offered). Frames that one
+       member forwards to another arrive in order, each at most once, and all of them as long as
+       neither lost its connection to the service meanwhile. One that does not take its frames holds
+       up nobody else's, and no signals.
+    8. **Close.** After `close` no task, socket or timer of the transport is left.
 
     One transport serves one manager, once. The calls are made from one event loop.
     """
@@ -101,6 +123,20 @@ class SignalingTransport(ABC):
         Find out soon whether the connection still works, instead of waiting for its timeout; when
         the network has changed, also try at once what would be tried later. By default nothing is
         done.
+        """
+
+    def forward_room(self, to: str) -> int:  # noqa: ARG002 - most services carry no data
+        """Bytes of frames that may be forwarded to this member now; 0 when the service is away.
+
+        When it was less than was wanted, a `ForwardRoom` tells that there is more.
+        """
+        return 0
+
+    def forward(self, to: str, to_incarnation: str, data: bytes) -> None:  # noqa: B027
+        """Send a data frame of up to 64 KiB to a member, beyond `forward_room` if need be.
+
+        Dropped while the service is away, when the member is not there or is another incarnation;
+        who needs to know asks the member. By default everything is dropped. Signals go first.
         """
 
     @abstractmethod
