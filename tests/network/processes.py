@@ -166,13 +166,14 @@ class Programs:
             program.kill()
         await asyncio.gather(*self._running.values())
 
-    async def relay(self, node: Node, *, seat_timeout: float) -> None:
+    async def relay(self, node: Node, *, seat_timeout: float = 30) -> Program:
         """A relay. Its port, 443, is the one that every firewall lets through."""
         program = await self.run(
             *(node, sys.executable, "-m", "meshpeer.cli", "relay"),
             *("--host", node.address, "--port", "443", "--seat-timeout", str(seat_timeout)),
         )
         await program.until(lambda: len(program.lines) > 2, "relay")
+        return program
 
     async def peer(
         self, node: Node, peer_id: str, relay: str, servers: list[dict[str, Any]]
