@@ -61,27 +61,33 @@ RULES = [
     Rule("core.messages", "errors", "msgspec", pure=True),
     Rule("core.timing", "", pure=True),
     Rule("core.events", "errors", pure=True),
-    Rule("core.frames", "errors", "msgspec", pure=True),
+    Rule("core.forward", "errors core.messages", "msgspec", pure=True),
+    Rule("core.values", "errors", "msgspec", pure=True),
+    Rule("core.frames", "errors core.values", "msgspec", pure=True),
     # One pair, one node, the relay, and the client's seat there: they never import each other.
     Rule("core.operations", "errors core.messages", pure=True),
     Rule("core.trickle", "core.messages core.operations", pure=True),
     Rule("core.restart", f"{_CORE} core.operations core.trickle", pure=True),
     Rule("core.link", f"{_CORE} core.operations core.trickle core.restart", "msgspec", pure=True),
-    Rule("core.delivery", f"{_CORE} core.frames", "msgspec", pure=True),
+    Rule("core.delivery", f"{_CORE} core.frames core.values", "msgspec", pure=True),
+    Rule("core.route", _CORE, pure=True),
     Rule("core.mesh", _CORE, "msgspec", pure=True),
-    Rule("core.rooms", _CORE, "msgspec", pure=True),
-    Rule("core.session", _CORE, "msgspec", pure=True),
+    Rule("core.rooms", f"{_CORE} core.forward", "msgspec", pure=True),
+    Rule("core.session", f"{_CORE} core.forward", "msgspec", pure=True),
     # What a node is made of.
     Rule(
-        "core.node", f"{_CORE} core.link core.mesh core.frames core.delivery", "msgspec", pure=True
+        "core.node",
+        f"{_CORE} core.link core.mesh core.frames core.delivery core.route",
+        "msgspec",
+        pure=True,
     ),
     # What shells share.
     Rule("log", "", "structlog"),
     Rule("streams"),
     Rule("alarm"),
     Rule("thin"),
-    Rule("signaling.base", "core.messages errors"),
-    Rule("signaling.client", f"{_SHELL} core.session signaling.base", "msgspec"),
+    Rule("signaling.base", "core.messages core.forward errors"),
+    Rule("signaling.client", f"{_SHELL} core.forward core.session signaling.base", "msgspec"),
     # The relay's own rooms without sockets: so it can't behave differently.
     Rule(
         "signaling.memory",
@@ -90,7 +96,7 @@ RULES = [
     ),
     Rule(
         "signaling.*",
-        f"{_SHELL} thin core.session signaling.base signaling.client",
+        f"{_SHELL} thin core.forward core.session signaling.base signaling.client",
         "msgspec websockets",
     ),
     # What manager and peer ask of a connection: a fake satisfies it too.
@@ -101,6 +107,7 @@ RULES = [
     # and a default for it that is imported when a connection is first made.
     Rule("peer", f"{_SHELL} core.frames core.delivery rtc.base", "msgspec"),
     Rule("announcer", f"{_SHELL}"),
+    Rule("files", "errors streams peer", "msgspec"),
     Rule("inbox", f"{_SHELL} core.delivery peer"),
     Rule(
         "shell",
@@ -116,7 +123,7 @@ RULES = [
     ),
     Rule(
         "relay.*",
-        "config errors log alarm thin core.rooms core.messages relay.*",
+        "config errors log alarm thin core.rooms core.messages core.forward relay.*",
         "websockets msgspec",
     ),
     Rule("testing.*", "*", "pytest pytest_asyncio msgspec"),

@@ -38,10 +38,12 @@ __all__ = [
     "Candidates",
     "ClientMessage",
     "Dial",
+    "Forwarded",
     "Goodbye",
     "IceCandidate",
     "IceServerInfo",
     "IceServers",
+    "Incarnation",
     "Join",
     "Leave",
     "LinkMessage",
@@ -51,6 +53,7 @@ __all__ = [
     "MemberUpdated",
     "Metadata",
     "Offer",
+    "PeerId",
     "Refused",
     "RelayMessage",
     "SignalIn",
@@ -260,6 +263,14 @@ class Refused(Struct, frozen=True, tag="refused"):
     retry_after: Seconds | None = None
 
 
+class Forwarded(Struct, frozen=True, tag="forwarded"):
+    """So many more bytes of data for this member (whole messages, as they came) are no longer on
+    their way: written to its socket, or dropped."""
+
+    to: PeerId
+    size: Count
+
+
 class Goodbye(Struct, frozen=True, tag="goodbye"):
     """The relay closes this socket. ``replaced``: a newer incarnation has the seat, do not come
     back. ``shutdown``: come back after ``retry_after`` seconds."""
@@ -345,6 +356,7 @@ RelayMessage = (
     | SignalIn
     | Refused
     | IceServers
+    | Forwarded
     | Goodbye
     | Ack
 )

@@ -4,8 +4,14 @@ A *seat* is a peer id's place in a room. It outlives the socket of its member by
 and keeps meanwhile what the member misses. A socket is in one of two states: it has yet to join,
 or it has a seat. Which messages each state takes is in the two tables at the end of `Rooms`.
 
-Everything a stranger may cost has a bound in `RelayConfig`. A message costs O(1), a join, a leave
-and an update O(members of that room); nothing costs O(everything).
+Data passes beside that (`meshpeer.core.forward`). A *flow* is what one member's socket sends to one
+other member: it waits here only while the receiver's socket is full, in a queue of its own, within
+``forward_window``; what waits for one receiver takes turns. Signals and presence never wait for
+data. When a socket ends, what waits to it and from it is dropped: of what passes between two
+sockets, nothing is missing as long as both live, and nothing comes later than they do.
+
+Everything a stranger may cost has a bound in `RelayConfig`. A message or a frame costs O(1), a
+join, a leave, a drop and an update O(members of that room); nothing costs O(everything).
 """
 
 from __future__ import annotations
@@ -18,10 +24,20 @@ from itertools import takewhile
 from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 from meshpeer.config import RelayConfig
+from meshpeer.core.forward import (
+    FORWARD_SLACK,
+    MARK,
+    MAX_FORWARD,
+    MAX_HEAD,
+    forward_head,
+    head_size,
+    names,
+)
 from meshpeer.core.messages import (
     VERSION,
     Ack,
     ClientMessage,
+    Forwarded,
     Goodbye,
     Join,
     Leave,
@@ -43,6 +59,7 @@ from meshpeer.errors import ProtocolError
 
 __all__ = [
     "CLOSE_BAD_REQUEST",
+    "CLOSE_BEHIND",
     "CLOSE_FLOOD",
     "CLOSE_LEFT",
     "CLOSE_NOT_JOINED",
@@ -55,6 +72,7 @@ __all__ = [
     "Output",
     "Rooms",
     "Send",
+    "SendFrame",
     "Shut",
 ]
 
@@ -72,12 +90,16 @@ CLOSE_REFUSED: Final = 4003
 """The join was understood and refused; a `Refused` said why."""
 CLOSE_NOT_JOINED: Final = 4004
 """No join within ``join_timeout``."""
+CLOSE_BEHIND: Final = 4005
+"""It does not read, and more than ``max_forwarded`` waits for it. It may come back and resume."""
 
 _ACK_EVERY: Final = 32
 _PAST: Final = 8
 _UPDATE_REACH: Final = 50
 """An update counts for one message more for each so many others that it goes to."""
 _MAX_ID: Final = 128
+_TURN: Final = 64 * 1024
+"""Bytes of data that a sender may have written, before others who send to the same member may."""
 _WARN_EVERY: Final = 1.0
 _DAY: Final = 86400.0
 
@@ -94,6 +116,14 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
+class SendFrame:
+    """Write one message with data to a socket, as a binary one."""
+
+    conn: ConnId
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Shut:
     """Close a socket with a WebSocket close code. Its `Rooms.dropped` is not waited for."""
 
@@ -102,7 +132,7 @@ class Shut:
     reason: str
 
 
-Output = Send | Shut
+Output = Send | SendFrame | Shut
 
 
 class Note(Protocol):
@@ -141,6 +171,19 @@ class _Seat:
     replay_bytes: int = 0
     past: tuple[str, ...] = ()
     """The incarnations that were replaced, the latest last."""
+    full: bool = False
+    """Its socket takes no data now."""
+    flows: dict[bytes, _Flow] = field(default_factory=dict)
+    """What its socket sends, by the head of the addressee."""
+    ring: OrderedDict[_Flow, None] = field(default_factory=OrderedDict)
+    """The flows to it that have something waiting; the first has the turn."""
+    waiting: int = 0
+    """Bytes of data that wait for it."""
+
+    @property
+    def head(self) -> bytes:
+        """What stands before a frame to it, and from it."""
+        return forward_head(self.peer_id, self.incarnation)
 
     def member(self) -> Member:
         return Member(
@@ -162,6 +205,27 @@ class _Seat:
             self.replay_bytes -= len(self.replay.popleft())
 
 
+@dataclass(slots=True, eq=False)
+class _Flow:
+    """Data from one member's socket to one incarnation of another member."""
+
+    sender: _Seat
+    to: _Seat
+    to_head: bytes
+    head: bytes
+    """The sender's, which replaces the addressee's."""
+    queue: deque[bytes] = field(default_factory=deque)
+    """Messages with the sender's head. Not empty: it is in ``to.ring``."""
+    waiting: int = 0
+    """Bytes in the queue, with the addressee's head, as the sender counts them."""
+    passed: int = 0
+    """Bytes that have left, one way or the other, since the sender was last told."""
+    turn: int = 0
+    """Bytes that it may have written yet; below zero what it had too many."""
+    warned: bool = False
+    """The sender was told that it went beyond its window."""
+
+
 class Rooms:
     """All rooms of one relay.
 
@@ -173,6 +237,9 @@ class Rooms:
     the socket is gone. After a `Shut` of a socket nothing more is sent to it; what still comes from
     it, and its `dropped`, change nothing.
 
+    For data the shell says besides when a socket takes no more (`full`) and when it does again
+    (`drained`). Until the first `full` it takes everything.
+
     A message that can't be decoded is not counted, since it can't be told whether its sender
     counted it. A correct client never sends one, so the counts of both ends stay the same.
     """
@@ -183,6 +250,9 @@ class Rooms:
         self._config = config
         self._new_token = new_token
         self._note = note
+        # Where the largest frame is too large for a message, none is forwarded.
+        fits = config.max_message_size >= MAX_HEAD + MAX_FORWARD
+        self._window = config.forward_window if fits else 0
         self._rooms: dict[str, dict[str, _Seat]] = {}
         self._members = 0
         # A socket is in one of these two: its state.
@@ -218,6 +288,12 @@ class Rooms:
     def received(self, conn: ConnId, data: bytes | str, now: float) -> list[Output]:
         """A message came from a socket."""
         out: list[Output] = []
+        if isinstance(data, bytes) and data[:1] == MARK:
+            if seat := self._seated.get(conn):
+                self._frame(conn, seat, data, now, out)
+            elif conn in self._joining:
+                self._not_joined(conn, None, now, out)
+            return out
         message = self._decode(data)
         if conn in self._joining:
             if isinstance(message, ProtocolError):
@@ -232,11 +308,52 @@ class Rooms:
 
     def dropped(self, conn: ConnId, now: float) -> list[Output]:
         """A socket is gone without a leave: its seat waits ``seat_timeout``."""
+        out: list[Output] = []
         self._joining.pop(conn, None)
         if seat := self._seated.get(conn):
-            self._detach(conn, seat, now)
+            self._detach(conn, seat, now, out)
             self._note("member dropped", **_facts(seat))
-        return []
+        return out
+
+    def full(self, conn: ConnId) -> None:
+        """A socket takes no more data until `drained`. Other messages are written all the same."""
+        if seat := self._seated.get(conn):
+            seat.full = True
+
+    def drained(self, conn: ConnId, room: int, now: float) -> list[Output]:  # noqa: ARG002
+        """A socket takes data again: about ``room`` bytes, more than 0.
+
+        To be called until it returns nothing, which is when nothing waits, or until the socket is
+        full again.
+        """
+        out: list[Output] = []
+        seat = self._seated.get(conn)
+        if seat is None:
+            return out
+        ring = seat.ring
+        while ring and room > 0:
+            flow = next(iter(ring))
+            if flow.turn <= 0:
+                flow.turn += _TURN
+                if flow.turn <= 0:
+                    ring.move_to_end(flow)
+                    continue
+            data = flow.queue.popleft()
+            size = len(data) - len(flow.head) + len(flow.to_head)
+            room -= size
+            flow.turn -= size
+            flow.waiting -= size
+            seat.waiting -= size
+            out.append(SendFrame(conn, data))
+            if not flow.queue:
+                del ring[flow]
+                flow.turn = 0
+            elif flow.turn <= 0:
+                ring.move_to_end(flow)
+            self._pass(flow, size, out)
+        if not ring:
+            seat.full = False
+        return out
 
     def shut_down(self, now: float) -> list[Output]:  # noqa: ARG002 - all inputs have a time
         """Say goodbye to every socket, shut it, and forget everything."""
@@ -308,7 +425,7 @@ class Rooms:
     def _not_joined(
         self,
         conn: ConnId,
-        message: ClientMessage,  # noqa: ARG002 - a row of the table
+        message: ClientMessage | None,  # noqa: ARG002 - a row of the table; None: data
         now: float,  # noqa: ARG002
         out: list[Output],
     ) -> None:
@@ -344,7 +461,7 @@ class Rooms:
         self._rooms.setdefault(join.room, {})[peer_id] = seat
         self._members += 1
         self._note("member joined", conn=conn, **_facts(seat))
-        self._attach(conn, seat, join)
+        self._attach(conn, seat, join, out)
         self._welcome(conn, seat, join, out)
         self._tell(seat, MemberJoined(member=seat.member()), out)
 
@@ -352,7 +469,7 @@ class Rooms:
         """The same incarnation is back on another socket: resume when nothing is missing."""
         if seat.conn is not None:
             out.append(Shut(seat.conn, CLOSE_SUPERSEDED, "superseded connection"))
-        self._attach(conn, seat, join)
+        self._attach(conn, seat, join, out)
         if join.session == seat.session and 0 <= seat.sent - join.received <= len(seat.replay):
             seat.trim(join.received)
             welcome = Welcome(
@@ -365,6 +482,7 @@ class Rooms:
                 session=seat.session,
                 resumed=True,
                 received=seat.received,
+                forward_window=self._window,
             )
             out.append(Send(conn, encode(welcome)))
             out += (Send(conn, data) for data in seat.replay)
@@ -381,7 +499,8 @@ class Rooms:
         if seat.conn is not None:
             out.append(Send(seat.conn, encode(Goodbye(reason="replaced"))))
             out.append(Shut(seat.conn, CLOSE_REPLACED, "a newer incarnation has this peer id"))
-        self._attach(conn, seat, join)
+        self._attach(conn, seat, join, out)
+        self._end_flows_to(seat, out)
         seat.past = (*seat.past, seat.incarnation)[-_PAST:]
         seat.incarnation = join.incarnation
         seat.name = join.name
@@ -390,9 +509,10 @@ class Rooms:
         self._welcome(conn, seat, join, out)
         self._tell(seat, MemberJoined(member=seat.member()), out)
 
-    def _attach(self, conn: ConnId, seat: _Seat, join: Join) -> None:
+    def _attach(self, conn: ConnId, seat: _Seat, join: Join, out: list[Output]) -> None:
         if seat.conn is not None:
             del self._seated[seat.conn]
+            self._drop_data(seat, out)
         self._away.pop(seat, None)
         del self._joining[conn]
         self._seated[conn] = seat
@@ -420,6 +540,7 @@ class Rooms:
             session=seat.session,
             received=received,
             members=[other.member() for other in room.values() if other is not seat],
+            forward_window=self._window,
         )
         out.append(Send(conn, encode(welcome)))
 
@@ -513,7 +634,7 @@ class Rooms:
                 retry_after=min(_DAY, (cost - seat.allowance) / config.message_rate),
             )
         if flood:
-            self._detach(conn, seat, now)
+            self._detach(conn, seat, now, out)
             out.append(Shut(conn, CLOSE_FLOOD, "too many messages"))
             self._note("member shut for flooding", conn=conn, **_facts(seat))
 
@@ -547,6 +668,7 @@ class Rooms:
         out.append(Shut(conn, CLOSE_LEFT, "left"))
         del self._seated[conn]
         seat.conn = None
+        self._drop_data(seat, out)
         self._remove(seat, "left", out)
 
     def _ack(self, conn: ConnId, seat: _Seat, ack: Ack, out: list[Output]) -> None:  # noqa: ARG002
@@ -556,11 +678,109 @@ class Rooms:
         else:
             seat.trim(ack.received)
 
+    # --- data ------------------------------------------------------------------------------------
+
+    def _frame(self, conn: ConnId, seat: _Seat, data: bytes, now: float, out: list[Output]) -> None:
+        try:
+            start = head_size(data)
+            to_head = data[:start]
+            flow = seat.flows.get(to_head) or self._new_flow(conn, seat, to_head, len(data), out)
+        except ProtocolError as exc:
+            self._from_member(conn, seat, exc, now, out)
+            return
+        if flow is None:
+            return
+        size = len(data)
+        to = flow.to
+        if to.conn is None:
+            self._pass(flow, size, out)
+        elif not to.full:
+            out.append(SendFrame(to.conn, flow.head + data[start:]))
+            self._pass(flow, size, out)
+        elif flow.waiting + size > self._window + FORWARD_SLACK:
+            self._beyond_window(flow, out)
+            self._pass(flow, size, out)
+        elif to.waiting + size > self._config.max_forwarded:
+            self._shut_behind(to.conn, to, now, out)
+            self._pass(flow, size, out)
+        else:
+            flow.queue.append(flow.head + data[start:])
+            flow.waiting += size
+            to.waiting += size
+            to.ring[flow] = None
+
+    def _new_flow(
+        self, conn: ConnId, seat: _Seat, to_head: bytes, size: int, out: list[Output]
+    ) -> _Flow | None:
+        """A flow to whom ``to_head`` names; None when that is nobody. Raises `ProtocolError`."""
+        if not self._window:
+            raise ProtocolError("this relay forwards no data", code="no_data")
+        peer_id, _ = names(to_head)
+        to = self._rooms[seat.room].get(peer_id)
+        if to is None or to is seat or to.head != to_head:
+            # As good as passed. Nothing is kept for it, so it is told at once.
+            out.append(Send(conn, encode(Forwarded(to=peer_id, size=size))))
+            return None
+        flow = seat.flows[to_head] = _Flow(seat, to, to_head, seat.head)
+        return flow
+
+    def _pass(self, flow: _Flow, size: int, out: list[Output]) -> None:
+        """So much has left; the sender is told for each quarter of the window.
+
+        So a sender of which nothing waits has three quarters of the window at least.
+        """
+        flow.passed += size
+        if flow.passed >= self._window // 4:
+            self._tell_passed(flow, out)
+
+    def _tell_passed(self, flow: _Flow, out: list[Output]) -> None:
+        if flow.passed and flow.sender.conn is not None:
+            forwarded = Forwarded(to=flow.to.peer_id, size=flow.passed)
+            out.append(Send(flow.sender.conn, encode(forwarded)))
+            flow.passed = 0
+
+    def _beyond_window(self, flow: _Flow, out: list[Output]) -> None:
+        if not flow.warned:
+            flow.warned = True
+            text = (
+                f"more than {self._window} bytes of data on their way to "
+                f"{flow.to.peer_id!r}; what is over that is dropped"
+            )
+            self._refuse(flow.sender, "over_window", text, out, to=flow.to.peer_id)
+
+    def _shut_behind(self, conn: ConnId, seat: _Seat, now: float, out: list[Output]) -> None:
+        """More waits for a member than may: it has to begin anew, as one that reads nothing."""
+        self._note("member shut for not reading", conn=conn, waiting=seat.waiting, **_facts(seat))
+        self._detach(conn, seat, now, out)
+        out.append(Shut(conn, CLOSE_BEHIND, "too much data waits to be read"))
+
+    def _drop_data(self, seat: _Seat, out: list[Output]) -> None:
+        """The socket of a member has ended: nothing that was on its way to it or from it passes."""
+        for flow in seat.ring:
+            flow.queue.clear()
+            dropped, flow.waiting, flow.turn = flow.waiting, 0, 0
+            self._pass(flow, dropped, out)
+        seat.ring.clear()
+        seat.waiting = 0
+        seat.full = False
+        for flow in seat.flows.values():
+            if flow.queue:
+                del flow.to.ring[flow]
+                flow.to.waiting -= flow.waiting
+        seat.flows.clear()
+
+    def _end_flows_to(self, seat: _Seat, out: list[Output]) -> None:
+        """An incarnation is gone, and its socket before it: tell the senders the rest."""
+        for other in self._rooms[seat.room].values():
+            if flow := other.flows.pop(seat.head, None):
+                self._tell_passed(flow, out)
+
     # --- what all of them do ---------------------------------------------------------------------
 
-    def _detach(self, conn: ConnId, seat: _Seat, now: float) -> None:
+    def _detach(self, conn: ConnId, seat: _Seat, now: float, out: list[Output]) -> None:
         del self._seated[conn]
         seat.conn = None
+        self._drop_data(seat, out)
         self._away[seat] = now + self._config.seat_timeout
 
     def _set_values(
@@ -574,6 +794,7 @@ class Rooms:
         self._tell(seat, updated, out)
 
     def _remove(self, seat: _Seat, reason: str, out: list[Output]) -> None:
+        self._end_flows_to(seat, out)
         room = self._rooms[seat.room]
         del room[seat.peer_id]
         if not room:

@@ -3,6 +3,9 @@
 A dropped socket costs nothing as long as the seat lives: both ends count what they exchange
 (`meshpeer.core.messages`), and what the other end has not got is sent again. `TABLE` is the whole
 machine: which input is taken in which state, and which states may follow.
+
+Data frames (`meshpeer.core.forward`) are not kept: they go out while there is a seat, and what of
+them is on its way to each member is counted, by what the relay says has left it.
 """
 
 from __future__ import annotations
@@ -16,9 +19,18 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from meshpeer.config import MeshConfig, OnConflict
+from meshpeer.core.forward import (
+    FORWARD_SLACK,
+    MARK,
+    ForwardRoom,
+    FrameIn,
+    decode_forward,
+    encode_forward,
+)
 from meshpeer.core.messages import (
     VERSION,
     Ack,
+    Forwarded,
     Goodbye,
     IceServers,
     Join,
@@ -66,6 +78,7 @@ __all__ = [
     "State",
     "Tell",
     "Transmit",
+    "TransmitFrame",
 ]
 
 ANSWER_TIMEOUT = 5.0
@@ -115,6 +128,7 @@ class Input(StrEnum):
     DROPPED = "dropped"
     SEND = "send"
     UPDATE = "update"
+    FORWARD = "forward"
     HURRY = "hurry"
     CLOSE = "close"
     TICK = "tick"
@@ -129,6 +143,8 @@ class Input(StrEnum):
     ICE_SERVERS = "message:ice_servers"
     GOODBYE = "message:goodbye"
     ACK = "message:ack"
+    FORWARDED = "message:forwarded"
+    FRAME = "message:frame"
 
 
 _N, _C, _J = State.NEW, State.CONNECTING, State.JOINING
@@ -144,6 +160,7 @@ TABLE: Mapping[State, Mapping[Input, frozenset[State]]] = {
         Input.CONNECTION_FAILED: frozenset({_W}),
         Input.SEND: frozenset({_C}),
         Input.UPDATE: frozenset({_C}),
+        Input.FORWARD: frozenset({_C}),
         Input.HURRY: frozenset({_C}),
         Input.TICK: frozenset({_C, _W}),
         Input.CLOSE: frozenset({_X}),
@@ -152,6 +169,7 @@ TABLE: Mapping[State, Mapping[Input, frozenset[State]]] = {
         Input.DROPPED: frozenset({_W}),
         Input.SEND: frozenset({_J}),
         Input.UPDATE: frozenset({_J}),
+        Input.FORWARD: frozenset({_J}),
         Input.HURRY: frozenset({_J}),
         Input.TICK: frozenset({_J, _W}),
         Input.CLOSE: frozenset({_X}),
@@ -164,6 +182,7 @@ TABLE: Mapping[State, Mapping[Input, frozenset[State]]] = {
         Input.DROPPED: frozenset({_W}),
         Input.SEND: frozenset({_S}),
         Input.UPDATE: frozenset({_S}),
+        Input.FORWARD: frozenset({_S}),
         Input.HURRY: frozenset({_S}),
         Input.TICK: frozenset({_S}),
         Input.CLOSE: frozenset({_X}),
@@ -176,10 +195,13 @@ TABLE: Mapping[State, Mapping[Input, frozenset[State]]] = {
         Input.ICE_SERVERS: frozenset({_S}),
         Input.GOODBYE: frozenset({_W, _X}),
         Input.ACK: frozenset({_S}),
+        Input.FORWARDED: frozenset({_S}),
+        Input.FRAME: frozenset({_S}),
     },
     _W: {
         Input.SEND: frozenset({_W}),
         Input.UPDATE: frozenset({_W}),
+        Input.FORWARD: frozenset({_W}),
         Input.HURRY: frozenset({_C}),
         Input.TICK: frozenset({_W, _C}),
         Input.CLOSE: frozenset({_X}),
@@ -206,6 +228,13 @@ class Transmit:
 
 
 @dataclass(frozen=True, slots=True)
+class TransmitFrame:
+    """Send this on the connection; each `Transmit` that comes before it is sent goes first."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Disconnect:
     """Close the connection, or give the attempt up. Nothing of it may be fed in from now on.
 
@@ -217,7 +246,17 @@ class Disconnect:
 class Tell:
     """Tell the user of the transport. The first thing told is the first `Welcome`."""
 
-    event: Welcome | MemberJoined | MemberLeft | MemberUpdated | SignalIn | Refused | IceServers
+    event: (
+        Welcome
+        | MemberJoined
+        | MemberLeft
+        | MemberUpdated
+        | SignalIn
+        | Refused
+        | IceServers
+        | FrameIn
+        | ForwardRoom
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +275,7 @@ class Fail:
     error: MeshError
 
 
-Output = Connect | Transmit | Disconnect | Tell | Lost | Fail
+Output = Connect | Transmit | TransmitFrame | Disconnect | Tell | Lost | Fail
 
 
 class _Pending(NamedTuple):
@@ -278,6 +317,9 @@ class Session:
         self._acked = 0
         self._transmitted = 0
         self._in_join = 0
+        # Data: what may be on its way to one member, and the bytes that are, by peer id.
+        self._window = 0
+        self._under_way: dict[str, int] = {}
 
     @property
     def state(self) -> State:
@@ -337,6 +379,33 @@ class Session:
         )
         return outputs
 
+    def forward_room(self, to: str) -> int:
+        """Bytes of data that may go to this member now; 0 without a seat.
+
+        When it was below half of the window, a `ForwardRoom` is told once it is not any more. After
+        each `Welcome` it is the whole window.
+        """
+        if self._state is not State.SEATED:
+            return 0
+        return max(0, self._window - self._under_way.get(to, 0))
+
+    def forward(self, to: str, to_incarnation: str, frame: bytes) -> list[Output]:
+        """Send a data frame; dropped without a seat, or `FORWARD_SLACK` beyond the window.
+
+        Raises `InvalidData` when it is empty, `MessageTooLarge` for more than `MAX_FORWARD` bytes.
+        """
+        self._take(Input.FORWARD)
+        data = encode_forward(to, to_incarnation, frame)
+        under_way = self._under_way.get(to, 0) + len(data)
+        if (
+            self._state is not State.SEATED
+            or not self._window
+            or under_way > self._window + FORWARD_SLACK
+        ):
+            return []
+        self._under_way[to] = under_way
+        return [TransmitFrame(data)]
+
     def hurry(self, now: float) -> list[Output]:
         """The network has changed: what waits is tried now, and what is being tried is begun anew.
 
@@ -389,6 +458,8 @@ class Session:
         """
         self._take(Input.RECEIVED)
         try:
+            if isinstance(data, bytes) and data[:1] == MARK:
+                return self._frame(data)
             return self._heard(decode_relay(data), now)
         except ProtocolError as exc:
             self._input = Input.RECEIVED
@@ -412,15 +483,21 @@ class Session:
 
     # --- the messages --------------------------------------------------------------------------
 
-    def _heard(self, message: RelayMessage, now: float) -> list[Output]:
-        tag = type(message).__struct_config__.tag
-        kind = Input(f"message:{tag}")
+    def _place(self, kind: Input) -> None:
         if kind not in TABLE[self._state]:
+            tag = kind.value.removeprefix("message:")
             raise ProtocolError(
                 f"{self._service} sent {tag!r} to a client that is {self._state.value}",
                 code="out_of_place",
             )
         self._input = kind
+
+    def _frame(self, data: bytes) -> list[Output]:
+        self._place(Input.FRAME)
+        return [Tell(decode_forward(data))]
+
+    def _heard(self, message: RelayMessage, now: float) -> list[Output]:
+        self._place(Input(f"message:{type(message).__struct_config__.tag}"))
         match message:
             case Welcome():
                 return self._welcome(message, now)
@@ -433,6 +510,8 @@ class Session:
             case Ack(received=received):
                 self._trim(received, "$.received")
                 return []
+            case Forwarded(to=to, size=size):
+                return self._forwarded(to, size)
             case Goodbye():
                 return self._goodbye(message, now)
 
@@ -475,6 +554,8 @@ class Session:
             self._acked = 0
             self._received = self._received_acked = 0
         self._transmitted = self._acked + len(self._pending)
+        self._window = welcome.forward_window
+        self._under_way.clear()
         self._join = replace(
             join,
             peer_id=welcome.peer_id,
@@ -500,6 +581,22 @@ class Session:
         elif self._deadlines.get(Input.ACK) is None:
             self._deadlines.set(Input.ACK, now + ACK_AFTER)
         return outputs
+
+    def _forwarded(self, to: str, size: int) -> list[Output]:
+        before = self._under_way.get(to, 0)
+        after = before - size
+        if after < 0:
+            raise ProtocolError(
+                f"{self._service} has forwarded {size} bytes to {to!r}, of {before} on their way",
+                code="bad_forwarded",
+                field="$.size",
+            )
+        if after:
+            self._under_way[to] = after
+        else:
+            self._under_way.pop(to, None)
+        # Room is what is left of the window: below half of it, now not any more.
+        return [Tell(ForwardRoom(to))] if after <= self._window // 2 < before else []
 
     def _refused(self, refused: Refused, now: float) -> list[Output]:
         """The join was refused."""

@@ -13,7 +13,7 @@ import itertools
 import json
 import logging
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -26,7 +26,7 @@ from websockets.http11 import Request, Response
 
 from meshpeer.alarm import Alarm
 from meshpeer.config import RelayConfig
-from meshpeer.core.rooms import ConnId, Output, Rooms, Send
+from meshpeer.core.rooms import ConnId, Output, Rooms, Send, Shut
 from meshpeer.errors import MeshClosed, NetworkError, UsageError
 from meshpeer.log import Log
 from meshpeer.thin import keep_waits_short
@@ -35,6 +35,10 @@ __all__ = ["Relay"]
 
 _CLOSE_TIMEOUT: Final = 2.0
 """Seconds that a client has to answer a close before its connection is aborted."""
+_HIGH: Final = 256 * 1024
+"""Bytes unsent in a socket at which no more data is written to it. What is not data still is."""
+_LOW: Final = 64 * 1024
+"""Bytes at which data is written again."""
 _DETAILS: Final = frozenset({"message refused", "connection refused"})
 """What a stranger can cause as often as it likes, and no operator wants to read each time."""
 
@@ -49,11 +53,28 @@ def _note(event: str, **facts: object) -> None:
 
 
 class _Socket(ServerConnection):
-    """Is in ``known`` from its TCP connection's first moment to its last."""
+    """Is in ``known`` from its TCP connection's first moment to its last.
+
+    What websockets itself writes never waits for room in the buffer: a keepalive ping would,
+    instead of finding that a client that does not read does not answer either.
+    """
 
     def __init__(self, known: set[ServerConnection], *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._known = known
+        self.full = False
+        """More than `_HIGH` bytes are unsent; until less than `_LOW` are."""
+        self.on_full: Callable[[bool], None] | None = None
+
+    def pause_writing(self) -> None:
+        self.full = True
+        if self.on_full is not None:
+            self.on_full(True)
+
+    def resume_writing(self) -> None:
+        self.full = False
+        if self.on_full is not None:
+            self.on_full(False)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -67,7 +88,7 @@ class _Socket(ServerConnection):
 
 @dataclass(slots=True, eq=False)
 class _Client:
-    socket: ServerConnection
+    socket: _Socket
     reading: asyncio.Timeout = field(default_factory=lambda: asyncio.timeout(None))
     """Around the reading of the socket; let expire to end it from elsewhere."""
     close: tuple[int, str] | None = None
@@ -119,9 +140,7 @@ class Relay:
             ping_timeout=config.keepalive_interval,
             close_timeout=_CLOSE_TIMEOUT,
             max_size=config.max_message_size,
-            # At a lower mark a keepalive ping would wait for room in the buffer of a client that
-            # does not read, instead of finding that it does not answer.
-            write_limit=config.max_unread,
+            write_limit=(_HIGH, _LOW),
             logger=_socket_log,
             # A factory by its documentation, a class only by its annotation.
             create_connection=partial(_Socket, self._sockets),  # type: ignore[arg-type]
@@ -254,8 +273,10 @@ class Relay:
     async def _serve(self, socket: ServerConnection) -> None:
         if self._closing:
             return
+        assert isinstance(socket, _Socket)
         conn = next(self._ids)
         client = self._clients[conn] = _Client(socket)
+        socket.on_full = partial(self._filled, conn, client)
         self._rooms.opened(conn, self._loop.time())
         self._alarm.set(self._rooms.next_deadline())
         try:
@@ -266,6 +287,7 @@ class Relay:
         except (ConnectionClosed, TimeoutError):
             pass  # it is gone, or it was shut; what follows is the same
         finally:
+            socket.on_full = None
             if self._clients.pop(conn, None):
                 self._apply(self._rooms.dropped(conn, self._loop.time()))
         if client.close is not None:
@@ -273,30 +295,43 @@ class Relay:
 
     # --- what Rooms wants done -------------------------------------------------------------------
 
-    def _apply(self, outputs: Iterable[Output]) -> None:
+    def _apply(self, outputs: list[Output]) -> None:
         for output in outputs:
             client = self._clients.get(output.conn)
             if client is None:
                 continue  # cut off while these outputs were being carried out
-            if isinstance(output, Send):
-                self._write(output.conn, client, output.data)
-            else:
+            if isinstance(output, Shut):
                 del self._clients[output.conn]
                 client.close = (output.code, output.reason)
                 client.reading.reschedule(self._loop.time())
+            elif not self._write(output.conn, client, output.data, text=isinstance(output, Send)):
+                # What follows from that joins the end of what is being carried out.
+                outputs += self._rooms.dropped(output.conn, self._loop.time())
         self._alarm.set(self._rooms.next_deadline())
 
-    def _write(self, conn: ConnId, client: _Client, data: bytes) -> None:
+    def _write(self, conn: ConnId, client: _Client, data: bytes, *, text: bool) -> bool:
+        """Write to a socket, or cut it off: False."""
         transport = client.socket.transport
         unread = transport.get_write_buffer_size()
         if unread > self._config.max_unread:
             _note("cut off: does not read", conn=conn, unread=unread)
             del self._clients[conn]
             transport.abort()
-            self._rooms.dropped(conn, self._loop.time())
-        else:
-            # Writes to the transport at once, whatever its buffer holds; never waits.
-            broadcast([client.socket], data, text=True)
+            return False
+        # Writes to the transport at once, whatever its buffer holds; never waits.
+        broadcast([client.socket], data, text=text)
+        return True
+
+    def _filled(self, conn: ConnId, client: _Client, full: bool) -> None:
+        if full:
+            self._rooms.full(conn)
+            return
+        now = self._loop.time()
+        while conn in self._clients and not client.socket.full:
+            room = _HIGH + 1 - client.socket.transport.get_write_buffer_size()
+            if not (outputs := self._rooms.drained(conn, room, now)):
+                break
+            self._apply(outputs)
 
     def _tick(self) -> None:
         self._apply(self._rooms.tick(self._loop.time()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from meshpeer.core.forward import ForwardRoom, FrameIn
 from meshpeer.core.messages import (
     IceServers,
     Join,
@@ -29,22 +30,6 @@ class SignalingLost:
     reason: str
     retry_in: float | None = None
     """Seconds to the next try."""
-
-
-@dataclass(frozen=True, slots=True)
-class FrameIn:
-    """A data frame that another member sent through the service, which stamped the sender."""
-
-    sender: str
-    incarnation: str
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class ForwardRoom:
-    """There is room again for data to this member (`SignalingTransport.forward_room`)."""
-
-    peer_id: str
 
 
 SignalingEvent = (
@@ -128,15 +113,19 @@ class SignalingTransport(ABC):
     def forward_room(self, to: str) -> int:  # noqa: ARG002 - most services carry no data
         """Bytes of frames that may be forwarded to this member now; 0 when the service is away.
 
-        When it was less than was wanted, a `ForwardRoom` tells that there is more.
+        When it was less than was wanted, a `ForwardRoom` tells that there is more, or a `Welcome`
+        that all of it is there. What a frame takes besides its bytes may be counted as well.
         """
         return 0
 
     def forward(self, to: str, to_incarnation: str, data: bytes) -> None:  # noqa: B027
         """Send a data frame of up to 64 KiB to a member, beyond `forward_room` if need be.
 
-        Dropped while the service is away, when the member is not there or is another incarnation;
-        who needs to know asks the member. By default everything is dropped. Signals go first.
+        Dropped while the service is away, when the member is not there or is another incarnation,
+        and 64 KiB beyond the room; who needs to know asks the member. By default everything is
+        dropped. Signals go first.
+
+        Raises `InvalidData` for an empty frame, `MessageTooLarge` for more than 64 KiB.
         """
 
     @abstractmethod

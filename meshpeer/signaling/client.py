@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from meshpeer.alarm import Alarm
 from meshpeer.config import MeshConfig
+from meshpeer.core.forward import FrameIn
 from meshpeer.core.messages import Join, Metadata, SignalOut, Welcome
 from meshpeer.core.session import (
     Connect,
@@ -28,6 +29,7 @@ from meshpeer.core.session import (
     State,
     Tell,
     Transmit,
+    TransmitFrame,
 )
 from meshpeer.errors import (
     ClosedError,
@@ -39,7 +41,7 @@ from meshpeer.errors import (
 from meshpeer.log import Log
 from meshpeer.signaling.base import SignalingEvent, SignalingLost, SignalingTransport
 
-__all__ = ["CHECK_TIMEOUT", "CLOSE_TIMEOUT", "MAX_EVENTS", "RelayTransport", "Wire"]
+__all__ = ["CHECK_TIMEOUT", "CLOSE_TIMEOUT", "MAX_EVENTS", "MAX_UNREAD", "RelayTransport", "Wire"]
 
 CHECK_TIMEOUT = 1.0
 """Seconds that a connection in doubt has to show that it works."""
@@ -47,13 +49,17 @@ CLOSE_TIMEOUT = 1.0
 """Seconds that the last words on a connection may take."""
 MAX_EVENTS = 256
 """Events that wait to be received, and messages that wait to be sent, before reading pauses."""
+MAX_UNREAD = 1024 * 1024
+"""Bytes of data frames that wait to be received, before reading pauses."""
 
 
 class Wire(Protocol):
     """A connection to the relay that keeps message boundaries and order."""
 
     async def send(self, data: bytes) -> None:
-        """Send a message; waits while too much is buffered.
+        """Send a message, JSON or one with data (`meshpeer.core.forward`); the first byte tells.
+
+        Waits while too much is buffered.
 
         Raises `SignalingUnavailable` when the connection is gone.
         """
@@ -88,6 +94,8 @@ class _Line:
 
     def __init__(self) -> None:
         self.outgoing: deque[bytes] = deque()
+        self.frames: deque[bytes] = deque()
+        """What goes out when nothing else does; the session's windows bound it."""
         self.wake = asyncio.Event()
         self.hung_up = False
         self.doubted = asyncio.Event()
@@ -116,6 +124,8 @@ class RelayTransport(SignalingTransport):
         self._line: _Line | None = None
         self._called = asyncio.Event()
         self._events: deque[SignalingEvent] = deque()
+        self._unread = 0
+        """Bytes of data among the events."""
         self._arrived = asyncio.Event()
         self._room = asyncio.Event()
         self._end: Exception | None = None
@@ -167,6 +177,15 @@ class RelayTransport(SignalingTransport):
         self._check_open()
         self._do(self._session.update(name, metadata))
 
+    def forward_room(self, to: str) -> int:
+        """Bytes of frames that may go to a member now; see `SignalingTransport.forward_room`."""
+        return 0 if self._end is not None else self._session.forward_room(to)
+
+    def forward(self, to: str, to_incarnation: str, data: bytes) -> None:
+        """Send a data frame; see `SignalingTransport.forward`. After the end it is dropped too."""
+        if self._end is None and self._session.state is not State.NEW:
+            self._do(self._session.forward(to, to_incarnation, data))
+
     def doubt(self, *, network_changed: bool) -> None:
         """Check the connection now, or try at once to get one; see `SignalingTransport.doubt`."""
         if self._end is not None or self._session.state in (State.NEW, State.CLOSED):
@@ -186,6 +205,8 @@ class RelayTransport(SignalingTransport):
             self._arrived.clear()
             await self._arrived.wait()
         event = self._events.popleft()
+        if isinstance(event, FrameIn):
+            self._unread -= len(event.data)
         self._room.set()
         return event
 
@@ -194,6 +215,7 @@ class RelayTransport(SignalingTransport):
         if not self._closed:
             self._closed = True
             self._events.clear()
+            self._unread = 0
             self._finish(MeshClosed("the signalling transport is closed"))
             if self._session.state is not State.CLOSED:
                 self._do(self._session.close(asyncio.get_running_loop().time()))
@@ -212,21 +234,25 @@ class RelayTransport(SignalingTransport):
     def _do(self, outputs: list[Output]) -> None:
         for output in outputs:
             match output:
-                case Connect():
-                    self._line = _Line()
-                    self._called.set()
-                case Transmit(data):
-                    if self._line is not None:
-                        self._line.outgoing.append(data)
-                        self._line.wake.set()
-                case Disconnect():
-                    if self._line is not None:
-                        self._line.hang_up()
-                        self._line = None
                 case Tell(event):
                     if isinstance(event, Welcome):
                         self._log.info("seated", resumed=event.resumed)
                     self._tell(event)
+                case Transmit(data):
+                    if self._line is not None:
+                        self._line.outgoing.append(data)
+                        self._line.wake.set()
+                case TransmitFrame(data):
+                    if self._line is not None:
+                        self._line.frames.append(data)
+                        self._line.wake.set()
+                case Connect():
+                    self._line = _Line()
+                    self._called.set()
+                case Disconnect():
+                    if self._line is not None:
+                        self._line.hang_up()
+                        self._line = None
                 case Lost(reason, retry_in):
                     self._log.info("signalling lost", reason=reason, retry_in=retry_in)
                     self._tell(SignalingLost(reason, retry_in))
@@ -237,6 +263,8 @@ class RelayTransport(SignalingTransport):
 
     def _tell(self, event: SignalingEvent) -> None:
         self._events.append(event)
+        if isinstance(event, FrameIn):
+            self._unread += len(event.data)
         self._arrived.set()
 
     def _finish(self, error: Exception) -> None:
@@ -347,7 +375,11 @@ class RelayTransport(SignalingTransport):
         try:
             async with asyncio.timeout(None) as line.scope:
                 while True:
-                    while len(self._events) >= MAX_EVENTS or len(line.outgoing) >= MAX_EVENTS:
+                    while (
+                        len(self._events) >= MAX_EVENTS
+                        or self._unread >= MAX_UNREAD
+                        or len(line.outgoing) >= MAX_EVENTS
+                    ):
                         self._room.clear()
                         await self._room.wait()
                     data = await wire.recv()
@@ -372,13 +404,16 @@ class RelayTransport(SignalingTransport):
     async def _write(self, line: _Line, wire: Wire) -> None:
         """Send what is to be sent; ends with the wire, or when all is said on a hung-up line."""
         while True:
-            while line.outgoing:
+            while line.outgoing or line.frames:
+                # On a line that is hung up the last message is a goodbye.
+                data_first = line.frames and (line.hung_up or not line.outgoing)
+                queue = line.frames if data_first else line.outgoing
                 try:
-                    await wire.send(line.outgoing.popleft())
+                    await wire.send(queue.popleft())
                 except SignalingUnavailable:
                     # The reading half learns it too, and the session from that. Nothing piles up
                     # meanwhile, or that half might wait for room.
-                    line.outgoing = deque(maxlen=0)
+                    line.outgoing = line.frames = deque(maxlen=0)
                     self._room.set()
                     return
                 self._room.set()

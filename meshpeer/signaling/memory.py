@@ -15,12 +15,12 @@ from functools import partial
 from itertools import count
 from random import Random
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from meshpeer.alarm import Alarm
 from meshpeer.config import MeshConfig, RelayConfig
 from meshpeer.core.messages import SignalOut
-from meshpeer.core.rooms import Output, Rooms, Send
+from meshpeer.core.rooms import Output, Rooms, Shut
 from meshpeer.errors import MeshError, SignalingUnavailable
 from meshpeer.signaling.client import RelayTransport
 
@@ -55,15 +55,27 @@ class RandomFaults:
         return [self.random.uniform(0.0, self.delay) for _ in range(copies)]
 
 
+_HIGH: Final = 256 * 1024
+_LOW: Final = 64 * 1024
+
+
 class _MemoryWire:
     """Both ends of one connection: the client calls it, the hub feeds it."""
 
     def __init__(
-        self, *, say: Callable[[bytes], None], drop: Callable[[], None], max_unread: int
+        self,
+        *,
+        say: Callable[[bytes], None],
+        drop: Callable[[], None],
+        drained: Callable[[], None],
+        max_unread: int,
     ) -> None:
         self._say = say
         self._drop = drop
+        self._drained = drained
         self._max_unread = max_unread
+        self.full = False
+        """More than `_HIGH` bytes are unread; until less than `_LOW` are."""
         self._unread: deque[bytes] = deque()
         self._unread_size = 0
         self._arrived = asyncio.Event()
@@ -82,7 +94,15 @@ class _MemoryWire:
             await self._arrived.wait()
         data = self._unread.popleft()
         self._unread_size -= len(data)
+        if self.full and self._unread_size <= _LOW:
+            self.full = False
+            self._drained()
         return data
+
+    @property
+    def room(self) -> int:
+        """Bytes of data that it takes until it is full."""
+        return _HIGH + 1 - self._unread_size
 
     def moved(self) -> bool:
         return False
@@ -106,6 +126,7 @@ class _MemoryWire:
             return False
         self._unread.append(data)
         self._unread_size += len(data)
+        self.full = self.full or self._unread_size > _HIGH
         self._arrived.set()
         return True
 
@@ -257,6 +278,7 @@ class MemoryHub:
         wire = self._wires[conn] = _MemoryWire(
             say=partial(self._received, conn),
             drop=partial(self._dropped, conn),
+            drained=partial(self._drained, conn),
             max_unread=self._config.max_unread,
         )
         self._rooms.opened(conn, asyncio.get_running_loop().time())
@@ -271,6 +293,13 @@ class MemoryHub:
             wire.end("the connection is closed", lose_unread=False)
             self._do(self._rooms.dropped(conn, asyncio.get_running_loop().time()))
 
+    def _drained(self, conn: int) -> None:
+        now = asyncio.get_running_loop().time()
+        while (wire := self._wires.get(conn)) is not None and not wire.full:
+            if not (outputs := self._rooms.drained(conn, wire.room, now)):
+                break
+            self._do(outputs)
+
     def _tick(self) -> None:
         self._do(self._rooms.tick(asyncio.get_running_loop().time()))
 
@@ -279,11 +308,15 @@ class MemoryHub:
             wire = self._wires.get(output.conn)
             if wire is None:
                 continue  # cut off a moment ago for what it had left unread
-            if isinstance(output, Send):
-                if not wire.deliver(output.data):
-                    wire.end("too much was left unread", lose_unread=True)
-                    self._dropped(output.conn)
-            else:
+            if isinstance(output, Shut):
                 del self._wires[output.conn]
                 wire.end(f"the memory hub shut the connection ({output.reason})", lose_unread=False)
+            elif wire.deliver(output.data):
+                if wire.full:
+                    self._rooms.full(output.conn)
+            else:
+                wire.end("too much was left unread", lose_unread=True)
+                del self._wires[output.conn]
+                # What follows from that joins the end of what is being done.
+                outputs += self._rooms.dropped(output.conn, asyncio.get_running_loop().time())
         self._alarm.set(self._rooms.next_deadline())

@@ -24,6 +24,7 @@ from websockets.exceptions import (
 from websockets.uri import WebSocketURI, parse_uri
 
 from meshpeer.config import MeshConfig
+from meshpeer.core.forward import MARK
 from meshpeer.errors import ConfigError, SignalingUnavailable
 from meshpeer.signaling.client import CHECK_TIMEOUT, CLOSE_TIMEOUT, RelayTransport, Wire
 from meshpeer.thin import keep_waits_short
@@ -87,7 +88,7 @@ class _WebSocketWire:
 
     async def send(self, data: bytes) -> None:
         try:
-            await self._websocket.send(data, text=True)
+            await self._websocket.send(data, text=data[:1] != MARK)
         except ConnectionClosed as exc:
             raise SignalingUnavailable(self._why(exc)) from exc
 

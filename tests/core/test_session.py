@@ -11,9 +11,18 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from meshpeer.config import MeshConfig
+from meshpeer.core.forward import (
+    FORWARD_SLACK,
+    MAX_FORWARD,
+    ForwardRoom,
+    FrameIn,
+    decode_forward,
+    encode_forward,
+)
 from meshpeer.core.messages import (
     VERSION,
     Ack,
+    Forwarded,
     Goodbye,
     IceServerInfo,
     IceServers,
@@ -48,6 +57,7 @@ from meshpeer.core.session import (
     State,
     Tell,
     Transmit,
+    TransmitFrame,
 )
 from meshpeer.errors import (
     IdentityReplaced,
@@ -61,6 +71,7 @@ from meshpeer.errors import (
 )
 
 CONFIG = MeshConfig(signaling_retry_first=0.5, signaling_retry_max=30.0, max_pending_signals=100)
+WINDOW = 256 * 1024
 JOIN = Join(version=VERSION, room="lobby", peer_id="ann", incarnation="ann-one-1", name="Ann")
 WELCOME = Welcome(
     version=VERSION,
@@ -70,6 +81,7 @@ WELCOME = Welcome(
     token="t" * 16,
     session="s" * 16,
     seat_timeout=30.0,
+    forward_window=WINDOW,
 )
 BOB = Member(peer_id="bob", incarnation="bob-one-1")
 SIGNAL_IN = SignalIn(
@@ -109,8 +121,9 @@ class Ann:
     def connected(self) -> list[Output]:
         return self.session.connected(self.now)
 
-    def hears(self, message: RelayMessage) -> list[Output]:
-        return self.session.received(encode(message), self.now)
+    def hears(self, message: RelayMessage | bytes) -> list[Output]:
+        data = message if isinstance(message, bytes) else encode(message)
+        return self.session.received(data, self.now)
 
     def dropped(self) -> list[Output]:
         return self.session.dropped("cut", self.now)
@@ -157,12 +170,13 @@ CALLS: dict[Input, Callable[[Ann], list[Output]]] = {
     Input.DROPPED: lambda ann: ann.dropped(),
     Input.SEND: lambda ann: ann.session.send(signal()),
     Input.UPDATE: lambda ann: ann.session.update("Anna", None),
+    Input.FORWARD: lambda ann: ann.session.forward("bob", "bob-one-1", b"frame"),
     Input.HURRY: lambda ann: ann.session.hurry(ann.now),
     Input.CLOSE: lambda ann: ann.session.close(ann.now),
     Input.TICK: lambda ann: ann.session.tick(ann.now + 100),
     Input.RECEIVED: lambda ann: ann.session.received(b"{", ann.now),
 }
-MESSAGES: dict[Input, RelayMessage] = {
+MESSAGES: dict[Input, RelayMessage | bytes] = {
     Input.WELCOME: WELCOME,
     Input.JOINED: MemberJoined(member=BOB),
     Input.LEFT: MemberLeft(peer_id="bob", incarnation="bob-one-1", reason="left"),
@@ -172,6 +186,8 @@ MESSAGES: dict[Input, RelayMessage] = {
     Input.ICE_SERVERS: IceServers(servers=[IceServerInfo(urls=["stun:stun.example.org"])]),
     Input.GOODBYE: Goodbye(reason="shutdown"),
     Input.ACK: Ack(received=0),
+    Input.FORWARDED: Forwarded(to="bob", size=0),
+    Input.FRAME: encode_forward("bob", "bob-one-1", b"frame"),
 }
 
 
@@ -181,6 +197,7 @@ def snapshot(session: Session) -> dict[str, Any]:
     state["_deadlines"] = session.next_deadline()
     state["_pending"] = list(session._pending)
     state["_backoff"] = session._backoff.attempts
+    state["_under_way"] = dict(session._under_way)
     return state
 
 
@@ -699,3 +716,112 @@ def test_close(state: State, outputs: list[Output]) -> None:
     assert ann.session.close(ann.now) == outputs
     assert ann.state is State.CLOSED
     assert ann.session.next_deadline() is None
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+FRAME = b"f" * 16384
+COST = len(encode_forward("bob", "bob-one-1", FRAME))
+
+
+def test_a_frame_goes_out_as_it_is_and_comes_in_with_its_sender() -> None:
+    ann = Ann().reach(State.SEATED)
+    [output] = ann.session.forward("bob", "bob-one-1", b"frame")
+    assert isinstance(output, TransmitFrame)
+    assert decode_forward(output.data) == FrameIn("bob", "bob-one-1", b"frame")
+    frame = FrameIn("bob", "bob-one-1", b"back")
+    assert ann.hears(encode_forward("bob", "bob-one-1", b"back")) == [Tell(frame)]
+    assert ann.session.pending == 0
+    assert ann.session.next_deadline() is None, "frames are not counted messages"
+
+
+def test_room_is_what_is_left_of_the_window_of_each_member() -> None:
+    ann = Ann().reach(State.SEATED)
+    ann.session.forward("bob", "bob-one-1", FRAME)
+    assert ann.session.forward_room("bob") == WINDOW - COST
+    assert ann.session.forward_room("eve") == WINDOW
+    assert ann.hears(Forwarded(to="bob", size=COST)) == []
+    assert ann.session.forward_room("bob") == WINDOW
+    assert ann.session._under_way == {}, "nothing is kept about who has nothing on its way"
+
+
+def test_room_is_told_when_it_was_below_half_and_is_not_any_more() -> None:
+    ann = Ann().reach(State.SEATED)
+    while ann.session.forward_room("bob") >= COST:
+        assert ann.session.forward("bob", "bob-one-1", FRAME)
+    told = []
+    while ann.session._under_way:
+        before = ann.session.forward_room("bob")
+        for output in ann.hears(Forwarded(to="bob", size=COST)):
+            assert output == Tell(ForwardRoom("bob"))
+            assert before < WINDOW / 2 <= ann.session.forward_room("bob")
+            told.append(output)
+    assert len(told) == 1
+
+
+def test_frames_that_must_not_wait_go_a_little_beyond_the_window() -> None:
+    ann = Ann().reach(State.SEATED)
+    sent = 0
+    while outputs := ann.session.forward("bob", "bob-one-1", FRAME):
+        sent += sum(len(output.data) for output in outputs if isinstance(output, TransmitFrame))
+    assert WINDOW + FORWARD_SLACK - COST < sent <= WINDOW + FORWARD_SLACK
+    assert ann.session.forward_room("bob") == 0
+    before = snapshot(ann.session)
+    assert ann.session.forward("bob", "bob-one-1", FRAME) == []
+    assert snapshot(ann.session) == before
+    assert ann.session.forward("eve", "eve-one-1", FRAME)
+
+
+@pytest.mark.parametrize("state", [State.CONNECTING, State.JOINING, State.WAITING])
+def test_without_a_seat_there_is_no_room_and_frames_are_dropped(state: State) -> None:
+    ann = Ann().reach(state)
+    assert ann.session.forward_room("bob") == 0
+    assert ann.session.forward("bob", "bob-one-1", FRAME) == []
+
+
+def test_with_a_service_that_forwards_none_frames_are_dropped() -> None:
+    ann = Ann()
+    ann.open()
+    ann.connected()
+    ann.hears(replaced(WELCOME, forward_window=0))
+    assert ann.session.forward_room("bob") == 0
+    assert ann.session.forward("bob", "bob-one-1", FRAME) == []
+
+
+@pytest.mark.parametrize("resumed", [True, False])
+def test_on_another_connection_nothing_is_on_its_way(resumed: bool) -> None:
+    ann = Ann().reach(State.SEATED)
+    ann.session.forward("bob", "bob-one-1", FRAME)
+    ann.dropped()
+    assert ann.session.forward_room("bob") == 0
+    ann.comes_back(resumed=resumed, forward_window=2 * WINDOW)
+    assert ann.session.forward_room("bob") == 2 * WINDOW
+
+
+def test_more_was_forwarded_than_was_sent() -> None:
+    ann = Ann().reach(State.SEATED)
+    ann.session.forward("bob", "bob-one-1", FRAME)
+    outputs = ann.hears(Forwarded(to="bob", size=COST + 1))
+    assert outputs[0] == Disconnect()
+    assert ann.state is State.WAITING
+    assert "'bob'" in str(ann.session.last_failure)
+
+
+def test_a_frame_that_is_malformed_ends_the_connection() -> None:
+    whole = encode_forward("bob", "bob-one-1", b"f")
+    for size in range(1, len(whole)):
+        ann = Ann().reach(State.SEATED)
+        assert ann.hears(whole[:size])[0] == Disconnect()
+        assert ann.state is State.WAITING
+
+
+@pytest.mark.parametrize(
+    ("frame", "error"), [(b"", InvalidData), (bytes(MAX_FORWARD + 1), MessageTooLarge)]
+)
+def test_a_frame_of_no_size_to_send_is_refused(frame: bytes, error: type[Exception]) -> None:
+    ann = Ann().reach(State.SEATED)
+    before = snapshot(ann.session)
+    with pytest.raises(error):
+        ann.session.forward("bob", "bob-one-1", frame)
+    assert snapshot(ann.session) == before
+    assert ann.session.forward("bob", "bob-one-1", bytes(MAX_FORWARD))
