@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from functools import partial
 from weakref import finalize, ref
+
+from msgspec import Struct
 
 from meshpeer.core.delivery import Received
 from meshpeer.core.events import Path
@@ -18,13 +19,10 @@ from meshpeer.streams import Stream
 __all__ = ["Arrived", "Inbox"]
 
 
-@dataclass(slots=True, eq=False)
-class Arrived:
+class Arrived(Struct, eq=False):
     """A message on its way to the application."""
 
     peer: Peer
-    epoch: int
-    """The connection it came over."""
     received: Received
     path: Path
     at: float
@@ -63,26 +61,37 @@ class Inbox:
         unclaimed, self._unclaimed = self._unclaimed, deque()
         for arrived in unclaimed:
             if channel in (None, arrived.received.channel):
-                self._give(arrived, [stream])
+                arrived.readers = 1
+                stream.put(arrived)
             else:
                 self._unclaimed.append(arrived)
         return stream
 
-    def deliver(self, arrived: Arrived) -> None:
-        """Hand a message to everybody who reads its channel."""
-        self._unread[arrived.peer] += arrived.received.charge
-        channel = arrived.received.channel
-        readers = [
+    def deliver(self, peer: Peer, path: Path, messages: Iterable[Received], at: float) -> None:
+        """Hand messages of one peer to everybody who reads their channels."""
+        channel: str | None = None
+        readers: list[Stream[Message]] = []
+        charges = 0
+        for received in messages:
+            if received.channel != channel:
+                channel = received.channel
+                readers = self._readers_of(channel)
+            charges += received.charge
+            arrived = Arrived(peer, received, path, at, len(readers))
+            for stream in readers:
+                stream.put(arrived)
+            if not readers:
+                self._unclaimed.append(arrived)
+        self._unread[peer] += charges
+
+    def _readers_of(self, channel: str) -> list[Stream[Message]]:
+        return [
             stream
             for reader, wanted in self._readers
             if (wanted is None or wanted == channel)
             and (stream := reader()) is not None
             and not stream.ended
         ]
-        if readers:
-            self._give(arrived, readers)
-        else:
-            self._unclaimed.append(arrived)
 
     def peer_left(self, peer: Peer) -> None:
         """Nothing more comes from this peer; what did can still be read, within the limit."""
@@ -113,18 +122,20 @@ class Inbox:
     def _streams(self) -> list[Stream[Message]]:
         return [stream for reader, _ in self._readers if (stream := reader()) is not None]
 
-    def _give(self, arrived: Arrived, readers: list[Stream[Message]]) -> None:
-        arrived.readers = len(readers)
-        for stream in readers:
-            stream.put(arrived)
-
     def _taken(self, arrived: Arrived) -> Message:
         arrived.readers -= 1
         if arrived.readers <= 0:
             self._settle(arrived)
         received = arrived.received
         # Decoded for each reader, so that none shares its objects with another.
-        return Message(arrived.peer, received.value(), received.channel, arrived.path, arrived.at)
+        return Message(
+            arrived.peer,
+            received.value(),
+            received.channel,
+            arrived.path,
+            arrived.at,
+            received.request,
+        )
 
     def _settle(self, arrived: Arrived) -> None:
         peer, charge = arrived.peer, arrived.received.charge

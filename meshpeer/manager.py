@@ -20,12 +20,20 @@ from meshpeer.core.events import (
     Event,
     IceServerReport,
     MeshState,
+    MessagesUndelivered,
     Path,
     PeerState,
 )
 from meshpeer.core.messages import VERSION, Join, Metadata, decode_client, encode
-from meshpeer.errors import ConfigError, MeshTimeout, MessageTooLarge, PeerClosed, ProtocolError
-from meshpeer.peer import Message, Outgoing, PathTest, Peer
+from meshpeer.errors import (
+    ConfigError,
+    MeshTimeout,
+    MessageTooLarge,
+    PeerClosed,
+    ProtocolError,
+    TooManyChannels,
+)
+from meshpeer.peer import Message, PathTest, Peer, check_label, encoded
 from meshpeer.rtc.base import ConnectionFactory
 from meshpeer.shell import Shell
 from meshpeer.signaling.base import SignalingTransport
@@ -328,23 +336,26 @@ class PeerManager:
     # --- messages and events ---
 
     async def broadcast(self, data: Any, channel: str = "default") -> list[Peer]:
-        """Send to every peer that is connected now; encoded once. Returns those it was sent to.
+        """Send to everybody in the room, encoded once. Returns those who will get it.
 
-        Returns when all have accepted it, as in `Peer.send`. A peer that leaves meanwhile, or does
-        not take messages of this size, is left out. Raises `InvalidData`, `MessageTooLarge`,
-        `MeshClosed`. When it is cancelled, some peers may have been sent it and others not.
+        Returns when it is accepted for all, as in `Peer.send`: whoever is not connected yet gets it
+        then. A peer that leaves meanwhile, or does not take messages of this size or one channel
+        more, is left out. Raises `InvalidData`, `MessageTooLarge`, `ConfigError`, `MeshClosed`.
+        When it is cancelled, it was accepted for some and not for others.
         """
         shell = self._shell
         shell.check_running()
-        message = Outgoing.of(data, channel, shell.max_message_size)
-        peers = [p for p in shell.peers.values() if p.state is PeerState.CONNECTED]
+        if channel != "default":
+            check_label("channel", channel)
+        message = encoded(data, channel, shell.max_message_size)
+        peers = list(shell.peers.values())
         results = await asyncio.gather(
             *(shell.send(peer, message) for peer in peers), return_exceptions=True
         )
         for result in results:
             # What concerns one peer only, it has to itself: gone, or its limit is lower than ours.
             if isinstance(result, BaseException) and not isinstance(
-                result, PeerClosed | MessageTooLarge
+                result, PeerClosed | MessageTooLarge | TooManyChannels
             ):
                 raise result
         return [peer for peer, result in zip(peers, results, strict=True) if result is None]
@@ -375,6 +386,15 @@ class PeerManager:
         """
         wanted: Callback = callback
         return self._shell.on(kind, wanted)
+
+    def on_undelivered(
+        self, callback: Callable[[MessagesUndelivered], object]
+    ) -> Callable[[], None]:
+        """Call ``callback`` with what a peer that is gone for good did not get, as `on` does.
+
+        The place to hand it to the peer's next incarnation, or to somebody else.
+        """
+        return self.on(MessagesUndelivered, callback)
 
     def update(self, *, name: str | None = None, metadata: Metadata | None = None) -> None:
         """Tell the room a new display name or new metadata; None leaves it as it is.

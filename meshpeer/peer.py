@@ -7,15 +7,20 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from meshpeer.core.delivery import OVERHEAD
+from msgspec import Struct
+
+from meshpeer.core.delivery import Outgoing
 from meshpeer.core.events import Event, Path, PeerState
-from meshpeer.core.frames import MAX_CHANNEL, Kind, encode_message, encode_value
+from meshpeer.core.frames import MAX_CHANNEL, OVERHEAD, Role, encode_message
+from meshpeer.core.values import encode_value
 from meshpeer.errors import (
     ChannelClosed,
     ConfigError,
     InvalidData,
     MessageTooLarge,
     PeerClosed,
+    UndeliveredMessage,
+    UsageError,
 )
 from meshpeer.rtc.base import RawChannel
 from meshpeer.streams import Bell, Stream
@@ -24,18 +29,22 @@ __all__ = [
     "Budget",
     "Channel",
     "ChannelOpened",
+    "Line",
     "LinkFacts",
     "Message",
-    "Outgoing",
     "PathTest",
     "Peer",
     "PeerHost",
     "PeerRecord",
+    "check_label",
+    "encoded",
 ]
 
+RESERVED = "meshpeer."
+"""What the names of channels begin with that applications can't use."""
 
-@dataclass(frozen=True, slots=True)
-class Message:
+
+class Message(Struct, frozen=True, eq=False):
     """Something a peer sent."""
 
     sender: Peer
@@ -46,34 +55,50 @@ class Message:
     """How it came."""
     received_at: float
     """When it arrived here, in seconds since the epoch."""
+    request: int = 0
+    """The sender's number for it when it waits for an answer; 0 when it does not."""
+
+    @property
+    def wants_reply(self) -> bool:
+        """Whether it was sent by `Peer.request`, and `reply` answers it."""
+        return self.request > 0
+
+    async def reply(self, data: Any) -> None:
+        """Answer a request; returns when the answer is accepted, as `Peer.send` does.
+
+        The first answer counts; one that comes too late is dropped over there. Raises `UsageError`
+        when nobody asked, and what `Peer.send` raises.
+        """
+        await self._answer(data, Role.REPLY)
+
+    async def reply_error(self, text: str) -> None:
+        """Answer a request with an error: over there `Peer.request` raises `RequestFailed` with
+        this text. Raises like `reply`."""
+        await self._answer(text, Role.ERROR)
+
+    async def _answer(self, data: Any, role: Role) -> None:
+        if not self.wants_reply:
+            raise UsageError("nobody waits for an answer to this message: it was sent by Peer.send")
+        host = self.sender._host  # noqa: SLF001 - of this module
+        message = encoded(data, self.channel, host.max_message_size, role, self.request)
+        await host.send(self.sender, message)
 
 
-@dataclass(slots=True)
-class Outgoing:
-    """A message ready to be sent; made once, however many peers get it."""
-
-    frames: list[bytes]
-    size: int
-    """Bytes of the message."""
-    charge: int
-    """Bytes of credit that it costs."""
-
-    @classmethod
-    def of(cls, data: Any, channel: str, limit: int) -> Outgoing:
-        """Encode ``data``. Raises `InvalidData`, `MessageTooLarge`, `ConfigError`."""
-        kind: Kind
-        kind, payload = encode_value(data)
-        if len(payload) > limit:
-            raise MessageTooLarge(
-                f"the message has {len(payload)} bytes, the limit is {limit} "
-                "(MeshConfig.max_message_size): send it in parts"
-            )
-        _check_label("channel", channel)
-        frames = encode_message(kind, channel, payload)
-        return cls(frames, len(payload), sum(map(len, frames)) + OVERHEAD)
+def encoded(
+    data: Any, channel: str, limit: int, role: Role = Role.PLAIN, number: int = 0
+) -> Outgoing:
+    """``data`` ready to be sent. Raises `InvalidData`, `MessageTooLarge`."""
+    kind, payload = encode_value(data)
+    if len(payload) > limit:
+        raise MessageTooLarge(
+            f"the message has {len(payload)} bytes, the limit is {limit} "
+            "(MeshConfig.max_message_size): send it in parts"
+        )
+    return Outgoing(channel, len(payload), encode_message(kind, payload, role, number))
 
 
-def _check_label(what: str, label: str) -> None:
+def check_label(what: str, label: str) -> None:
+    """Raise `ConfigError` unless it can name a channel."""
     try:
         size = len(label.encode())
     except UnicodeEncodeError as exc:
@@ -82,6 +107,8 @@ def _check_label(what: str, label: str) -> None:
         raise ConfigError(
             f"{what} must be a name of 1 to {MAX_CHANNEL} bytes of UTF-8, not {label!r}"
         )
+    if label.startswith(RESERVED):
+        raise ConfigError(f"{what} {label!r}: names that begin with {RESERVED!r} are reserved")
 
 
 class LinkFacts(NamedTuple):
@@ -112,6 +139,7 @@ class PeerHost(Protocol):
     def max_message_size(self) -> int: ...
     def link_facts(self, peer: Peer) -> LinkFacts: ...
     async def send(self, peer: Peer, message: Outgoing) -> None: ...
+    async def request(self, peer: Peer, data: Any, channel: str, timeout: float | None) -> Any: ...
     async def flush(self, peer: Peer, timeout: float | None) -> None: ...
     def open_channel(
         self,
@@ -125,6 +153,15 @@ class PeerHost(Protocol):
 
 
 @dataclass(eq=False, slots=True)
+class Line:
+    """Messages that wait until their channel has room, in the order in which they came."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by the message whose turn it is."""
+    waiting: int = 0
+
+
+@dataclass(eq=False, slots=True)
 class PeerRecord:
     """What the manager keeps of a peer, out of the public interface."""
 
@@ -134,18 +171,18 @@ class PeerRecord:
     closed_reason: str | None = None
     bell: Bell = field(default_factory=Bell)
     """Rings when the state, the credit or the buffer has changed."""
-    waiting: int = 0
-    """How many messages wait for their turn; whoever comes now queues up behind them."""
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held by the message whose turn it is."""
+    lines: dict[str, Line] = field(default_factory=dict)
+    """Who waits to send, on each channel where somebody does."""
+    burst: int = 0
+    """What was accepted since others had their turn, in bytes."""
+    requests: dict[int, asyncio.Future[Any]] = field(default_factory=dict)
+    """The requests that wait for their answers."""
+    last_request: int = 0
+    undelivered: tuple[UndeliveredMessage, ...] = ()
     channels: set[Channel] = field(default_factory=set)
-    flush_sent: int = 0
-    """Flush pings sent, and the number of the latest that was answered."""
-    flush_answered: int = 0
-    sent_epoch: int = 0
-    """The connection that the latest message went over."""
-    confirmed: int = 0
-    """How many of the messages sent are known to have arrived, or were told to be lost."""
+    pings_sent: int = 0
+    """Ping frames, and the number of the latest that was answered."""
+    pings_answered: int = 0
     messages_sent: int = 0
     messages_received: int = 0
     bytes_sent: int = 0
@@ -216,24 +253,43 @@ class Peer:
     async def send(self, data: Any, channel: str = "default") -> None:
         """Send str, bytes or JSON-able data; returns when it is accepted.
 
-        Messages of one sender arrive in the order in which they were accepted. Waits while the peer
-        is not connected, while the application over there does not keep up, and while more than
-        ``MeshConfig.send_buffer`` bytes wait to go out.
+        What is accepted reaches the other application exactly once, and in the order in which it
+        was accepted on its channel, whatever happens to the path, as long as both processes live.
+        Otherwise `MessagesUndelivered` tells. Waits only while the channel has
+        ``MeshConfig.send_window`` bytes that were not acknowledged; there need be no path yet.
 
         Raises `InvalidData`, `MessageTooLarge` (over ``MeshConfig.max_message_size`` or over the
-        other side's limit), `PeerClosed` when the peer is gone, `MeshClosed`. When it is cancelled,
-        nothing of the message was sent.
+        other side's limit), `ConfigError` for a name that no channel can have, `TooManyChannels`
+        for one more than `MeshConfig.max_channels` over there, `PeerClosed` when the peer is gone
+        (`Undelivered` when it went meanwhile), `MeshClosed`. When it is cancelled, the message was
+        not accepted.
         """
-        await self._host.send(self, Outgoing.of(data, channel, self._host.max_message_size))
+        if channel != "default":
+            check_label("channel", channel)
+        host = self._host
+        await host.send(self, encoded(data, channel, host.max_message_size))
 
     async def flush(self, timeout: float | None = None) -> None:
-        """Wait until everything accepted so far has arrived over there.
+        """Wait until everything accepted so far has arrived over there, and is acknowledged.
 
-        ``timeout`` is in seconds, None for no limit. Raises `MeshTimeout`, `ConnectionFailed` when
-        the connection broke meanwhile, so that some may not have arrived, `PeerClosed`,
+        It has arrived when that process has it, read or not. ``timeout`` is in seconds, None for no
+        limit. Raises `MeshTimeout`, `Undelivered` when the peer is gone and not all had arrived,
         `MeshClosed`. Cancelling it changes nothing of what was sent.
         """
         await self._host.flush(self, timeout)
+
+    async def request(
+        self, data: Any, timeout: float | None = 30.0, *, channel: str = "default"
+    ) -> Any:
+        """Send a message that wants an answer, and return the answer's data.
+
+        Over there it is a `Message` like any other, and `Message.reply` answers it. ``timeout`` is
+        in seconds, None for no limit. Raises `RequestFailed` with the other side's text when it
+        answered with `Message.reply_error`, `MeshTimeout`, `PeerClosed` when the peer is gone, and
+        what `send` raises. When it is cancelled, the request may arrive; its answer is dropped.
+        """
+        check_label("channel", channel)
+        return await self._host.request(self, data, channel, timeout)
 
     async def open_channel(
         self,
@@ -251,10 +307,10 @@ class Peer:
         partially reliable (RFC 8831, section 6.4).
 
         Raises `PeerClosed` when the peer is gone, `ChannelClosed` when the connection ends first,
-        `ConfigError` for wrong options, `MeshClosed`. Waits for the peer to be connected. When it
-        is cancelled, the channel is closed.
+        `ConfigError` for wrong options, `MeshClosed`. Waits for a direct path, or one over TURN;
+        the relay carries none of it. When it is cancelled, the channel is closed.
         """
-        _check_label("label", label)
+        check_label("label", label)
         if max_retransmits is not None and max_packet_life_time is not None:
             raise ConfigError(
                 "a channel has max_retransmits or max_packet_life_time, not both "
@@ -266,7 +322,7 @@ class Peer:
         ):
             if value is not None and not 0 <= value <= 65535:
                 raise ConfigError(f"{name} must be between 0 and 65535, not {value!r}")
-        while self.state is not PeerState.CONNECTED:
+        while self.path in (None, Path.RELAY):
             if self.state is PeerState.CLOSED:
                 raise PeerClosed(
                     f"peer {self._id!r} is gone ({self._record.closed_reason})",

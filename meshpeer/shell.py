@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from meshpeer.alarm import Alarm
 from meshpeer.announcer import Announcer, Callback
 from meshpeer.config import IceServer, MeshConfig
-from meshpeer.core import frames
+from meshpeer.core.delivery import Outgoing, Received
 from meshpeer.core.events import (
     BadInput,
     CandidatePair,
@@ -31,6 +31,7 @@ from meshpeer.core.events import (
     IceServerReport,
     Joined,
     MeshState,
+    MessagesUndelivered,
     PeerJoined,
     PeerLeft,
     PeerState,
@@ -39,33 +40,26 @@ from meshpeer.core.events import (
     Replaced,
     SignalingChanged,
 )
-from meshpeer.core.link import (
-    AcceptAnswer,
-    AcceptOffer,
-    AddCandidates,
-    CloseConnection,
-    LinkState,
-    MakeOffer,
-)
+from meshpeer.core.frames import OVERHEAD, Role
+from meshpeer.core.link import AcceptAnswer, AcceptOffer, AddCandidates, CloseConnection, MakeOffer
 from meshpeer.core.messages import IceCandidate, Join, SignalOut, Welcome
 from meshpeer.core.node import (
-    FLUSH,
+    RELAY,
     Deliver,
     Node,
     NodeOutput,
     Ponged,
     Probe,
+    Ready,
     Run,
     SendFrame,
     Signal,
     Tell,
     UseServers,
-    path_of,
 )
 from meshpeer.errors import (
     ChannelClosed,
     ClosedError,
-    ConnectionFailed,
     IdentityReplaced,
     MeshClosed,
     MeshError,
@@ -73,8 +67,10 @@ from meshpeer.errors import (
     PeerClosed,
     ProtocolError,
     RefusedError,
+    RequestFailed,
     SignalingBacklog,
     SignalingUnavailable,
+    Undelivered,
 )
 from meshpeer.inbox import Arrived, Inbox
 from meshpeer.log import Log
@@ -82,14 +78,15 @@ from meshpeer.peer import (
     Budget,
     Channel,
     ChannelOpened,
+    Line,
     LinkFacts,
     Message,
-    Outgoing,
     PathTest,
     Peer,
     PeerRecord,
+    encoded,
 )
-from meshpeer.rtc.base import Candidate, Connection, ConnectionFactory, RawChannel
+from meshpeer.rtc.base import LOW_BUFFER, Candidate, Connection, ConnectionFactory, RawChannel
 from meshpeer.signaling.base import (
     ForwardRoom,
     FrameIn,
@@ -103,6 +100,10 @@ __all__ = ["Shell"]
 
 _MAX_SERVERS = 100
 """ICE servers whose latest outcome is kept; the signalling service may name others each time."""
+_FRAME = 64 * 1024
+"""Bytes that a frame of messages may have."""
+_BURST = 64 * 1024
+"""Bytes that a loop of `Peer.send` gets accepted before it lets others have their turn."""
 _MAX_CHANNELS = 256
 """Plain data channels that one peer may have open."""
 
@@ -129,12 +130,11 @@ class _Lane:
 class _Observer:
     """Brings what one connection tells to the shell, with the connection's name on it."""
 
-    __slots__ = ("_bell", "_epoch", "_incarnation", "_peer_id", "_shell")
+    __slots__ = ("_epoch", "_incarnation", "_peer_id", "_shell")
 
-    def __init__(self, shell: Shell, run: Run, bell: Bell) -> None:
+    def __init__(self, shell: Shell, run: Run) -> None:
         self._shell = shell
         self._peer_id, self._incarnation, self._epoch = run.peer_id, run.incarnation, run.epoch
-        self._bell = bell
 
     def connection_opened(self) -> None:
         shell = self._shell
@@ -155,14 +155,10 @@ class _Observer:
         outputs = shell.node.frame_received(
             self._peer_id, self._incarnation, self._epoch, data, shell.now()
         )
-        if len(outputs) == 1 and isinstance(outputs[0], Deliver):
-            shell.deliver(outputs[0])  # by far the most frequent, and it moves no deadline
-            return
         shell.do(outputs)
-        self._bell.ring()  # it may have been credit
 
     def buffer_low(self) -> None:
-        self._bell.ring()
+        self._shell.pump(self._peer_id)
 
     def channel_opened(self, channel: RawChannel) -> None:
         self._shell.channel_opened(self._peer_id, self._incarnation, channel)
@@ -267,6 +263,8 @@ class Shell:
         self._inbox = Inbox(config.receive_window, self._given_back)
         self._announcer = Announcer(config.max_pending_events, self.log)
         self._confirming: asyncio.Timeout | None = None
+        self._corked: dict[str, bool] = {}
+        """Peers that something was just sent to, and whether there is more since."""
 
     # --- life ---
 
@@ -475,7 +473,11 @@ class Shell:
                         resumed=event.resumed,
                     )
                 )
-            case FrameIn() | ForwardRoom():
+            case FrameIn(sender, incarnation, data):
+                self.do(self.node.forwarded(sender, incarnation, data, now))
+                return
+            case ForwardRoom(peer_id):
+                self.pump(peer_id)
                 return
             case _:
                 pass
@@ -498,11 +500,16 @@ class Shell:
             match output:
                 case Deliver():
                     self.deliver(output)
-                case SendFrame(peer_id, epoch, data, optional):
-                    self._send_frame(peer_id, epoch, data, optional=optional)
+                case Ready(peer_id):
+                    self.pump(peer_id)
+                    if (peer_record := self._records.get(peer_id)) is not None:
+                        peer_record.bell.ring()
+                case SendFrame(peer_id, path, data):
+                    self._send_frame(peer_id, path, data)
                 case Ponged(peer_id, nonce):
                     record = self._records[peer_id]
-                    record.flush_answered = max(record.flush_answered, nonce - FLUSH)
+                    record.pings_answered = max(record.pings_answered, nonce)
+                    record.bell.ring()
                 case Tell(event):
                     self._told(event)
                 case Signal(message):
@@ -516,12 +523,53 @@ class Shell:
                     self.ice_servers = (*self.config.ice_servers, *servers)
         self._alarm.set(self.node.next_deadline())
 
-    def _send_frame(self, peer_id: str, epoch: int, data: bytes, *, optional: bool = False) -> None:
-        connection = self._connection(peer_id, epoch)
-        if connection is None:
-            return
-        if not optional or connection.buffered_amount <= 2 * self.config.send_buffer:
+    def _send_frame(self, peer_id: str, path: int, data: bytes) -> None:
+        if path == RELAY:
+            if (peer := self.peers.get(peer_id)) is not None:
+                self._transport.forward(peer_id, peer.incarnation, data)
+        elif (connection := self._connection(peer_id, path)) is not None:
             connection.send_frame(data)
+
+    def _send_soon(self, peer_id: str) -> None:
+        """Send what there is, or with the rest of what this turn of the event loop brings."""
+        if peer_id in self._corked:
+            self._corked[peer_id] = True
+            return
+        if not self._corked:
+            self._loop.call_soon(self._uncork)
+        self._corked[peer_id] = False
+        self.pump(peer_id)
+
+    def _uncork(self) -> None:
+        # Who had more to say is likely to go on: what it says next is put together as well.
+        self._corked = {peer_id: False for peer_id, more in self._corked.items() if more}
+        if self._corked:
+            self._loop.call_soon(self._uncork)
+        for peer_id in self._corked:
+            self.pump(peer_id)
+
+    def pump(self, peer_id: str) -> None:
+        """Send what is ready to a peer, as far as its path takes it."""
+        if (peer := self.peers.get(peer_id)) is None:
+            return
+        node, path = self.node, self.node.out_path(peer_id)
+        if path is None:
+            return
+        if path == RELAY:
+            transport = self._transport
+            while (room := transport.forward_room(peer_id)) > 0:
+                if (data := node.pull(peer_id, min(room, _FRAME))) is None:
+                    return
+                transport.forward(peer_id, peer.incarnation, data)
+        elif (connection := self._connection(peer_id, path)) is not None:
+            sent = False
+            while connection.buffered_amount <= 2 * LOW_BUFFER:
+                if (data := node.pull(peer_id, _FRAME)) is None:
+                    break
+                connection.send_frame(data)
+                sent = True
+            if sent:
+                node.spoke(peer_id, self.now())
 
     def _connection(self, peer_id: str, epoch: int) -> Connection | None:
         lane = self._lanes.get(peer_id)
@@ -621,10 +669,9 @@ class Shell:
         """The local description, when the operation makes one. TimeoutError when it is given up."""
         if isinstance(run.operation, MakeOffer | AcceptOffer) and not run.operation.generation:
             assert lane.connection is None, "the old connection is closed before the new one speaks"
-            record = self.record(run.peer_id, run.incarnation)
-            if record is None:
+            if self.record(run.peer_id, run.incarnation) is None:
                 return None  # it left while this waited for its turn
-            lane.connection = self._factory(_Observer(self, run, record.bell))
+            lane.connection = self._factory(_Observer(self, run))
             lane.key = (run.incarnation, run.epoch)
         connection = lane.connection
         if connection is None or lane.key != (run.incarnation, run.epoch):
@@ -675,10 +722,17 @@ class Shell:
             case PeerUpdated():
                 record = self._records[event.peer_id]
                 record.name, record.metadata = event.name, event.metadata
+            case MessagesUndelivered():
+                self.log.warning("undelivered", peer=event.peer_id, messages=len(event.messages))
+                record = self._records[event.peer_id]
+                record.undelivered += event.messages
             case PeerLeft():
                 peer = self.peers.pop(event.peer_id)
                 record = self._records.pop(event.peer_id)
                 record.closed_reason = event.reason
+                for waiting in record.requests.values():
+                    if not waiting.done():
+                        waiting.set_exception(self._gone(peer))
                 self._inbox.peer_left(peer)
                 for channel in list(record.channels):
                     channel.abandon(f"the peer is gone ({event.reason})")
@@ -699,6 +753,8 @@ class Shell:
                     state=str(event.state),
                     reason=event.reason,
                 )
+            case ConnectionReport():
+                self._records[event.peer_id].bell.ring()
             case BadInput():
                 self.log.warning("refused", peer=event.peer_id, error=str(event.error))
             case _:
@@ -727,17 +783,34 @@ class Shell:
         return stream
 
     def deliver(self, output: Deliver) -> None:
-        """A message for the application."""
+        """Messages for the application."""
         record = self._records[output.peer_id]
-        record.messages_received += 1
-        record.bytes_received += output.message.charge
+        messages = output.messages
+        record.messages_received += len(messages)
+        record.bytes_received += sum([message.charge for message in messages])
         peer = self.peers[output.peer_id]
-        path = path_of(self.node.link(output.peer_id))
-        self._inbox.deliver(Arrived(peer, output.epoch, output.message, path, time.time()))
+        # Answers have somebody who waits for them.
+        plain = [message for message in messages if message.role <= Role.REQUEST]
+        if len(plain) < len(messages):
+            for message in messages:
+                if message.role > Role.REQUEST:
+                    self._answered_by(peer, record, message)
+        self._inbox.deliver(peer, output.path, plain, time.time())
+
+    def _answered_by(self, peer: Peer, record: PeerRecord, answer: Received) -> None:
+        waiting = record.requests.get(answer.request)
+        if waiting is not None and not waiting.done():
+            if answer.role is Role.REPLY:
+                waiting.set_result(answer.value())
+            else:
+                waiting.set_exception(RequestFailed(str(answer.value())))
+        self._taken(peer, answer)
 
     def _given_back(self, arrived: Arrived) -> None:
-        peer = arrived.peer
-        outputs = self.node.taken(peer.id, peer.incarnation, arrived.epoch, arrived.received.charge)
+        self._taken(arrived.peer, arrived.received)
+
+    def _taken(self, peer: Peer, message: Received) -> None:
+        outputs = self.node.taken(peer.id, peer.incarnation, message.number, message.charge)
         if outputs:
             self.do(outputs)
 
@@ -768,43 +841,85 @@ class Shell:
 
     def link_facts(self, peer: Peer) -> LinkFacts:
         """How it stands with a peer that is there."""
-        link = self.node.link(peer.id)
-        path = path_of(link) if link.state is LinkState.CONNECTED else None
-        return LinkFacts(link.peer_state, self.node.ice_state_of(peer.id), path, link.rtt)
+        node, peer_id = self.node, peer.id
+        return LinkFacts(
+            node.state_of(peer_id),
+            node.ice_state_of(peer_id),
+            node.path_of(peer_id),
+            node.rtt_of(peer_id),
+        )
 
     async def send(self, peer: Peer, message: Outgoing) -> None:
-        """Put a message into the peer's connection as soon as it may be."""
+        """Have a message accepted as soon as its channel has room. See `Peer.send`."""
         record = self._present(peer)
-        if not record.waiting and self._put(peer, record, message):
+        channel = message.channel
+        if (
+            channel not in record.lines
+            and record.burst < _BURST
+            and self._accept(peer, record, message)
+        ):
             return
-        record.waiting += 1
+        line = record.lines.setdefault(channel, Line())
+        line.waiting += 1
         try:
-            async with record.lock:
-                while not self._put(peer, self._present(peer), message):
+            async with line.lock:
+                if record.burst >= _BURST:
+                    record.burst = 0
+                    await asyncio.sleep(0)  # a loop that only sends would keep everybody else out
+                while not self._accept(peer, self._still(peer, record), message):
                     await record.bell.wait()
         finally:
-            record.waiting -= 1
+            line.waiting -= 1
+            if not line.waiting:
+                del record.lines[channel]
 
-    def _put(self, peer: Peer, record: PeerRecord, message: Outgoing) -> bool:
-        """Send it now, if it may be sent."""
-        link = self.node.link(peer.id)
-        if link.state is not LinkState.CONNECTED:
-            return False
-        connection = self._lanes[peer.id].connection
+    def _accept(self, peer: Peer, record: PeerRecord, message: Outgoing) -> bool:
+        """Take it on now, if there is room."""
         delivery = self.node.delivery(peer.id)
-        delivery.check(message.charge, message.size)
-        if connection is None or connection.buffered_amount > self.config.send_buffer:
+        if not delivery.has_room(message.channel):
             return False
-        if not delivery.may_send(message.charge):
-            return False
-        delivery.sent(message.charge)
-        for frame in message.frames:
-            connection.send_frame(frame)
+        delivery.accept(message)
         record.messages_sent += 1
-        record.bytes_sent += message.charge
-        record.sent_epoch = link.epoch
-        link.spoke(self.now())
+        record.bytes_sent += message.size
+        record.burst += message.size + OVERHEAD
+        self._send_soon(peer.id)
         return True
+
+    def _still(self, peer: Peer, record: PeerRecord) -> PeerRecord:
+        """Like `_present`, for somebody who has been waiting since the peer was."""
+        if record.closed_reason is not None and record.undelivered:
+            raise self._undelivered(peer, record)
+        return self._present(peer)
+
+    def _undelivered(self, peer: Peer, record: PeerRecord) -> Undelivered:
+        reason = record.closed_reason or "closed"
+        return Undelivered(
+            f"peer {peer.id!r} is gone ({reason}), and {len(record.undelivered)} messages to it "
+            "were not acknowledged",
+            reason=reason,
+            messages=record.undelivered,
+        )
+
+    async def request(self, peer: Peer, data: Any, channel: str, timeout: float | None) -> Any:
+        """Send a request, and wait for its answer. See `Peer.request`."""
+        record = self._present(peer)
+        record.last_request += 1
+        number = record.last_request
+        message = encoded(data, channel, self.max_message_size, Role.REQUEST, number)
+        answer = record.requests[number] = self._loop.create_future()
+        scope = asyncio.timeout(timeout)
+        try:
+            async with scope:
+                await self.send(peer, message)
+                return await answer
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise MeshTimeout(f"{peer.id!r} did not answer within {timeout:g} s") from None
+        finally:
+            del record.requests[number]
+            if not answer.cancel() and not answer.cancelled():
+                answer.exception()  # nobody is to be told that it was not looked at
 
     def _present(self, peer: Peer) -> PeerRecord:
         if self._tasks is None or self._stop.is_set():
@@ -832,31 +947,32 @@ class Shell:
             ) from None
 
     async def _confirm(self, peer: Peer) -> None:
-        """Send a ping behind everything else, and wait for its answer."""
+        """Wait until all that is accepted now has arrived."""
         record = self.record(peer.id, peer.incarnation)
         if record is None:
             raise self._gone(peer)
-        target, epoch = record.messages_sent, record.sent_epoch
-        if record.confirmed >= target:
+        delivery = self.node.delivery(peer.id)
+        mark = delivery.mark()
+        if not mark:
             return
-        if not await self._answered(peer, record, epoch):
-            record.confirmed = target
-            raise ConnectionFailed(
-                f"the connection to {peer.id!r} broke: what was sent may not have arrived"
-            )
-        record.confirmed = max(record.confirmed, target)
+        delivery.ask()
+        self.pump(peer.id)
+        while not delivery.arrived(mark):
+            await record.bell.wait()
+            if record.closed_reason is not None:
+                raise self._undelivered(peer, record)
 
-    async def _answered(self, peer: Peer, record: PeerRecord, epoch: int) -> bool:
-        """Send a ping over the message channel; True when it is answered, False when it broke."""
-        link = self.node.link(peer.id)
-        record.flush_sent += 1
-        nonce = record.flush_sent
-        ping = frames.encode_ping(FLUSH | nonce & FLUSH - 1)
-        self._send_frame(peer.id, epoch, ping)
-        while record.flush_answered < nonce:
+    async def _answered(self, peer: Peer, record: PeerRecord) -> bool:
+        """Send a ping on the path that messages take; True when it is answered, False when that
+        path is gone."""
+        record.pings_sent += 1
+        nonce = record.pings_sent
+        path = self.node.out_path(peer.id)
+        self.do(self.node.ping(peer.id, nonce))
+        while record.pings_answered < nonce:
             if record.closed_reason is not None:
                 raise self._gone(peer)
-            if link.epoch != epoch or not link.alive:
+            if path is None or self.node.out_path(peer.id) != path:
                 return False
             await record.bell.wait()
         return True
@@ -873,8 +989,8 @@ class Shell:
             scope = asyncio.timeout(timeout)
             try:
                 async with scope:
-                    if not await self._answered(peer, record, self.node.link(peer.id).epoch):
-                        error = "the connection broke meanwhile"
+                    if not await self._answered(peer, record):
+                        error = "the path changed meanwhile"
             except TimeoutError:
                 if not scope.expired():
                     raise
@@ -886,7 +1002,7 @@ class Shell:
 
     async def _confirm_all(self) -> None:
         async def confirm(peer: Peer) -> None:
-            with suppress(PeerClosed, ConnectionFailed):
+            with suppress(PeerClosed):
                 await self._confirm(peer)
 
         self._confirming = scope = asyncio.timeout(self.config.close_timeout / 2)

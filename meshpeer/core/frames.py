@@ -1,270 +1,430 @@
-"""Data frames <-> bytes: what travels in the binary messages of the message channel.
+"""Data frames <-> bytes: what travels in the binary messages of the message channel, and, the same,
+through the relay.
 
-The first byte of a frame holds the version (high four bits) and the type (low four bits);
-docs/protocol.md specifies the rest byte for byte. A message that does not fit into one frame is cut
-into a `Data` frame and as many `More` frames, in order, with nothing of another message between.
+The first byte of a frame holds the version (high four bits) and the type (low four bits); whole
+numbers are unsigned LEB128. docs/protocol.md specifies the rest byte for byte; tests/vectors has
+examples.
+
+A message is cut into parts. They are encoded once, however often they are sent and to however many
+peers: what differs, the channel's number and the parts' numbers, stands before a run of parts.
 """
 
 from __future__ import annotations
 
-import re
-import struct
-from array import array
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
-from itertools import accumulate
-from typing import Any
+from typing import NamedTuple
 
-import msgspec
+from msgspec import Struct
 
-from meshpeer.errors import InvalidData, ProtocolError
+from meshpeer.core.values import Kind
+from meshpeer.errors import ProtocolError
 
 __all__ = [
+    "FIRST",
+    "LAST",
     "MAX_CHANNEL",
+    "MAX_COUNT",
     "MAX_FRAME",
-    "MAX_VALUE_DEPTH",
+    "MAX_PART",
+    "MIN_PART",
+    "OVERHEAD",
     "VERSION",
+    "Ack",
     "Bye",
-    "Credit",
-    "Data",
+    "Channel",
     "Frame",
-    "Kind",
-    "More",
+    "Limit",
+    "Open",
+    "Part",
+    "Parts",
     "Ping",
     "Pong",
-    "check_value",
+    "Resume",
+    "Role",
+    "Run",
+    "Start",
     "decode",
-    "decode_value",
-    "encode_bye",
-    "encode_credit",
+    "decode_message",
+    "encode",
     "encode_message",
-    "encode_ping",
-    "encode_pong",
-    "encode_value",
+    "encode_parts",
+    "is_last",
+    "run_head",
 ]
 
 VERSION = 1
 MAX_FRAME = 65_536
 """Bytes of the largest frame: what an endpoint takes that says nothing of its limit (RFC 8841)."""
+MAX_PART = 16_384
+"""Bytes of a message that one part may have."""
+MIN_PART = 1024
+"""Bytes that a part has which is not the last of its message, so that parts stay few."""
+OVERHEAD = 128
+"""What a message is charged beyond its bytes, with its first part: what keeping one takes."""
 MAX_CHANNEL = 255
 """Bytes of UTF-8 that the name of a channel may have."""
-MAX_VALUE_DEPTH = 512
-"""Arrays and objects inside each other in a JSON value: half of what Python's stack allows, so that
-what one side may send the other can decode, wherever in its program it does."""
+MAX_COUNT = 2**53 - 1
+"""The largest number in a frame: what JavaScript counts without a fault."""
 
-_DATA, _MORE, _PING, _PONG, _CREDIT, _BYE = (VERSION << 4 | number for number in range(1, 7))
-_LAST = 0x80
-_NONCE = struct.Struct("!BI")
-_CREDIT_FORMAT = struct.Struct("!BQQ")
-
-
-class Kind(IntEnum):
-    """What the bytes of a message stand for."""
-
-    BYTES = 0
-    TEXT = 1
-    JSON = 2
+_PARTS, _RESUME, _START, _OPEN, _ACK, _PING, _PONG, _BYE = (
+    VERSION << 4 | number for number in range(1, 9)
+)
+FIRST, LAST = 0x01, 0x02
+"""Bits of `Part.flags`: a message begins with it, and ends with it."""
+_KIND, _ROLE = 2, 4
+_ASK = 0x01
+_PARTS_HEAD = bytes((_PARTS,))
 
 
-@dataclass(slots=True)
-class Data:
-    """The beginning of a message, or all of it when ``last``."""
+class Role(IntEnum):
+    """What a message is for."""
 
-    kind: Kind
-    channel: str
+    PLAIN = 0
+    REQUEST = 1
+    REPLY = 2
+    ERROR = 3
+    """A reply that says why there is no other."""
+
+
+_KINDS, _ROLES = tuple(Kind), tuple(Role)
+
+
+class Part(NamedTuple):
+    """A piece of a message, as it was read."""
+
+    flags: int
+    """Bit 0: the first of its message. Bit 1: the last. Bits 2-3: `Kind`. Bits 4-5: `Role`."""
+    total: int
+    """Bytes of the whole message; 0 unless it is the first and not the last."""
+    number: int
+    """Of the request that is made or answered; 0 unless it is the first of such a message."""
     payload: bytes
-    last: bool
+
+    @property
+    def kind(self) -> Kind:
+        """What the bytes of the message stand for. Of the first part only."""
+        return _KINDS[self.flags >> _KIND & 3]
+
+    @property
+    def role(self) -> Role:
+        """What the message is for. Of the first part only."""
+        return _ROLES[self.flags >> _ROLE & 3]
 
 
-@dataclass(slots=True)
-class More:
-    """The next part of the message that a `Data` frame began."""
+class Run(NamedTuple):
+    """Parts of one channel that follow each other."""
 
-    payload: bytes
-    last: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Ping:
-    """Asks for a `Pong` with the same nonce."""
-
-    nonce: int
+    channel: int
+    seq: int
+    """The number of the first of them, from 0."""
+    parts: list[Part]
 
 
-@dataclass(frozen=True, slots=True)
-class Pong:
-    """Answers a `Ping`; everything sent before that ping has arrived."""
+class Parts(Struct, frozen=True, gc=False):
+    """What messages are made of."""
 
-    nonce: int
+    runs: list[Run]
 
 
-@dataclass(frozen=True, slots=True)
-class Credit:
-    """How many bytes may be sent in all on this connection, and how large a message may be."""
+class Limit(NamedTuple):
+    """What the receiving side has of a channel, and takes."""
 
+    channel: int
+    next: int
+    """The number of the part that it waits for: all before it have arrived."""
     limit: int
+    """How much of the channel may be sent in all, by what parts are charged."""
+
+
+class Resume(Struct, frozen=True):
+    """I want to receive here from now on. Answer with a `Start` of the same round.
+
+    ``ask``: do the same for me. ``window`` is the limit of every channel that ``limits`` does not
+    name.
+    """
+
+    round: int
+    ask: bool
     max_message: int
+    max_channels: int
+    window: int
+    limits: Sequence[Limit] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Bye:
+class Channel(NamedTuple):
+    """A channel of the sender, and where it goes on."""
+
+    channel: int
+    seq: int
+    """The number of the part that follows."""
+    offset: int
+    """What all the parts before it were charged."""
+    name: str
+
+
+class Start(Struct, frozen=True):
+    """Parts follow here, as the `Resume` of this round asked for. All channels in use are named."""
+
+    round: int
+    channels: Sequence[Channel] = ()
+
+
+class Open(Struct, frozen=True):
+    """The sender's next channel."""
+
+    channel: int
+    name: str
+
+
+class Ack(Struct, frozen=True):
+    """What has arrived, and new limits."""
+
+    limits: Sequence[Limit]
+
+
+class Ping(Struct, frozen=True):
+    """Asks for a `Pong` with the same nonce, behind an `Ack` of what has arrived."""
+
+    nonce: int
+
+
+class Pong(Struct, frozen=True):
+    """Answers a `Ping`."""
+
+    nonce: int
+
+
+class Bye(Struct, frozen=True):
     """The sender leaves the room."""
 
 
-Frame = Data | More | Ping | Pong | Credit | Bye
+Frame = Parts | Resume | Start | Open | Ack | Ping | Pong | Bye
 
 
-def encode_value(data: Any) -> tuple[Kind, bytes]:
-    """The kind and the bytes of str, bytes or JSON-able data. Raises `InvalidData`."""
-    match data:
-        case str():
-            try:
-                return Kind.TEXT, data.encode()
-            except UnicodeEncodeError as exc:
-                raise InvalidData(f"text that is not valid Unicode can't be sent: {exc}") from None
-        case bytes() | bytearray() | memoryview():
-            return Kind.BYTES, bytes(data)
-    try:
-        payload = msgspec.json.encode(data)
-    except (TypeError, ValueError, OverflowError, RecursionError, UnicodeEncodeError) as exc:
-        raise InvalidData(
-            f"{type(data).__name__} can't be sent ({exc}): give str, bytes or JSON-able data"
-        ) from None
-    if _is_too_deep(payload):
-        raise InvalidData(
-            f"{type(data).__name__} can't be sent: it is nested deeper than "
-            f"{MAX_VALUE_DEPTH} arrays and objects"
-        )
-    return Kind.JSON, payload
+# --- encoding ---
 
 
-def check_value(kind: Kind, payload: bytes) -> None:
-    """Raise `ProtocolError` unless `decode_value` can decode ``payload``.
-
-    Nothing is built for it: the objects of a JSON value may take many times the memory of its
-    bytes, and that is to be spent when the application takes it.
-    """
-    try:
-        if kind is not Kind.BYTES and not payload.isascii():
-            payload.decode()
-        if kind is Kind.JSON:
-            _structure.decode(payload)
-            _check_numbers(payload)
-            too_deep = _is_too_deep(payload)
-        else:
-            too_deep = False
-    except RecursionError:
-        too_deep = True
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise ProtocolError(
-            f"a message of kind {kind.name.lower()} does not decode: {exc}",
-            code="bad_message",
-            field="payload",
-        ) from None
-    if too_deep:
-        raise ProtocolError(
-            f"a JSON value is nested deeper than {MAX_VALUE_DEPTH} arrays and objects",
-            code="too_deep",
-            field="payload",
-        )
+def _varint(value: int) -> bytes:
+    if value < 0x80:
+        return bytes((value,))
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
 
 
-def decode_value(kind: Kind, payload: bytes) -> Any:
-    """The data that `encode_value` was given. ``payload`` has passed `check_value`."""
-    match kind:
-        case Kind.BYTES:
-            return payload
-        case Kind.TEXT:
-            return payload.decode()
-        case Kind.JSON:
-            return msgspec.json.decode(payload)
+def encode_message(
+    kind: Kind, payload: bytes, role: Role = Role.PLAIN, number: int = 0
+) -> tuple[tuple[bytes, int], ...]:
+    """The parts of a message, each with what it is charged."""
+    flags = kind << _KIND | role << _ROLE
+    size = len(payload)
+    if size <= MAX_PART:
+        if role is Role.PLAIN and size < 0x80:  # by far the most frequent
+            return ((bytes((flags | FIRST | LAST, size)) + payload, size + OVERHEAD),)
+        head = (bytes((flags | FIRST | LAST,)), _varint(number) if role else b"", _varint(size))
+        return ((b"".join((*head, payload)), size + OVERHEAD),)
+    head = (bytes((flags | FIRST,)), _varint(size), _varint(number) if role else b"")
+    first = b"".join((*head, _varint(MAX_PART), payload[:MAX_PART]))
+    parts = [(first, MAX_PART + OVERHEAD)]
+    for at in range(MAX_PART, size, MAX_PART):
+        piece = payload[at : at + MAX_PART]
+        last = LAST if at + MAX_PART >= size else 0
+        parts.append((b"".join((bytes((last,)), _varint(len(piece)), piece)), len(piece)))
+    return tuple(parts)
 
 
-# Finds the end of the value, as it does of a field that nobody wants: its syntax is checked, its
-# UTF-8 and the range of its numbers are not.
-_structure = msgspec.json.Decoder(msgspec.Raw)
-_CHUNK = 65_536
-_STEP = bytes(1 if c in b"[{" else 255 if c in b"]}" else 0 for c in range(256))
-_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-_DIGITS = bytes(ord("0") if c in b"0123456789." else 0 for c in range(256))
-# A number that may be out of range has as many digits, or an exponent of three.
-_LONG = 200
-_LONG_DIGITS = b"0" * _LONG
-_LARGE_EXPONENT = re.compile(rb"[eE]\+?[0-9]{3}")
-_LARGE_NUMBER = re.compile(
-    rb"(?<![0-9.])-?(?:[0-9.]{%d,}+(?:[eE][-+]?[0-9]+)?|[0-9.]++[eE]\+?[0-9]{3,})" % _LONG
-)
+def is_last(part: bytes) -> bool:
+    """Whether a message ends with this encoded part."""
+    return bool(part[0] & LAST)
 
 
-def _without_strings(payload: bytes) -> bytes:
-    """``payload``, whose syntax is that of JSON, without the strings in it."""
-    plain = payload.replace(b"\\\\", b"").replace(b'\\"', b"")
-    parts: list[bytes] = []
-    inside = False
-    # In chunks: a list of all the pieces could take many times the memory of the payload.
-    for at in range(0, len(plain), _CHUNK):
-        pieces = plain[at : at + _CHUNK].split(b'"')
-        parts.append(b"".join(pieces[inside::2]))
-        inside ^= len(pieces) % 2 == 0
-    return b"".join(parts)
+def decode_message(parts: Sequence[bytes]) -> tuple[Kind, Role, bytes]:
+    """What `encode_message` made these of."""
+    read = [_read_parts(encode_parts((run_head(0, 0, 1), part))).runs[0].parts[0] for part in parts]
+    flags = read[0].flags
+    payload = b"".join(part.payload for part in read)
+    return Kind(flags >> _KIND & 3), Role(flags >> _ROLE & 3), payload
 
 
-def _is_too_deep(payload: bytes) -> bool:
-    """Whether ``payload``, whose syntax is that of JSON, is over `MAX_VALUE_DEPTH`."""
-    if payload.count(b"[") + payload.count(b"{") <= MAX_VALUE_DEPTH:
-        return False
-    steps = array("b", _without_strings(payload).translate(_STEP, _NOT_BRACKETS))
-    return max(accumulate(steps), default=0) > MAX_VALUE_DEPTH
+def run_head(channel: int, seq: int, count: int) -> bytes:
+    """What stands before a run of ``count`` encoded parts."""
+    return _varint(channel) + _varint(seq) + _varint(count)
 
 
-def _check_numbers(payload: bytes) -> None:
-    """Raise `msgspec.DecodeError` for a number that a decoder refuses for its size."""
-    if (
-        _LARGE_EXPONENT.search(payload) is None
-        and payload.translate(_DIGITS).find(_LONG_DIGITS) < 0
-    ):
-        return
-    for number in _LARGE_NUMBER.finditer(_without_strings(payload)):
-        msgspec.json.decode(number[0])
+def encode_parts(pieces: Iterable[bytes]) -> bytes:
+    """A frame of runs: heads by `run_head`, each followed by its parts."""
+    return b"".join((_PARTS_HEAD, *pieces))
 
 
-def encode_message(kind: Kind, channel: str, payload: bytes) -> list[bytes]:
-    """The frames of one message."""
-    name = channel.encode()
-    room = MAX_FRAME - 3 - len(name)
-    if len(payload) <= room:
-        return [b"".join((bytes((_DATA, kind | _LAST, len(name))), name, payload))]
-    frames = [b"".join((bytes((_DATA, kind, len(name))), name, payload[:room]))]
-    at, room = room, MAX_FRAME - 2
-    while at < len(payload):
-        end = at + room
-        frames.append(bytes((_MORE, _LAST if end >= len(payload) else 0)) + payload[at:end])
-        at = end
-    return frames
+def _limits(limits: Sequence[Limit]) -> list[bytes]:
+    out = [_varint(len(limits))]
+    for each in limits:
+        out += (_varint(each.channel), _varint(each.next), _varint(each.limit))
+    return out
 
 
-def encode_ping(nonce: int) -> bytes:
-    """A `Ping`; ``nonce`` is of 32 bits."""
-    return _NONCE.pack(_PING, nonce)
+def _name(name: str) -> bytes:
+    data = name.encode()
+    return bytes((len(data),)) + data
 
 
-def encode_pong(nonce: int) -> bytes:
-    """A `Pong`."""
-    return _NONCE.pack(_PONG, nonce)
+def encode(frame: Resume | Start | Open | Ack | Ping | Pong | Bye) -> bytes:
+    """Any frame but `Parts`."""
+    match frame:
+        case Resume():
+            return b"".join(
+                (
+                    bytes((_RESUME, _ASK if frame.ask else 0)),
+                    _varint(frame.round),
+                    _varint(frame.max_message),
+                    _varint(frame.max_channels),
+                    _varint(frame.window),
+                    *_limits(frame.limits),
+                )
+            )
+        case Start():
+            out = [bytes((_START,)), _varint(frame.round), _varint(len(frame.channels))]
+            for each in frame.channels:
+                out += (_varint(each.channel), _varint(each.seq), _varint(each.offset))
+                out.append(_name(each.name))
+            return b"".join(out)
+        case Open():
+            return bytes((_OPEN,)) + _varint(frame.channel) + _name(frame.name)
+        case Ack():
+            return b"".join((bytes((_ACK,)), *_limits(frame.limits)))
+        case Ping():
+            return bytes((_PING,)) + _varint(frame.nonce)
+        case Pong():
+            return bytes((_PONG,)) + _varint(frame.nonce)
+        case Bye():
+            return bytes((_BYE,))
 
 
-def encode_credit(limit: int, max_message: int) -> bytes:
-    """A `Credit`."""
-    return _CREDIT_FORMAT.pack(_CREDIT, limit, max_message)
-
-
-def encode_bye() -> bytes:
-    """A `Bye`."""
-    return bytes((_BYE,))
+# --- decoding ---
 
 
 def _bad(text: str, field: str) -> ProtocolError:
     return ProtocolError(f"malformed frame: {text}", code="bad_frame", field=field)
+
+
+class _Reader:
+    """Reads the fields of one frame, in order."""
+
+    __slots__ = ("_at", "_data")
+
+    def __init__(self, data: bytes, at: int) -> None:
+        self._data = data
+        self._at = at
+
+    def byte(self, field: str) -> int:
+        if self._at >= len(self._data):
+            raise _bad(f"it ends before {field}", field)
+        self._at += 1
+        return self._data[self._at - 1]
+
+    def count(self, field: str) -> int:
+        value, self._at = _read_count(self._data, self._at, field)
+        return value
+
+    def items(self, field: str) -> range:
+        """So many items follow, each of which has two bytes at least."""
+        count = self.count(field)
+        if count * 2 > len(self._data) - self._at:
+            raise _bad(f"{count} items can't be in the bytes that are left", field)
+        return range(count)
+
+    def limits(self) -> list[Limit]:
+        return [
+            Limit(self.count("channel"), self.count("next"), self.count("limit"))
+            for _ in self.items("limits")
+        ]
+
+    def name(self) -> str:
+        size = self.byte("name")
+        data = self._data[self._at : self._at + size]
+        if len(data) < size or not size:
+            raise _bad(f"a name of {size} bytes, of which {len(data)} are there", "name")
+        self._at += size
+        try:
+            return data.decode()
+        except UnicodeDecodeError as exc:
+            raise _bad(f"the name of a channel is not UTF-8 ({exc})", "name") from None
+
+    def end(self) -> None:
+        if self._at != len(self._data):
+            raise _bad(f"{len(self._data) - self._at} bytes follow its end", "size")
+
+
+def _read_count(data: bytes, at: int, field: str) -> tuple[int, int]:
+    """A whole number, and where what follows it begins."""
+    value = shift = 0
+    for byte in data[at : at + 8]:
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            if value > MAX_COUNT:
+                break
+            if not byte and shift:
+                raise _bad(f"{field} is written with more bytes than it needs", field)
+            return value, at
+        shift += 7
+    else:
+        if shift < 56:
+            raise _bad(f"it ends within {field}", field)
+    raise _bad(f"{field} is above {MAX_COUNT}", field)
+
+
+def _read_parts(data: bytes) -> Parts:
+    # As plain as can be: of all that is received most passes through here.
+    runs: list[Run] = []
+    at, end = 1, len(data)
+    while at < end:
+        channel, at = _read_count(data, at, "channel")
+        seq, at = _read_count(data, at, "seq")
+        count, at = _read_count(data, at, "count")
+        if not 0 < count * 2 <= end - at:
+            raise _bad(f"{count} parts can't be in the {end - at} bytes that are left", "count")
+        parts: list[Part] = []
+        for _ in range(count):
+            if at + 2 > end:
+                raise _bad("it ends within a part", "part")
+            flags = data[at]
+            size = data[at + 1]
+            total = number = 0
+            if flags & 0x33 == 0x03 and size < 0x80:  # a whole message, short and plain
+                at += 2
+            else:
+                at += 1
+                if flags & FIRST:
+                    if not flags & LAST:
+                        total, at = _read_count(data, at, "total")
+                    if flags >> _ROLE & 3:
+                        number, at = _read_count(data, at, "number")
+                        if not number:
+                            raise _bad("requests are numbered from 1", "number")
+                elif flags & ~LAST:
+                    raise _bad(f"flags {flags:#04x} of a part that is not the first", "flags")
+                size, at = _read_count(data, at, "length")
+            if flags & 0xC0 or flags & 0x0C == 0x0C:
+                raise _bad(f"unknown flags {flags:#04x}", "flags")
+            stop = at + size
+            if stop > end or size > MAX_PART:
+                raise _bad(f"a part of {size} bytes; {end - at} are there", "length")
+            if not flags & LAST:
+                if size < MIN_PART:
+                    raise _bad(f"a part of {size} bytes that is not the last", "length")
+                if flags & FIRST and total <= size:
+                    raise _bad(f"a part of {size} bytes begins a message of {total}", "total")
+            parts.append(Part(flags, total, number, data[at:stop]))
+            at = stop
+        runs.append(Run(channel, seq, parts))
+    if not runs:
+        raise _bad("it has no parts", "size")
+    return Parts(runs)
 
 
 def decode(data: bytes) -> Frame:
@@ -273,37 +433,47 @@ def decode(data: bytes) -> Frame:
     if not 0 < size <= MAX_FRAME:
         raise _bad(f"it has {size} bytes, the limits are 1 and {MAX_FRAME}", "size")
     first = data[0]
-    if first == _DATA:
-        if size < 3 or size < 3 + data[2]:
-            raise _bad(f"{size} bytes can't hold its header", "size")
-        flags, end = data[1], 3 + data[2]
-        if flags & ~_LAST > Kind.JSON:
+    if first == _PARTS:
+        return _read_parts(data)
+    reader = _Reader(data, 1)
+    frame: Frame
+    if first == _RESUME:
+        flags = reader.byte("flags")
+        if flags & ~_ASK:
             raise _bad(f"unknown flags {flags:#04x}", "flags")
-        try:
-            channel = data[3:end].decode()
-        except UnicodeDecodeError as exc:
-            raise _bad(f"the name of the channel is not UTF-8 ({exc})", "channel") from None
-        return Data(Kind(flags & ~_LAST), channel, data[end:], bool(flags & _LAST))
-    if first == _MORE:
-        if size < 2:
-            raise _bad("1 byte can't hold its header", "size")
-        if data[1] & ~_LAST:
-            raise _bad(f"unknown flags {data[1]:#04x}", "flags")
-        return More(data[2:], bool(data[1] & _LAST))
-    if first in (_PING, _PONG):
-        if size != _NONCE.size:
-            raise _bad(f"a ping or pong has {_NONCE.size} bytes, not {size}", "size")
-        nonce = _NONCE.unpack(data)[1]
-        return Ping(nonce) if first == _PING else Pong(nonce)
-    if first == _CREDIT:
-        if size != _CREDIT_FORMAT.size:
-            raise _bad(f"a credit has {_CREDIT_FORMAT.size} bytes, not {size}", "size")
-        _, limit, max_message = _CREDIT_FORMAT.unpack(data)
-        return Credit(limit, max_message)
-    if first == _BYE:
-        if size != 1:
-            raise _bad(f"a bye has 1 byte, not {size}", "size")
-        return Bye()
-    if first >> 4 != VERSION:
+        frame = Resume(
+            ask=bool(flags),
+            round=reader.count("round"),
+            max_message=reader.count("max_message"),
+            max_channels=reader.count("max_channels"),
+            window=reader.count("window"),
+            limits=reader.limits(),
+        )
+    elif first == _START:
+        frame = Start(
+            reader.count("round"),
+            [
+                Channel(
+                    reader.count("channel"),
+                    reader.count("seq"),
+                    reader.count("offset"),
+                    reader.name(),
+                )
+                for _ in reader.items("channels")
+            ],
+        )
+    elif first == _OPEN:
+        frame = Open(reader.count("channel"), reader.name())
+    elif first == _ACK:
+        frame = Ack(reader.limits())
+    elif first in (_PING, _PONG):
+        nonce = reader.count("nonce")
+        frame = Ping(nonce) if first == _PING else Pong(nonce)
+    elif first == _BYE:
+        frame = Bye()
+    elif first >> 4 != VERSION:
         raise _bad(f"version {first >> 4}, this side speaks {VERSION}", "version")
-    raise _bad(f"unknown type {first & 0x0F}", "type")
+    else:
+        raise _bad(f"unknown type {first & 0x0F}", "type")
+    reader.end()
+    return frame

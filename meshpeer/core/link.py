@@ -418,6 +418,7 @@ class Link:
         "_trickle",
         "_upgrade",
         "_wanted",
+        "carried",
         "connections",
         "dials",
         "epoch",
@@ -443,6 +444,8 @@ class Link:
         self.epoch = epoch
         self.reachable = True
         """Whether signals get to the peer; kept by the node."""
+        self.carried = False
+        """Whether the relay carries what this link does not; kept by the node."""
         self.rtt: float | None = None
         """The latest measured round trip in seconds."""
         self.connections = 0
@@ -1024,7 +1027,9 @@ class Link:
         self._failures += 1
 
     def _do_wait_more(self, now: float) -> None:
-        self._deadlines.set("state", now + self._backoff.next(self._random()))
+        # While the relay carries data there is no hurry.
+        backoff = self._upgrade if self.carried else self._backoff
+        self._deadlines.set("state", now + backoff.next(self._random()))
 
     def _message(self, kind: type[_T]) -> tuple[int, _T]:
         match self._arg:

@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 from msgspec import Raw
 
 from meshpeer.config import IceServer, MeshConfig
-from meshpeer.core import frames
-from meshpeer.core.delivery import Delivery, Received
+from meshpeer.core import frames, route
+from meshpeer.core.delivery import RELAY, Delivery, Received
 from meshpeer.core.events import (
     BadInput,
     CandidatePair,
     ConnectionReport,
     Event,
+    MessagesUndelivered,
     Path,
     PeerJoined,
     PeerLeft,
@@ -30,6 +31,7 @@ from meshpeer.core.events import (
 )
 from meshpeer.core.link import (
     AcceptOffer,
+    CloseConnection,
     Link,
     LinkOutput,
     LinkState,
@@ -59,25 +61,23 @@ from meshpeer.core.messages import (
     decode_link,
     encode,
 )
-from meshpeer.errors import ConfigError, MeshError, ProtocolError
+from meshpeer.core.route import Route, RouteState
+from meshpeer.errors import ConfigError, MeshError, ProtocolError, UndeliveredMessage
 
 __all__ = [
-    "FLUSH",
+    "RELAY",
     "Deliver",
     "Node",
     "NodeOutput",
     "Ponged",
     "Probe",
+    "Ready",
     "Run",
     "SendFrame",
     "Signal",
     "Tell",
     "UseServers",
-    "path_of",
 ]
-
-FLUSH = 0x8000_0000
-"""Nonces of ping frames from here on are the shell's, for `Ponged`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +99,18 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class SendFrame:
-    """Put this into the peer's message channel.
-
-    ``optional``: not while much waits there already. A later one will say the same.
-    """
+    """Send this on a path: the epoch of a connection, or `RELAY`. It may be lost with the path."""
 
     peer_id: str
-    epoch: int
+    path: int
     data: bytes
-    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """There may be something to `Node.pull` for this peer, or room for more messages to it."""
+
+    peer_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,16 +127,16 @@ class Probe:
 
 @dataclass(slots=True)
 class Deliver:
-    """A message for the application."""
+    """Messages for the application."""
 
     peer_id: str
-    epoch: int
-    message: Received
+    path: Path
+    messages: list[Received]
 
 
 @dataclass(frozen=True, slots=True)
 class Ponged:
-    """The other side answered a ping of the shell's: all that was sent before it has arrived."""
+    """The other side answered a ping of the shell's."""
 
     peer_id: str
     nonce: int
@@ -153,10 +156,12 @@ class UseServers:
     servers: tuple[IceServer, ...]
 
 
-NodeOutput = Signal | Run | SendFrame | Probe | Deliver | Ponged | UseServers | Tell
+NodeOutput = Signal | Run | SendFrame | Ready | Probe | Deliver | Ponged | UseServers | Tell
 
 
 _UP = (LinkState.CONNECTED, LinkState.DISCONNECTED)
+_PINGS = 2**31
+"""Nonces of ping frames from here on are the shell's, for `Ponged`."""
 # Only a service that forwards very late could need an older one than these.
 _MAX_ENDED = 1000
 
@@ -166,8 +171,12 @@ class _Peer:
     member: Member
     link: Link
     delivery: Delivery
+    route: Route
     told: PeerState = PeerState.NEW
     """The state that the application knows."""
+    told_path: Path | None = None
+    relayed: bool = False
+    """Whether data comes over the relay, as the rest of the node knows it."""
     armed: float | None = None
     """The deadline that is in the node's heap."""
     since: float = 0.0
@@ -180,8 +189,8 @@ class _Peer:
     """What a connection said last, and its epoch."""
 
 
-def path_of(link: Link) -> Path:
-    """How data flows over a link that is up."""
+def _direct(link: Link) -> Path:
+    """How data flows over a connection that is up."""
     return Path.DIRECT if link.pair is None else link.pair.path
 
 
@@ -209,6 +218,8 @@ class Node:
         # come up, so that what happens on one link costs nothing for the others.
         self._heap: list[tuple[float, str]] = []
         self._ice_servers: IceServers | None = None
+        self._forwards = False
+        """Whether the signalling service forwards data, as far as it can be reached."""
 
     # --- what the shell reads ---
 
@@ -217,8 +228,24 @@ class Node:
         return self._peers[peer_id].link
 
     def delivery(self, peer_id: str) -> Delivery:
-        """The data state of the current connection. KeyError when the peer is not there."""
+        """All messages to and from a peer that is there. KeyError when it is not."""
         return self._peers[peer_id].delivery
+
+    def state_of(self, peer_id: str) -> PeerState:
+        """The state that the application knows. KeyError when the peer is not there."""
+        return self._peers[peer_id].told
+
+    def path_of(self, peer_id: str) -> Path | None:
+        """How data flows now; None while it does not. KeyError when the peer is not there."""
+        peer = self._peers[peer_id]
+        if peer.route.state is RouteState.RELAY:
+            return Path.RELAY
+        return _direct(peer.link) if peer.link.state is LinkState.CONNECTED else None
+
+    def rtt_of(self, peer_id: str) -> float | None:
+        """The latest round trip on the path in seconds. KeyError when the peer is not there."""
+        peer = self._peers[peer_id]
+        return peer.route.rtt if peer.route.state is RouteState.RELAY else peer.link.rtt
 
     def report(self, peer_id: str, now: float) -> ConnectionReport:
         """How it stands with a peer that is there. KeyError when it is not."""
@@ -231,9 +258,9 @@ class Node:
             name=peer.member.name,
             state=state,
             ice_state=self.ice_state_of(peer_id),
-            path=self._path(link),
+            path=self.path_of(peer_id),
             pair=link.pair,
-            rtt=link.rtt,
+            rtt=self.rtt_of(peer_id),
             reason=peer.reason,
             epoch=link.epoch,
             generation=link.generation,
@@ -281,12 +308,17 @@ class Node:
         match event:
             case SignalIn():
                 return self._signal(event, now)
-            case Welcome(resumed=True):
-                return self._mesh_said(self._mesh.resumed(), now)
             case Welcome():
-                return self._mesh_said(
-                    self._mesh.welcome(event.members, event.seat_timeout, now), now
+                self._forwards = event.forward_window > 0
+                said = (
+                    self._mesh.resumed()
+                    if event.resumed
+                    else self._mesh.welcome(event.members, event.seat_timeout, now)
                 )
+                out = self._mesh_said(said, now)
+                for peer_id in list(self._peers):
+                    out += self._relay_changed(peer_id, now)
+                return out
             case MemberJoined():
                 return self._mesh_said(self._mesh.joined(event.member), now)
             case MemberLeft():
@@ -301,7 +333,11 @@ class Node:
 
     def signaling_lost(self, now: float) -> list[NodeOutput]:
         """The signalling service can't be reached."""
-        return self._mesh_said(self._mesh.signaling_lost(), now)
+        self._forwards = False
+        out = self._mesh_said(self._mesh.signaling_lost(), now)
+        for peer_id in list(self._peers):
+            out += self._relay_changed(peer_id, now)
+        return out
 
     def _servers_named(self, named: IceServers, now: float) -> list[NodeOutput]:
         if self._ice_servers is not None and named.servers == self._ice_servers.servers:
@@ -469,51 +505,109 @@ class Node:
             return []
         said = link.heard(epoch, now)
         out = self._link_said(peer_id, said, now) if said else []
-        peer = self._peers[peer_id]
         try:
-            match frame := frames.decode(data):
-                case frames.Data() | frames.More():
-                    message = peer.delivery.received(frame, len(data))
-                    if message is not None:
-                        out.append(Deliver(peer_id, epoch, message))
-                case frames.Ping():
-                    link.spoke(now)
-                    out.append(
-                        SendFrame(peer_id, epoch, frames.encode_pong(frame.nonce), optional=True)
-                    )
-                case frames.Pong():
-                    if frame.nonce >= FLUSH:
-                        out.append(Ponged(peer_id, frame.nonce))
-                case frames.Credit():
-                    peer.delivery.credited(frame)
-                case frames.Bye():
-                    out += self._mesh_said(self._mesh.departed(peer_id, incarnation), now)
+            self._frame(self._peers[peer_id], epoch, data, now, out)
         except ProtocolError as error:
             # What follows on this connection can't be trusted to be understood.
             out.append(self._bad(peer_id, error))
             out += self._link_said(peer_id, link.lost(epoch, str(error), now), now)
         return out
 
+    def forwarded(
+        self, peer_id: str, incarnation: str, data: bytes, now: float
+    ) -> list[NodeOutput]:
+        """A frame arrived over the relay, which says who sent it."""
+        if self._find(peer_id, incarnation) is None or self._config.relay_after is None:
+            return []
+        peer = self._peers[peer_id]
+        out: list[NodeOutput] = []
+        try:
+            self._frame(peer, RELAY, data, now, out)
+        except ProtocolError as error:
+            out.append(self._bad(peer_id, error))
+            peer.delivery.detach(RELAY)
+            out += self._route_said(peer, peer.route.fault(now), now)
+        else:
+            peer.route.heard(now)
+        return out
+
+    def _frame(
+        self, peer: _Peer, path: int, data: bytes, now: float, out: list[NodeOutput]
+    ) -> None:
+        peer_id, delivery = peer.member.peer_id, peer.delivery
+        match frame := frames.decode(data):
+            case frames.Parts():
+                messages: list[Received] = []
+                try:
+                    delivery.received(path, frame, now, messages)
+                finally:
+                    if messages:
+                        how = Path.RELAY if path == RELAY else _direct(peer.link)
+                        out.append(Deliver(peer_id, how, messages))
+                if delivery.due:
+                    out.append(Ready(peer_id))
+                else:
+                    self._arm(peer)
+            case frames.Resume():
+                if delivery.resumed(path, frame):
+                    if refused := delivery.refused():
+                        out.append(self._undelivered(peer, refused))
+                    relay = path == RELAY
+                    said = peer.route.asked(now, relay=relay, ask=frame.ask)
+                    out += self._route_said(peer, said, now)
+                    out.append(Ready(peer_id))
+            case frames.Ping(nonce):
+                delivery.received(path, frame, now, [])
+                if nonce:
+                    out.append(SendFrame(peer_id, path, frames.encode(frames.Pong(nonce))))
+                if path != RELAY:
+                    peer.link.spoke(now)
+                out.append(Ready(peer_id))
+            case frames.Pong(nonce):
+                if nonce >= _PINGS:
+                    out.append(Ponged(peer_id, nonce - _PINGS))
+                elif path == RELAY:
+                    peer.route.ponged(nonce, now)
+            case frames.Bye():
+                incarnation = peer.member.incarnation
+                out += self._mesh_said(self._mesh.departed(peer_id, incarnation), now)
+            case _:
+                delivery.received(path, frame, now, [])
+                out.append(Ready(peer_id))
+
+    def pull(self, peer_id: str, size: int) -> bytes | None:
+        """The next frame to be sent to a peer, on `out_path`, of at most about ``size`` bytes; None
+        when there is none now. KeyError when the peer is not there."""
+        return self._peers[peer_id].delivery.pull(size)
+
+    def out_path(self, peer_id: str) -> int | None:
+        """Where what is pulled goes: an epoch, `RELAY`, or None. KeyError when the peer is not
+        there."""
+        return self._peers[peer_id].delivery.out
+
+    def ping(self, peer_id: str, nonce: int) -> list[NodeOutput]:
+        """Send a ping frame behind what was sent before, for `Ponged`; none when there is no path.
+
+        KeyError when the peer is not there.
+        """
+        path = self._peers[peer_id].delivery.out
+        if path is None:
+            return []
+        return [SendFrame(peer_id, path, frames.encode(frames.Ping(_PINGS + nonce)))]
+
     def spoke(self, peer_id: str, now: float) -> None:
         """The shell sent data over the current connection. KeyError when the peer is not there."""
         self._peers[peer_id].link.spoke(now)
 
-    def taken(self, peer_id: str, incarnation: str, epoch: int, charge: int) -> list[NodeOutput]:
-        """The application took a message that came over this connection.
-
-        What came over an earlier connection gives credit on the current one.
-        """
-        link = self._find(peer_id, incarnation)
-        if link is None:
+    def taken(self, peer_id: str, incarnation: str, channel: int, charge: int) -> list[NodeOutput]:
+        """The application took a message of this channel."""
+        if self._find(peer_id, incarnation) is None:
             if (ended := self._ended.get((peer_id, incarnation))) is not None:
-                ended[1].taken(charge)
+                ended[1].taken(channel, charge)
             return []
-        if epoch > link.epoch:
-            return []
-        credit = self._peers[peer_id].delivery.taken(charge)
-        if credit is None or link.state not in _UP:
-            return []
-        return [SendFrame(peer_id, link.epoch, credit)]
+        delivery = self._peers[peer_id].delivery
+        delivery.taken(channel, charge)
+        return [Ready(peer_id)] if delivery.due else []
 
     # --- what the program and its machine say ---
 
@@ -546,15 +640,21 @@ class Node:
             peer = self._peers.get(peer_id)
             if peer is not None and peer.armed == at:
                 peer.armed = None
-                out += self._link_said(peer_id, peer.link.tick(now), now)
+                peer.delivery.tick(now)
+                if peer.delivery.due:
+                    out.append(Ready(peer_id))
+                out += self._route_said(peer, peer.route.tick(now), now)
+                if peer_id in self._peers:
+                    out += self._link_said(peer_id, peer.link.tick(now), now)
         return out
 
     def close(self, now: float) -> list[NodeOutput]:
         """This peer leaves: every link ends."""
+        bye = frames.encode(frames.Bye())
         out: list[NodeOutput] = [
-            SendFrame(peer_id, peer.link.epoch, frames.encode_bye())
+            SendFrame(peer_id, peer.link.epoch if peer.link.alive else RELAY, bye)
             for peer_id, peer in self._peers.items()
-            if peer.link.alive
+            if peer.link.alive or peer.route.state is RouteState.RELAY
         ]
         return out + self._mesh_said(self._mesh.close(), now)
 
@@ -565,10 +665,6 @@ class Node:
         if peer is None or peer.member.incarnation != incarnation:
             return None
         return peer.link
-
-    @staticmethod
-    def _path(link: Link) -> Path | None:
-        return path_of(link) if link.state is LinkState.CONNECTED else None
 
     def _bad(self, peer_id: str, error: ProtocolError) -> Tell:
         return Tell(BadInput(peer_id=peer_id, error=error))
@@ -593,7 +689,8 @@ class Node:
                         random=self._random,
                         epoch=epoch,
                     )
-                    self._peers[member.peer_id] = _Peer(member, link, delivery, since=now)
+                    peer = _Peer(member, link, delivery, Route(self._config), since=now)
+                    self._peers[member.peer_id] = peer
                     out.append(
                         Tell(
                             PeerJoined(
@@ -604,13 +701,17 @@ class Node:
                             )
                         )
                     )
+                    peer.route.start(now)
                     out += self._link_said(member.peer_id, link.start(now), now)
+                    out += self._relay_changed(member.peer_id, now)
                 case CloseLink(peer_id, incarnation, reason):
                     peer = self._peers[peer_id]
+                    if lost := peer.delivery.give_up():
+                        out.append(self._undelivered(peer, lost))
                     out += self._link_said(peer_id, peer.link.close(reason, now), now)
                     del self._peers[peer_id]
-                    rest = Delivery(self._config, after=peer.delivery)
-                    self._ended[peer_id, incarnation] = peer.link.epoch, rest
+                    peer.delivery.detach(RELAY)
+                    self._ended[peer_id, incarnation] = peer.link.epoch, peer.delivery
                     if len(self._ended) > _MAX_ENDED:
                         self._ended.popitem(last=False)
                     out.append(
@@ -638,7 +739,56 @@ class Node:
                 case Reachable(peer_id, reachable):
                     link = self._peers[peer_id].link
                     out += self._link_said(peer_id, link.set_reachable(reachable, now), now)
+                    out += self._relay_changed(peer_id, now)
         return out
+
+    def _relay_changed(self, peer_id: str, now: float) -> list[NodeOutput]:
+        peer = self._peers[peer_id]
+        up = self._forwards and peer.link.reachable
+        if not up:
+            peer.delivery.detach(RELAY)
+        return self._route_said(peer, peer.route.relay(now, up=up), now)
+
+    def _undelivered(self, peer: _Peer, messages: list[UndeliveredMessage]) -> Tell:
+        return Tell(
+            MessagesUndelivered(
+                peer_id=peer.member.peer_id,
+                incarnation=peer.member.incarnation,
+                messages=tuple(messages),
+            )
+        )
+
+    def _route_said(self, peer: _Peer, outputs: list[route.Output], now: float) -> list[NodeOutput]:
+        out: list[NodeOutput] = []
+        peer_id, delivery = peer.member.peer_id, peer.delivery
+        for output in outputs:
+            match output:
+                case route.Ping(nonce):
+                    data = frames.encode(frames.Ping(nonce))
+                    out.append(SendFrame(peer_id, RELAY, data))
+                case route.Attach(relay, ask):
+                    path = RELAY if relay else peer.link.epoch
+                    # Where a connection was only silent for a while, nothing of it is lost.
+                    if relay or delivery.inbound != path:
+                        out.append(SendFrame(peer_id, path, delivery.attach(path, ask=ask)))
+        relayed = peer.route.state is RouteState.RELAY
+        if relayed is not peer.relayed:
+            peer.relayed = peer.link.carried = relayed
+            out += self._tell_state(peer, peer.route.reason, now)
+        self._arm(peer)
+        return out
+
+    def _arm(self, peer: _Peer) -> None:
+        """See to it that `tick` comes in time for this peer."""
+        times = (
+            peer.link.next_deadline(),
+            peer.route.next_deadline(),
+            peer.delivery.next_deadline(),
+        )
+        deadline = min((at for at in times if at is not None), default=None)
+        if deadline is not None and (peer.armed is None or deadline < peer.armed):
+            peer.armed = deadline
+            heapq.heappush(self._heap, (deadline, peer.member.peer_id))
 
     def _link_said(self, peer_id: str, outputs: list[LinkOutput], now: float) -> list[NodeOutput]:
         peer = self._peers[peer_id]
@@ -648,6 +798,8 @@ class Node:
                 case SendSignal(epoch, body):
                     out.append(self._signal_out(peer, epoch, body))
                 case Operate(epoch, operation):
+                    if isinstance(operation, CloseConnection):
+                        peer.delivery.detach(epoch)
                     out.append(Run(peer_id, peer.member.incarnation, epoch, operation))
                 case Ping(epoch, nonce):
                     out.append(Probe(peer_id, epoch, nonce))
@@ -658,22 +810,30 @@ class Node:
                     out.append(self._bad(peer_id, error))
                 case StateChanged():
                     out += self._state_changed(peer, output, now)
-        deadline = peer.link.next_deadline()
-        if deadline is not None and deadline != peer.armed:
-            peer.armed = deadline
-            heapq.heappush(self._heap, (deadline, peer_id))
+        self._arm(peer)
         return out
 
     def _state_changed(self, peer: _Peer, change: StateChanged, now: float) -> list[NodeOutput]:
-        out: list[NodeOutput] = []
         peer_id, link = peer.member.peer_id, peer.link
-        if change.previous is LinkState.CHECKING and change.state is LinkState.CONNECTED:
-            peer.delivery = Delivery(self._config, after=peer.delivery)
-            out.append(SendFrame(peer_id, link.epoch, peer.delivery.first_credit()))
-        if link.peer_state is not peer.told:
-            previous, peer.told = peer.told, link.peer_state
+        up = link.state is LinkState.CONNECTED
+        said = peer.route.link(now, up=up) if up or change.previous is LinkState.CONNECTED else []
+        # Over the relay `connected` goes on, so the path is told even where the state is not.
+        out = self._tell_state(peer, change.reason, now)
+        out += self._route_said(peer, said, now)
+        if change.state is not LinkState.CLOSED:
+            out += self._mesh_said(self._mesh.link_alive(peer_id, alive=link.alive), now)
+        return out
+
+    def _tell_state(self, peer: _Peer, reason: str, now: float) -> list[NodeOutput]:
+        peer_id, link = peer.member.peer_id, peer.link
+        state, path = self._state(peer), self.path_of(peer_id)
+        if (state, path) == (peer.told, peer.told_path):
+            return []
+        previous, peer.told, peer.told_path, peer.reason = peer.told, state, path, reason
+        out: list[NodeOutput] = []
+        if state is not previous:
             peer.seconds[previous] = peer.seconds.get(previous, 0.0) + now - peer.since
-            peer.since, peer.reason = now, change.reason
+            peer.since = now
             out.append(
                 Tell(
                     PeerStateChanged(
@@ -681,14 +841,24 @@ class Node:
                         incarnation=peer.member.incarnation,
                         name=peer.member.name,
                         previous=previous,
-                        state=link.peer_state,
-                        path=self._path(link),
-                        reason=change.reason,
+                        state=state,
+                        path=path,
+                        reason=reason,
                         epoch=link.epoch,
                     )
                 )
             )
-            out.append(Tell(self.report(peer_id, now)))
-        if change.state is not LinkState.CLOSED:
-            out += self._mesh_said(self._mesh.link_alive(peer_id, alive=link.alive), now)
+        out.append(Tell(self.report(peer_id, now)))
         return out
+
+    @staticmethod
+    def _state(peer: _Peer) -> PeerState:
+        if peer.route.state is RouteState.RELAY and peer.link.state is not LinkState.CLOSED:
+            return PeerState.CONNECTED
+        state = peer.link.peer_state
+        if state is PeerState.CONNECTING and peer.told in (
+            PeerState.CONNECTED,
+            PeerState.DISCONNECTED,
+        ):
+            return PeerState.DISCONNECTED  # it was connected, over the relay
+        return state

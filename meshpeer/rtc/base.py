@@ -8,7 +8,18 @@ from typing import Protocol
 from meshpeer.config import IceServer
 from meshpeer.core.events import CandidatePair, IceServerReport
 
-__all__ = ["Candidate", "Connection", "ConnectionFactory", "ConnectionObserver", "RawChannel"]
+__all__ = [
+    "LOW_BUFFER",
+    "Candidate",
+    "Connection",
+    "ConnectionFactory",
+    "ConnectionObserver",
+    "RawChannel",
+]
+
+LOW_BUFFER = 32 * 1024
+"""Bytes in the buffer of the message channel at which `ConnectionObserver.buffer_low` is told. So
+little, because what is in there can't be overtaken."""
 
 Candidate = tuple[str, str | None, int | None]
 """candidate line, sdpMid, sdpMLineIndex: W3C WebRTC's RTCIceCandidateInit."""
@@ -56,7 +67,7 @@ class ConnectionObserver(Protocol):
         """A frame arrived on the message channel."""
 
     def buffer_low(self) -> None:
-        """The message channel's buffer has room again."""
+        """The message channel's buffer has fallen to `LOW_BUFFER`."""
 
     def channel_opened(self, channel: RawChannel) -> None:
         """The other side opened a plain data channel."""

@@ -26,7 +26,7 @@ from meshpeer.config import MeshConfig
 from meshpeer.core.events import CandidatePair, IceServerOutcome, IceServerReport
 from meshpeer.errors import ChannelClosed, ConfigError, ConnectionFailed, ProtocolError, UsageError
 from meshpeer.rtc import parts
-from meshpeer.rtc.base import Candidate, ConnectionObserver, RawChannel
+from meshpeer.rtc.base import LOW_BUFFER, Candidate, ConnectionObserver, RawChannel
 from meshpeer.rtc.gate import Turn
 from meshpeer.rtc.ice import IceEvents, IceTransport
 from meshpeer.rtc.servers import Server, parse_servers
@@ -288,7 +288,7 @@ class AiortcConnection:
         assert isinstance(ice, IceTransport)
         self._ice = ice
         # Half of what `Peer.send` fills it to: low enough to wait for, high enough not to run dry.
-        self._channel.bufferedAmountLowThreshold = config.send_buffer // 2
+        self._channel.bufferedAmountLowThreshold = LOW_BUFFER
         self._channel.on("open", self._on_open)
         self._channel.on("message", self._on_message)
         self._channel.on("bufferedamountlow", observer.buffer_low)
