@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench network browser docs clean
+.PHONY: help demo test lint types bench network soak browser docs clean
 
 help: ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -34,6 +34,10 @@ bench: $(STAMP) ## measure against raw aiortc in the same run; writes build/benc
 
 network: $(STAMP) ## connect and recover in real networks of namespaces (root); writes docs/recovery.md
 	$(BIN)/python -m tests.network
+
+soak: MINUTES ?= 2
+soak: $(STAMP) ## eight processes talk for MINUTES=2 while everything breaks (root): nothing is lost
+	$(BIN)/python -m tests.soak --minutes $(MINUTES)
 
 browser: $(STAMP) ## connect and recover with a real Chromium (root); writes docs/recovery.md
 	$(BIN)/python -m tests.browser

@@ -47,7 +47,7 @@ class Fault:
         """Whether both would break the same thing at the same time."""
         return (
             self.kind is other.kind
-            and not set(self.who).isdisjoint(other.who)
+            and set(self.who) == set(other.who)
             and self.start <= other.end + _PAUSE
             and other.start <= self.end + _PAUSE
         )
@@ -71,7 +71,7 @@ _PLAN = (
 _QUIET = 3.0
 """Nothing breaks in the first seconds."""
 _PAUSE = 3.0
-"""Between two faults of the same kind on the same host: the relay, too, needs to start."""
+"""Between two faults of the same kind in the same place: the relay, too, needs to start."""
 SHORTEST = 45.0
 """Seconds that a schedule has at least: less has no room for all that must be in it."""
 

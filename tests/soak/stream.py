@@ -29,7 +29,11 @@ def encode(number: int, size: int) -> bytes:
     """The message of this number, ``size`` bytes long (`HEADER` to `LARGE`)."""
     start = number % LARGE
     body = _FILL[start : start + size - HEADER]
-    return _HEAD.pack(number, zlib.crc32(body, number & 0xFFFFFFFF)) + body
+    return _HEAD.pack(number, _check(number, body)) + body
+
+
+def _check(number: int, body: bytes) -> int:
+    return zlib.crc32(body, zlib.crc32(number.to_bytes(8, "big")))
 
 
 def decode(data: Any) -> int:
@@ -37,7 +41,7 @@ def decode(data: Any) -> int:
     if not isinstance(data, bytes) or len(data) < HEADER:
         raise ValueError("not a message of the stream")
     number, check = _HEAD.unpack_from(data)
-    if zlib.crc32(data[HEADER:], number & 0xFFFFFFFF) != check:
+    if _check(number, data[HEADER:]) != check:
         raise ValueError("damaged")
     return int(number)
 
