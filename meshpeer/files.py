@@ -450,11 +450,15 @@ class _Incoming:
 
     def accept(self, offset: int) -> None:
         """Let it come from there on."""
-        if self.error is not None:
-            raise self.error
+        self.check()
         self.accepted = True
         self.arrived = offset
         self.offered.reply(msgspec.to_builtins(_Accepted(offset)))
+
+    def check(self) -> None:
+        """Raise what ended it from outside."""
+        if self.error is not None:
+            raise self.error.with_traceback(None)
 
     def again(self) -> None:
         """Let it come once more, from its beginning."""
@@ -530,8 +534,7 @@ class _Incoming:
         """Write what comes, as it comes, until all is there. Raises what ended it early."""
         while part.length < self.offer.size:
             while not self.chunks:
-                if self.error is not None:
-                    raise self.error
+                self.check()
                 await self.bell.wait()
             batch = list(self.chunks)
             self.chunks.clear()
@@ -551,10 +554,12 @@ class Files:
 
     def __init__(self, max_offers: int = MAX_OFFERS) -> None:
         self._max_offers = max_offers
-        self._closed = False
+        self._closed: MeshError | None = None
+        """What whoever asks for something gets, once it is closed."""
         self._turns: WeakKeyDictionary[Peer, asyncio.Lock] = WeakKeyDictionary()
         """Held by the file that is sent to the peer."""
-        self._farewells: set[asyncio.Task[None]] = set()
+        self._farewells: WeakKeyDictionary[Peer, asyncio.Task[None]] = WeakKeyDictionary()
+        """Tell the peer that a file does not come. The next one is not offered before that."""
         self._incoming: dict[Peer, _Incoming] = {}
         """The latest of each peer."""
         self._offers: list[_Incoming] = []
@@ -585,20 +590,21 @@ class Files:
         cancelled, the other side is told; what it has stored stays there, and the next transfer of
         the same file goes on from it.
         """
-        self._check_open()
         source = _Source(Path(path))
         name = source.path.name if name is None else name
         if fault := _fault(name):
             raise ConfigError(f"the name {name!r} {fault}: give another as name=")
-        try:
-            await _in_thread(source.open)
-            while await _in_thread(source.sum_up):
-                pass
-            offer = _Offer(name, source.size, source.sha256)
-            meter = _Meter(on_progress, peer, name, source.size)
-            resumed_from = await self._in_turn(peer, wire, source, offer, meter)
-        finally:
-            await _in_thread(source.close)
+        self._check_open()
+        async with self._turns.setdefault(peer, asyncio.Lock()):
+            try:
+                await _in_thread(source.open)
+                while await _in_thread(source.sum_up):
+                    pass
+                offer = _Offer(name, source.size, source.sha256)
+                meter = _Meter(on_progress, peer, name, source.size)
+                resumed_from = await self._offer(peer, wire, source, offer, meter)
+            finally:
+                await _in_thread(source.close)
         return FileSent(
             path=source.path,
             name=name,
@@ -607,31 +613,24 @@ class Files:
             resumed_from=resumed_from,
         )
 
-    async def _in_turn(
+    async def _offer(
         self, peer: Peer, wire: FileWire, source: _Source, offer: _Offer, meter: _Meter
     ) -> int:
-        turn = self._turns.setdefault(peer, asyncio.Lock())
-        await turn.acquire()
+        """Send it to its end, or see to it that the other side knows how it ended."""
+        if (farewell := self._farewells.get(peer)) is not None:
+            await asyncio.wait({farewell})
+        self._check_open()
         try:
-            self._check_open()
-            resumed_from = await _transfer(wire, source, offer, meter)
+            return await _transfer(wire, source, offer, meter)
         except (PeerClosed, MeshClosed):  # nobody to tell
-            turn.release()
             raise
         except RequestFailed as exc:  # the other side has ended it
-            turn.release()
             raise TransferFailed(str(exc)) from None
         except BaseException as exc:
-            if self._closed:
-                turn.release()
-            else:
+            if self._closed is None:
                 # Not waited for here: the peer may be out of reach, and a cancellation is for now.
-                farewell = asyncio.create_task(_farewell(wire, _why(exc), turn))
-                self._farewells.add(farewell)
-                farewell.add_done_callback(self._farewells.discard)
+                self._farewells[peer] = asyncio.create_task(_farewell(wire, _why(exc)))
             raise
-        turn.release()
-        return resumed_from
 
     # --- receiving ---
 
@@ -712,7 +711,7 @@ class Files:
 
     def request(self, peer: Peer, data: Any, answer: Answer) -> None:
         """A request arrived on `CHANNEL`. Raises `ProtocolError`; then nothing has changed."""
-        if self._closed:
+        if self._closed is not None:
             answer.error("the receiver is closed")
             return
         message = _decode(data, _Offer | _Finish | _Stop)
@@ -739,7 +738,7 @@ class Files:
         That may be after `peer_left` and after `close`. Raises `ProtocolError`; then nothing has
         changed and ``taken`` is not called.
         """
-        if self._closed:
+        if self._closed is not None:
             taken()
             return
         incoming = self._incoming.get(peer)
@@ -755,18 +754,19 @@ class Files:
             error = PeerClosed(f"peer {peer.id!r} is gone ({reason})", reason=reason)
             self._end(incoming, error)
 
-    async def close(self) -> None:
-        """The manager closes: whoever receives gets `MeshClosed`, and no task is left.
+    async def close(self, error: MeshError | None = None) -> None:
+        """The manager closes: whoever receives gets ``error``, or `MeshClosed`; no task is left.
 
         Who sends hears it from its wire. May be called more than once; a cancellation leaves
         nothing of it undone.
         """
-        self._closed = True
+        if self._closed is None:
+            self._closed = error or MeshClosed("the manager is closed")
         for incoming in self._incoming.values():
-            self._end(incoming, MeshClosed("the manager is closed"))
+            self._end(incoming, self._closed)
         self._incoming.clear()
         self._bell.ring()
-        farewells = list(self._farewells)
+        farewells = list(self._farewells.values())
         for farewell in farewells:
             farewell.cancel()
         await asyncio.gather(*farewells, return_exceptions=True)
@@ -788,8 +788,8 @@ class Files:
         incoming.fail(error)
 
     def _check_open(self) -> None:
-        if self._closed:
-            raise MeshClosed("the manager is closed")
+        if self._closed is not None:
+            raise self._closed.with_traceback(None)
 
 
 def _why(exc: BaseException, side: str = "sender") -> str:
@@ -882,11 +882,7 @@ async def _pump(wire: FileWire, source: _Source, offset: int, meter: _Meter) -> 
         await asyncio.gather(reading, return_exceptions=True)
 
 
-async def _farewell(wire: FileWire, why: str, turn: asyncio.Lock) -> None:
-    """Tell the other side that a file does not come, before the next one may be offered."""
-    try:
-        # Gone: then it knows. And what it says to it changes nothing.
-        with suppress(PeerClosed, MeshClosed, RequestFailed):
-            await wire.request(msgspec.to_builtins(_Stop(why)))
-    finally:
-        turn.release()
+async def _farewell(wire: FileWire, why: str) -> None:
+    # Gone: then it knows. And what it says to it changes nothing.
+    with suppress(PeerClosed, MeshClosed, RequestFailed):
+        await wire.request(msgspec.to_builtins(_Stop(why)))

@@ -17,6 +17,7 @@ import pytest
 
 from meshpeer.errors import (
     ConfigError,
+    IdentityReplaced,
     MeshClosed,
     MeshTimeout,
     PeerClosed,
@@ -634,6 +635,12 @@ async def test_closing_ends_who_receives(pair: Pair) -> None:
     assert pair.stored() == [pair.partial(path).name]
     with pytest.raises(MeshClosed):
         await pair.receive()
+    gone = Files()
+    waiting = asyncio.create_task(gone.receive(pair.there))
+    await asyncio.sleep(0)
+    await gone.close(IdentityReplaced("a newer process has the peer id"))
+    with pytest.raises(IdentityReplaced):
+        await waiting
     pair.wire.cut()
     with pytest.raises(PeerClosed):
         await sending

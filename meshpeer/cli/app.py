@@ -11,7 +11,9 @@ from meshpeer.cli.bot import bot
 from meshpeer.cli.chat import chat
 from meshpeer.cli.demo import demo
 from meshpeer.cli.doctor import doctor
+from meshpeer.cli.receive import receive
 from meshpeer.cli.relay import relay
+from meshpeer.cli.send import send
 
 __all__ = ["app"]
 
@@ -25,6 +27,8 @@ app = typer.Typer(
 )
 app.command()(relay)
 app.command()(chat)
+app.command()(send)
+app.command()(receive)
 app.command()(demo)
 app.command()(doctor)
 app.command("demo-bot", hidden=True)(bot)
