@@ -109,7 +109,8 @@ def _report(connecting: list[Row], recovering: list[Row], runs: int) -> str:
             "From the moment in which the side that dials knows of the other to that in which both "
             "are connected: from the offer on, with the signalling in between. The servers are "
             "those that the case names; otherwise none on the LAN, one for STUN where the path is "
-            "direct, and the same for STUN and for TURN over UDP where it is not."
+            "direct, and the same for STUN and for TURN over UDP where it is not. Over the relay: "
+            "until each has a message of the other, `relay_after` (3 s) included."
         )
         parts.append(_table("Networks", text, connecting))
     if recovering:
@@ -117,8 +118,9 @@ def _report(connecting: list[Row], recovering: list[Row], runs: int) -> str:
             "From the break, or from when packets pass again, until each side has a message that "
             "was sent after it, and with it everything before. Both send one every 20 ms. A run "
             "fails when one is lost, repeated or reordered, or when there is a new connection (a "
-            "new epoch) or another path at the end. Of the peer that is killed: until the other "
-            "one says `disconnected`."
+            "new epoch) or another path at the end. Where UDP is blocked and there is no TURN "
+            "server: until the messages come over the relay, or directly again. Of the peer that "
+            "is killed: until the other one says `disconnected`."
         )
         parts.append(_table("Breaks", text, recovering))
     return "\n\n".join(parts) + "\n"

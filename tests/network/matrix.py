@@ -114,6 +114,21 @@ def _case(
     return Case(name=name, run=run, limit=limit, of=of, beside=beside)
 
 
+def _relayed(name: str, network: Network, limit: float) -> Case:
+    """No path but the relay: until each has a message of the other."""
+
+    async def run(swapped: bool) -> Outcome:
+        async with meeting(network, stun, swapped=swapped) as pair:
+            known = await pair.meet()
+            for peer in pair.peers:
+                peer.say("stream")
+            seconds = await pair.arrives(known) - known
+            assert pair.path == "relay", f"connected over {pair.path}, not relay"
+            return Outcome(seconds, "relay")
+
+    return Case(name=name, run=run, limit=limit)
+
+
 _FULL_CONES = homes(Nat.FULL_CONE, Nat.FULL_CONE)
 _FULL_CONE_SYMMETRIC = homes(Nat.FULL_CONE, Nat.SYMMETRIC)
 _PORT_RESTRICTED = homes(Nat.PORT_RESTRICTED, Nat.PORT_RESTRICTED)
@@ -133,6 +148,7 @@ CASES = [
     _case("carrier-grade without hairpin", _carrier_grade, _stun_turn, "turn", 1.0),
     _case("UDP blocked: stun, turn:udp, turn:tcp", _UDP_BLOCKED, _stun_turn_tcp, "turn", 1.5),
     _case("only TCP 443 open: turns:", _ONLY_TCP_443, _turns, "turn", 1.5),
+    _relayed("UDP blocked: stun, no TURN", _UDP_BLOCKED, 3.5),
     _case(
         "port-restricted ×2, dead servers first",
         _PORT_RESTRICTED,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.network.lab import Lab, Node
-from tests.network.processes import Coturn, PeerProgram, programs
+from tests.network.processes import Coturn, Got, PeerProgram, programs
 
 __all__ = ["Homes", "Meeting", "Network", "ServerList", "meeting"]
 
@@ -44,16 +44,26 @@ class Meeting:
         the offer then) to that in which both are connected: as raw aiortc is measured, from the
         offer to the open channel, and with the signalling in between.
         """
+        known = await self.meet()
+        both = await asyncio.gather(
+            *(peer.happens("state", state="connected") for peer in self.peers)
+        )
+        seconds: float = max(event["at"] for event in both) - known
+        return seconds
+
+    async def meet(self) -> float:
+        """Let them join; returns when the one that dials knows of the other."""
         dialling, other = self.peers
         other.say("join")
         await other.happens("joined")
         dialling.say("join")
         known = await dialling.happens("known")
-        both = await asyncio.gather(
-            *(peer.happens("state", state="connected") for peer in self.peers)
-        )
-        seconds: float = max(event["at"] for event in both) - known["at"]
-        return seconds
+        await other.happens("known")
+        return float(known["at"])
+
+    async def arrives(self, sent_after: float, path: str | None = None) -> float:
+        """When both first had a message that was sent later than that, over this path if given."""
+        return max(await asyncio.gather(*(_arrives(peer, sent_after, path) for peer in self.peers)))
 
     @property
     def path(self) -> str:
@@ -64,6 +74,18 @@ class Meeting:
             assert told is not None
             paths.add(str(told["path"]))
         return "/".join(sorted(paths))
+
+
+async def _arrives(peer: PeerProgram, sent_after: float, path: str | None) -> float:
+    def fits(got: Got) -> bool:
+        return got.sent > sent_after and path in (None, got.path)
+
+    await peer.until(
+        lambda: bool(peer.got) and fits(peer.got[-1]),
+        f"message sent since{f' over {path}' if path else ''}",
+        timeout=60,
+    )
+    return next(got.at for got in peer.got if fits(got))
 
 
 @asynccontextmanager

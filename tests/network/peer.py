@@ -90,7 +90,7 @@ async def _events(mesh: PeerManager) -> None:
 async def _messages(mesh: PeerManager) -> None:
     async for message in mesh.messages():
         number, sent = message.data
-        _say("got", number=number, sent=sent)
+        _say("got", number=number, sent=sent, path=message.path)
 
 
 async def _stream(mesh: PeerManager, stopped: asyncio.Event) -> None:

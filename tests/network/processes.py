@@ -14,17 +14,38 @@ from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.network.lab import Lab, Node
 
-__all__ = ["USER", "Coturn", "Ended", "Happened", "PeerProgram", "Program", "Programs", "programs"]
+__all__ = [
+    "USER",
+    "Coturn",
+    "Ended",
+    "Got",
+    "Happened",
+    "PeerProgram",
+    "Program",
+    "Programs",
+    "programs",
+]
 
 Happened = dict[str, Any]
 """What a peer said: ``at`` (seconds on the clock that all processes share), ``event``, and more."""
 
 USER = {"username": "lab", "credential": "of no value"}
 """For the TURN servers, as an `IceServer` takes it."""
+
+
+class Got(NamedTuple):
+    """A message of the stream."""
+
+    number: int
+    sent: float
+    """When it was given to `send`, on the clock that all processes share."""
+    at: float
+    """When it came."""
+    path: str
 
 
 class Ended(AssertionError):
@@ -101,14 +122,13 @@ class PeerProgram(Program):
     def __init__(self, process: asyncio.subprocess.Process, name: str) -> None:
         super().__init__(process, name)
         self.events: list[Happened] = []
-        self.got: list[tuple[int, float, float]] = []
-        """Number, when it was sent, and when it came."""
+        self.got: list[Got] = []
 
     def heard(self, line: str) -> None:
         """Take a line."""
         said = json.loads(line)
         if said["event"] == "got":
-            self.got.append((said["number"], said["sent"], said["at"]))
+            self.got.append(Got(said["number"], said["sent"], said["at"], said["path"]))
         else:
             self.events.append(said)
             self.lines.append(line)

@@ -14,8 +14,9 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
+from meshpeer.config import MeshConfig
 from tests.network.case import Case, Outcome
-from tests.network.lab import Lab, Nat, Router, from_and_to
+from tests.network.lab import UDP_BLOCKED, Lab, Nat, Node, Router, from_and_to
 from tests.network.matrix import homes, stun
 from tests.network.meeting import Homes, Meeting, Network, ServerList, meeting
 from tests.network.processes import Coturn, PeerProgram
@@ -97,9 +98,18 @@ async def _restart_coturn(pair: Meeting) -> Span:
 
 
 def _router(pair: Meeting) -> Router:
-    router = pair.homes[0].interfaces["eth0"]
+    return _router_of(pair.homes[0])
+
+
+def _router_of(host: Node) -> Router:
+    router = host.interfaces["eth0"]
     assert isinstance(router, Router)
     return router
+
+
+def _allow_udp(pair: Meeting) -> None:
+    for host in pair.homes:
+        _router_of(host).drop()
 
 
 # --- running them ---
@@ -114,20 +124,12 @@ async def _flowing(pair: Meeting) -> None:
     await asyncio.gather(*(_received(peer, len(peer.got) + 50) for peer in pair.peers))
 
 
-async def _arrives(peer: PeerProgram, sent_after: float) -> float:
-    """When the first message arrived that was sent later than that."""
-    await peer.until(
-        lambda: bool(peer.got) and peer.got[-1][1] > sent_after, "message sent since", timeout=60
-    )
-    return next(at for _, sent, at in peer.got if sent > sent_after)
-
-
 async def _all_arrived(receiver: PeerProgram, sender: PeerProgram) -> None:
     """Check the whole stream, which has ended."""
     count = (await sender.happens("sent"))["count"]
     with suppress(TimeoutError):  # what is missing is said below
         await _received(receiver, count)
-    numbers = [number for number, _, _ in receiver.got]
+    numbers = [got.number for got in receiver.got]
     lost = sorted(set(range(count)) - set(numbers))
     repeated = sorted(number for number, times in Counter(numbers).items() if times > 1)
     assert numbers == list(range(count)), (
@@ -161,20 +163,79 @@ def _case(
             before = _facts(pair)
             assert pair.path == path, f"connected over {pair.path}, not {path}"
             start, end = await breaks(pair)
-            arrived = await asyncio.gather(*(_arrives(peer, end) for peer in pair.peers))
-            await _flowing(pair)
-            for peer in pair.peers:
-                peer.say("stop")
-            first, second = pair.peers
-            await asyncio.gather(_all_arrived(first, second), _all_arrived(second, first))
+            arrived = await pair.arrives(end)
+            await _end(pair)
             after = _facts(pair)
             assert after == before, f"epoch and path were {before}, are {after}"
-            for peer in pair.peers:
-                bad = peer.latest("bad input")
-                assert bad is None, f"{peer.name} refused: {bad}"
-            return Outcome(max(arrived) - start, path)
+            return Outcome(arrived - start, path)
 
     return Case(name=name, run=run, limit=limit)
+
+
+async def _end(pair: Meeting) -> None:
+    """End both streams, and check them."""
+    await _flowing(pair)
+    for peer in pair.peers:
+        peer.say("stop")
+    first, second = pair.peers
+    await asyncio.gather(_all_arrived(first, second), _all_arrived(second, first))
+    for peer in pair.peers:
+        bad = peer.latest("bad input")
+        assert bad is None, f"{peer.name} refused: {bad}"
+
+
+def _relayed(name: str, limit: float, *, blocked: float, back: bool) -> Case:
+    """UDP is blocked under a direct path for so many seconds, and there is no TURN server.
+
+    The time is until data flows over the relay or, ``back``, until it flows directly again.
+    """
+
+    async def run(swapped: bool) -> Outcome:
+        async with meeting(_PORT_RESTRICTED, stun, swapped=swapped) as pair:
+            await pair.connect()
+            for peer in pair.peers:
+                peer.say("stream")
+            await _flowing(pair)
+            assert pair.path == "direct", f"connected over {pair.path}"
+            start, end = _timed(lambda: _router(pair).drop(*UDP_BLOCKED))
+            relayed = await pair.arrives(end, "relay") - start
+            await asyncio.sleep(start + blocked - time.monotonic())
+            assert pair.path == "relay", f"over {pair.path}, without UDP"
+            start, end = _timed(_router(pair).drop)
+            direct = await pair.arrives(end, "direct") - start
+            await _end(pair)
+            assert pair.path == "direct", f"over {pair.path} in the end"
+            return Outcome(direct, "relay, then direct") if back else Outcome(relayed, "relay")
+
+    return Case(name=name, run=run, limit=limit)
+
+
+def _late(limit: float) -> Case:
+    """UDP is blocked from the beginning, and passes when both have talked over the relay.
+
+    The time is until data flows directly.
+    """
+
+    def blocked(lab: Lab) -> Homes:
+        left, right = _PORT_RESTRICTED(lab)
+        for host in (left, right):
+            _router_of(host).drop(*UDP_BLOCKED)
+        return left, right
+
+    async def run(swapped: bool) -> Outcome:
+        async with meeting(blocked, stun, swapped=swapped) as pair:
+            begin = await pair.meet()
+            for peer in pair.peers:
+                peer.say("stream")
+            await pair.arrives(begin, "relay")
+            await _flowing(pair)
+            start, end = _timed(lambda: _allow_udp(pair))
+            direct = await pair.arrives(end, "direct") - start
+            await _end(pair)
+            assert pair.path == "direct", f"over {pair.path} in the end"
+            return Outcome(direct, "relay, then direct")
+
+    return Case(name="UDP blocked from the beginning, then not", run=run, limit=limit)
 
 
 async def _kill(swapped: bool) -> Outcome:
@@ -226,5 +287,13 @@ def cases(outage: float = 10) -> list[Case]:
             )
             for transport in ("udp", "tcp")
         ),
+        _relayed("UDP blocked, no TURN: to the relay", 6.0, blocked=outage, back=False),
+        _relayed(
+            f"UDP passes again after {outage:g} s: back to direct",
+            MeshConfig().upgrade_first,
+            blocked=outage,
+            back=True,
+        ),
+        _late(MeshConfig().upgrade_first),
         Case(name="peer killed with SIGKILL", run=_kill, limit=3.0),
     ]
