@@ -67,18 +67,22 @@ def main() -> int:
     results: list[Result] = []
     failed = False
     for benchmark in chosen:
-        for loop in (options.loop,) if options.loop else LOOPS:
+        for loop in benchmark.loops:
+            if options.loop not in (None, loop):
+                continue
             notes.print(f"{benchmark.name}, {loop} …", highlight=False)
             try:
-                result = benchmark.run(loop, quick=options.quick)
+                found = benchmark.run(loop, quick=options.quick)
             except BenchError as error:
                 failed = True
                 notes.print(f"  could not be measured: {error}", style="bold", highlight=False)
             else:
-                results.append(result)
-                notes.print(
-                    f"  {result.value:.3g} {result.unit}, ratio {result.ratio:.2f}", highlight=False
-                )
+                results.extend(found)
+                for result in found:
+                    notes.print(
+                        f"  {result.value:.3g} {result.unit}, ratio {result.ratio:.2f}",
+                        highlight=False,
+                    )
     out.print(_table(results))
     _FILE.parent.mkdir(exist_ok=True)
     _FILE.write_text(

@@ -8,15 +8,15 @@ import statistics
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
 __all__ = ["LOOPS", "BenchError", "Benchmark", "Goal", "Process", "Result", "Samples", "alternate"]
 
 LOOPS = ("asyncio", "uvloop")
-_LONGEST = 180.0
+_LONGEST = 300.0
 """Seconds that a process may take; one that hangs must not hang the run."""
 
 Samples = Sequence[float]
@@ -145,7 +145,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """One thing that is measured, on every kind of event loop."""
+    """One thing that is measured."""
 
     name: str
     unit: str
@@ -156,20 +156,36 @@ class Benchmark:
     ours: Callable[[str], Samples]
     """Given the kind of event loop, starts the processes of one round and returns its values."""
     theirs: Callable[[str], Samples]
+    loops: Sequence[str] = LOOPS
+    """The kinds of event loop that it is measured on."""
+    less: Callable[[str], Samples] | None = None
+    """``ours`` with less to do, where a quick run would take long otherwise."""
+    figures: Mapping[str, Callable[[Samples], float]] = field(
+        default_factory=lambda: {"": statistics.median}
+    )
+    """What is made of our values: a row each, named by this after the name."""
 
-    def run(self, loop: str, *, quick: bool) -> Result:
+    def run(self, loop: str, *, quick: bool) -> list[Result]:
         """Measure. Raises `BenchError`."""
-        ours, theirs = alternate(2 if quick else self.rounds, self.ours, self.theirs, loop)
-        return Result(
-            name=self.name,
-            loop=loop,
-            value=statistics.median(ours),
-            unit=self.unit,
-            reference=self.reference,
-            reference_value=statistics.median(theirs),
-            goal=self.goal,
-            n=min(len(ours), len(theirs)),
+        ours, theirs = alternate(
+            min(2, self.rounds) if quick else self.rounds,
+            self.less if quick and self.less else self.ours,
+            self.theirs,
+            loop,
         )
+        return [
+            Result(
+                name=self.name + figure,
+                loop=loop,
+                value=of(ours),
+                unit=self.unit,
+                reference=self.reference,
+                reference_value=statistics.median(theirs),
+                goal=self.goal,
+                n=min(len(ours), len(theirs)),
+            )
+            for figure, of in self.figures.items()
+        ]
 
 
 def alternate(

@@ -1,4 +1,4 @@
-"""The relay and its clients: sockets and members, no WebRTC."""
+"""The relay and its clients: sockets and members, no WebRTC; and what they are compared with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from meshpeer.core.messages import VERSION, Join, Leave, Welcome, decode_relay, 
 from meshpeer.relay import Relay
 from tests.bench.worker import Control, rss
 
-__all__ = ["members", "run_bare", "run_relay"]
+__all__ = [
+    "members",
+    "receive_stream",
+    "run_bare",
+    "run_forwarder",
+    "run_relay",
+    "send_stream",
+]
 
 _AT_ONCE = 50
 """Clients that connect at the same time: below the backlog of a listening socket."""
@@ -54,6 +61,44 @@ async def run_bare(control: Control) -> None:
         write_limit=config.max_unread,
     ) as server:
         await _answer(control, f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+
+
+async def run_forwarder(control: Control) -> None:
+    """The least that a relay of data does: what one socket sends is sent to the other.
+
+    The first socket is the receiver's.
+    """
+    receivers: list[ServerConnection] = []
+
+    async def handler(socket: ServerConnection) -> None:
+        receivers.append(socket)
+        with suppress(ConnectionClosed):
+            async for data in socket:
+                await receivers[0].send(data)
+
+    async with serve(handler, "127.0.0.1", 0, compression=None, ping_interval=None) as server:
+        await _answer(control, f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+
+
+async def receive_stream(control: Control, *, url: str, size: int, count: int, skip: int) -> None:
+    """Bytes a second in which all messages after the first ``skip`` arrive."""
+    async with connect(url, compression=None, ping_interval=None, proxy=None) as socket:
+        control.tell("ready")
+        for _ in range(skip):
+            await socket.recv(decode=False)
+        began = time.perf_counter()
+        for _ in range(count - skip):
+            await socket.recv(decode=False)
+        control.tell((count - skip) * size / (time.perf_counter() - began))
+
+
+async def send_stream(control: Control, *, url: str, size: int, count: int) -> None:
+    """Send ``count`` messages of ``size`` bytes."""
+    async with connect(url, compression=None, ping_interval=None, proxy=None) as socket:
+        data = bytes(size)
+        for _ in range(count):
+            await socket.send(data)
+        await control.receive()
 
 
 class _Members:

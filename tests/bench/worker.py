@@ -13,11 +13,15 @@ import importlib
 import json
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import psutil  # type: ignore[import-untyped]
 
-__all__ = ["Control", "Task", "rss"]
+__all__ = ["Control", "MemoryWatch", "Task", "rss"]
+
+_LOOK_EVERY = 0.05
+"""Seconds between two looks at the memory."""
 
 
 class Control:
@@ -44,6 +48,37 @@ def rss() -> int:
     """Bytes of memory that this process holds, its garbage collected."""
     gc.collect()
     return int(psutil.Process().memory_info().rss)
+
+
+class MemoryWatch:
+    """How much more memory this process held at its highest than when the block began."""
+
+    def __init__(self) -> None:
+        self._before = self._most = rss()
+
+    async def _watch(self) -> None:
+        process = psutil.Process()
+        while True:
+            self._most = max(self._most, process.memory_info().rss)
+            await asyncio.sleep(_LOOK_EVERY)
+
+    @property
+    def growth(self) -> int:
+        """Bytes, so far."""
+        return self._most - self._before
+
+    async def __aenter__(self) -> Self:
+        self._watching = asyncio.create_task(self._watch())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._watching.cancel()
+        await asyncio.wait([self._watching])
 
 
 async def _run(task: Task, settings: dict[str, Any]) -> None:
