@@ -17,7 +17,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from tests.soak.run import Pair, Report, names, soak
+from tests.soak.run import RATE, Pair, Report, names, soak
 from tests.soak.schedule import SHORTEST, Fault, schedule
 
 _LOG = Path("build/soak.jsonl")
@@ -79,7 +79,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--seed", type=int, help="of what breaks; drawn when it is not given")
     parser.add_argument(
-        "--rate", type=float, default=50.0, help="messages a second from each to each"
+        "--rate", type=float, default=RATE, help="messages a second from each to each"
     )
     options = parser.parse_args()
     seconds = options.minutes * 60

@@ -22,10 +22,12 @@ from tests.network.processes import PeerProgram, Program, Programs, programs
 from tests.soak.schedule import Fault, Kind
 from tests.soak.stream import Ledger
 
-__all__ = ["Pair", "Report", "judge", "names", "soak"]
+__all__ = ["RATE", "Pair", "Report", "judge", "names", "soak"]
 
 names = ("a", "b", "c", "d", "e", "f", "g", "h")
 """Of the processes."""
+RATE = 50.0
+"""Messages a second from each to each, if nothing else is said."""
 
 _EVERY = 10.0
 """Seconds between two lines about how it goes."""

@@ -8,7 +8,7 @@ import pytest
 
 from tests.network.needs import require_lab
 from tests.soak.__main__ import show
-from tests.soak.run import Report, judge, names, soak
+from tests.soak.run import RATE, Report, judge, names, soak
 from tests.soak.schedule import schedule
 
 _SEED = 1
@@ -19,7 +19,7 @@ _MINUTE = 60.0
 async def test_soak() -> None:
     require_lab()
     faults = schedule(_SEED, _MINUTE, names)
-    report = await soak(faults, _MINUTE, rate=20, say=print)
+    report = await soak(faults, _MINUTE, RATE, print)
     assert report.good, f"seed {_SEED}:\n{show(report, faults)}"
     assert len(report.pairs) == len(names) * (len(names) - 1)
     # Else nothing was shown of moving from one path to another.
