@@ -9,7 +9,8 @@ Subclass the parts that your service can be tested for in a pytest module, and s
                 yield service
 
 `TransportConformance` needs `Service`, `CutConformance` a service whose connections can be cut,
-`RestartConformance` one that can forget everything. The tests need pytest-asyncio. Each has a
+`RestartConformance` one that can forget everything, `DataConformance` one that carries data as
+well, and whose connections can be cut. The tests need pytest-asyncio. Each has a
 service of its own, and fails after ``timeout`` seconds rather than hang.
 """
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from random import Random
@@ -27,6 +28,7 @@ import pytest
 from msgspec import Raw
 
 from meshpeer.config import MeshConfig
+from meshpeer.core.forward import ForwardRoom, FrameIn
 from meshpeer.core.messages import (
     VERSION,
     Join,
@@ -40,12 +42,21 @@ from meshpeer.core.messages import (
     SignalOut,
     Welcome,
 )
-from meshpeer.errors import IdentityReplaced, MeshClosed, MeshError, PeerIdTaken, SignalingBacklog
+from meshpeer.errors import (
+    IdentityReplaced,
+    InvalidData,
+    MeshClosed,
+    MeshError,
+    MessageTooLarge,
+    PeerIdTaken,
+    SignalingBacklog,
+)
 from meshpeer.signaling.base import SignalingEvent, SignalingLost, SignalingTransport
 
 __all__ = [
     "CutConformance",
     "CuttableService",
+    "DataConformance",
     "RestartConformance",
     "RestartableService",
     "Service",
@@ -96,6 +107,22 @@ class _Member:
         self.transport.send(
             SignalOut(to=to.peer_id, to_incarnation=to.incarnation, epoch=number, body=Raw(body))
         )
+
+    def forward(self, to: _Member, frame: bytes) -> None:
+        self.transport.forward(to.peer_id, to.incarnation, frame)
+
+    async def pour(self, to: _Member, frames: Iterable[bytes]) -> list[SignalingEvent]:
+        """Forward within the room there is; what happens here meanwhile."""
+        happened: list[SignalingEvent] = []
+        for frame in frames:
+            while self.transport.forward_room(to.peer_id) < len(frame):
+                happened.append(await self.transport.receive())
+            self.forward(to, frame)
+        return happened
+
+    async def numbers(self, count: int) -> list[int]:
+        """The numbers of the next ``count`` frames; nothing else may happen meanwhile."""
+        return [_number((await self.next(FrameIn)).data) for _ in range(count)]
 
     def failure(self) -> MeshError | None:
         return self.transport.last_failure
@@ -591,6 +618,192 @@ class RestartConformance(_Suite):
             assert again.peer_id == "ann"
             with pytest.raises(IdentityReplaced):
                 await ann.transport.receive()
+
+
+@pytest.mark.asyncio
+class DataConformance(_Suite):
+    """What holds where data is carried (7). A `Welcome` without ``forward_window`` fails."""
+
+    def service(self) -> AbstractAsyncContextManager[CuttableService]:
+        """A service of its own for one test."""
+        raise NotImplementedError
+
+    async def test_frames_arrive_in_order_and_all_of_them(self) -> None:
+        async with self.service() as service, self._room(service) as room:
+            ann, bob = await room.pair()
+            assert ann.welcome.forward_window
+            random = Random(5)  # noqa: S311 - the same sizes each time
+            count = 300
+            sizes = [random.choice((4, 100, 16384, 65536)) for _ in range(count)]
+
+            async def talk(sender: _Member, addressee: _Member) -> list[int]:
+                """Send and hear at once, as the answers may fill what is on the way."""
+                heard: list[int] = []
+                sent = 0
+                while sent < count or len(heard) < count:
+                    while (
+                        sent < count
+                        and sender.transport.forward_room(addressee.peer_id) >= sizes[sent]
+                    ):
+                        sender.forward(addressee, _frame(sent, sizes[sent]))
+                        sent += 1
+                    if sent < count or len(heard) < count:
+                        event = await sender.transport.receive()
+                        if isinstance(event, FrameIn):
+                            assert len(event.data) == sizes[len(heard)]
+                            heard.append(_number(event.data))
+                        else:
+                            assert event == ForwardRoom(addressee.peer_id)
+                return heard
+
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(talk(ann, bob)),
+                    group.create_task(talk(bob, ann)),
+                ]
+            for task in tasks:
+                assert task.result() == list(range(count))
+
+    async def test_the_sender_of_a_frame_is_stamped(self) -> None:
+        async with self.service() as service, self._room(service) as room:
+            ann, bob = await room.pair()
+            ann.forward(bob, b"frame")
+            assert await bob.next(FrameIn) == FrameIn("ann", ann.incarnation, b"frame")
+
+    async def test_room_is_counted_for_each_member_and_comes_back(self) -> None:
+        async with self.service() as service, self._room(service) as room:
+            ann, bob = await room.pair()
+            window = ann.transport.forward_room("bob")
+            assert window == ann.welcome.forward_window
+            eve = await room.enter("eve")
+            await ann.next(MemberJoined)
+            await bob.next(MemberJoined)
+            count = 0
+            while ann.transport.forward_room("bob") >= 16384:
+                before = ann.transport.forward_room("bob")
+                ann.forward(bob, _frame(count, 16384))
+                count += 1
+                assert ann.transport.forward_room("bob") <= before - 16384
+            assert ann.transport.forward_room("eve") == window
+            assert await bob.numbers(count) == list(range(count))
+            assert await ann.next(ForwardRoom) == ForwardRoom("bob")
+            assert ann.transport.forward_room("bob") >= window / 2
+            ann.forward(eve, b"frame")
+            await eve.next(FrameIn)
+
+    async def test_one_that_does_not_take_its_frames_holds_up_nobody(self) -> None:
+        async with self.service() as service, self._room(service) as room:
+            ann, bob = await room.pair()
+            eve = await room.enter("eve")
+            await ann.next(MemberJoined)
+            # As much as goes without being read: until nothing has come back for the whole window.
+            sent = 0
+            while ann.transport.forward_room("eve") >= 65536:
+                ann.forward(eve, _frame(sent, 65536))
+                sent += 1
+            count = 200
+            async with asyncio.TaskGroup() as group:
+                pouring = group.create_task(
+                    ann.pour(bob, (_frame(number, 16384) for number in range(count)))
+                )
+                await bob.next(MemberJoined)
+                assert await bob.numbers(count) == list(range(count))
+            assert all(isinstance(event, ForwardRoom) for event in pouring.result())
+            ann.say(eve, 1)
+            bob.say(eve, 2)
+            frames = 0
+            signals: set[int] = set()
+            while len(signals) < 2 or frames < sent:
+                event = await eve.transport.receive()
+                if isinstance(event, SignalIn):
+                    signals.add(event.epoch)
+                else:
+                    assert isinstance(event, FrameIn)
+                    assert _number(event.data) == frames
+                    frames += 1
+
+    async def test_frames_for_nobody_are_dropped_and_leave_the_room_as_it_was(self) -> None:
+        async with self.service() as service, self._room(service) as room:
+            ann, bob = await room.pair()
+            window = ann.transport.forward_room("nobody")
+            for incarnation, to in ((ann.incarnation, "nobody"), ("another-one-1", "bob")):
+                sent = 0
+                while sent < 2 * window:
+                    while ann.transport.forward_room(to) < 65536:
+                        await ann.next(ForwardRoom)
+                    ann.transport.forward(to, incarnation, bytes(65536))
+                    sent += 65536
+            ann.say(bob, 1)
+            assert (await bob.next(SignalIn)).epoch == 1
+
+    async def test_a_frame_of_no_size_is_refused(self) -> None:
+        async with self.service() as service, self._room(service) as room:
+            ann, bob = await room.pair()
+            window = ann.transport.forward_room("bob")
+            with pytest.raises(MessageTooLarge):
+                ann.forward(bob, bytes(65537))
+            with pytest.raises(InvalidData):
+                ann.forward(bob, b"")
+            assert ann.transport.forward_room("bob") == window
+            ann.forward(bob, bytes(65536))
+            assert len((await bob.next(FrameIn)).data) == 65536
+
+    async def test_while_the_service_is_away_there_is_no_room(self) -> None:
+        async with self.service() as service, self._room(service) as room:
+            ann, bob = await room.pair()
+            service.cut(ann.transport)
+            await ann.next(SignalingLost)
+            assert ann.transport.forward_room("bob") == 0
+            ann.forward(bob, _frame(1, 100))
+            welcome = await ann.next(Welcome)
+            assert ann.transport.forward_room("bob") == welcome.forward_window
+            ann.forward(bob, _frame(2, 100))
+            assert await bob.numbers(1) == [2]
+
+    async def test_what_comes_after_a_loss_was_sent_after_it(self) -> None:
+        async with self.service() as service, self._room(service) as room:
+            ann, bob = await room.pair()
+            for side in (ann, bob):
+                number = 0
+                while ann.transport.forward_room("bob") >= 16384:
+                    ann.forward(bob, _frame(number, 16384))
+                    number += 1
+                service.cut(side.transport)
+                if side is bob:
+                    # What is there already may still be taken; then nothing until the frame below.
+                    before = await bob.until(lambda event: isinstance(event, Welcome))
+                    heard = [_number(e.data) for e in before if isinstance(e, FrameIn)]
+                    assert heard == list(range(len(heard)))
+                else:
+                    await ann.until(lambda event: isinstance(event, Welcome))
+                    heard = []
+                ann.forward(bob, _frame(1000, 100))
+                while not heard or heard[-1] != 1000:
+                    event = await bob.transport.receive()
+                    if isinstance(event, FrameIn):
+                        heard.append(_number(event.data))
+                assert heard[:-1] == list(range(len(heard) - 1))
+                # The connection of the sender gets its window back.
+                while ann.transport.forward_room("bob") < 65536:
+                    assert await ann.next(ForwardRoom) == ForwardRoom("bob")
+
+    async def test_after_close_frames_are_dropped(self) -> None:
+        async with self.service() as service, self._room(service) as room:
+            ann, bob = await room.pair()
+            ann.forward(bob, b"the last words")
+            await ann.transport.close()
+            assert ann.transport.forward_room("bob") == 0
+            ann.forward(bob, b"too late")
+            assert (await bob.next(FrameIn)).data == b"the last words"
+            await bob.next(MemberLeft)
+
+
+def _frame(number: int, size: int) -> bytes:
+    return number.to_bytes(4, "big") + bytes(size - 4)
+
+
+def _number(frame: bytes) -> int:
+    return int.from_bytes(frame[:4], "big")
 
 
 def _is_of(event: SignalingEvent, peer_id: str) -> bool:

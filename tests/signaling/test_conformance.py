@@ -13,6 +13,7 @@ from meshpeer.signaling.memory import MemoryHub, MemoryTransport
 from meshpeer.signaling.websocket import WebSocketTransport
 from meshpeer.testing.conformance import (
     CutConformance,
+    DataConformance,
     RestartConformance,
     TransportConformance,
 )
@@ -35,7 +36,7 @@ class MemoryService:
         self._hub.restart()
 
 
-class TestMemory(TransportConformance, CutConformance, RestartConformance):
+class TestMemory(TransportConformance, CutConformance, RestartConformance, DataConformance):
     @asynccontextmanager
     async def service(self) -> AsyncIterator[MemoryService]:
         async with MemoryHub(RELAY) as hub:
@@ -74,7 +75,7 @@ class RelayService:
         await self._relay.close()
 
 
-class TestWebSocket(TransportConformance, CutConformance, RestartConformance):
+class TestWebSocket(TransportConformance, CutConformance, RestartConformance, DataConformance):
     @asynccontextmanager
     async def service(self) -> AsyncIterator[RelayService]:
         relay = Relay(RELAY)
