@@ -202,8 +202,8 @@ class MeshConfig:
         _whole(self, "max_message_size", 1024, 1 << 30)
         _whole(self, "receive_window", 64 * 1024, 1 << 32)
         _whole(self, "send_window", 16 * 1024, 1 << 32)
-        _whole(self, "channel_window", 16 * 1024, 1 << 30)
-        _whole(self, "max_channels", 2, 1000)
+        _whole(self, "channel_window", 32 * 1024, 1 << 30)
+        _whole(self, "max_channels", 2, 200)
         _whole(self, "send_buffer", 16 * 1024, 1 << 30)
         _range(self, "ack_delay", 0, 10)
         if self.relay_after is not None:

@@ -34,7 +34,16 @@ from meshpeer.core.frames import FIRST, LAST, OVERHEAD, Ack, Limit, Open, Parts,
 from meshpeer.core.values import Kind, check_value, decode_value
 from meshpeer.errors import MessageTooLarge, ProtocolError, TooManyChannels, UndeliveredMessage
 
-__all__ = ["ACK_EVERY", "MIN_MAX_MESSAGE", "RELAY", "Delivery", "Mark", "Outgoing", "Received"]
+__all__ = [
+    "ACK_EVERY",
+    "MIN_MAX_MESSAGE",
+    "MIN_WINDOW",
+    "RELAY",
+    "Delivery",
+    "Mark",
+    "Outgoing",
+    "Received",
+]
 
 RELAY = 0
 """The path over the relay. Every other path is the epoch of its connection, from 1."""
@@ -42,6 +51,9 @@ ACK_EVERY = 64 * 1024
 """What may arrive, by its charge, before it is acknowledged without delay."""
 MIN_MAX_MESSAGE = 1024
 """Bytes of the largest message that a side must take at least, as `MeshConfig` has it."""
+MIN_WINDOW = 32 * 1024
+"""The credit that a side must give each channel at least: the largest part fits into it, even if
+what the sender knows of it is an eighth behind."""
 _RUN_HEAD = 24
 """Bytes that the head of a run may have, and a part that is worth another run."""
 
@@ -248,7 +260,6 @@ class Delivery:
         "_numbered",
         "_out",
         "_refused",
-        "_reserved",
         "_round",
         "_since_ack",
         "_started",
@@ -277,7 +288,6 @@ class Delivery:
         self._in: int | None = None
         self._round = 0
         self._started = False
-        self._reserved = 0
         self._hungry: deque[_Receiving] = deque()
         self._since_ack = 0
         self._ack_at: float | None = None
@@ -378,7 +388,8 @@ class Delivery:
             return True
         channels = self._numbered
         return all(
-            channels[number].acked
+            number >= len(channels)  # refused, with all that was accepted for it
+            or channels[number].acked
             + sum(count for at, count in channels[number].removed if at < place)
             >= place
             for number, place in mark
@@ -532,20 +543,28 @@ class Delivery:
                 code="bad_limit",
                 field="max_message",
             )
+        if resume.window < MIN_WINDOW:
+            raise ProtocolError(
+                f"it gives a channel {resume.window} of credit, the least is {MIN_WINDOW}",
+                code="bad_limit",
+                field="window",
+            )
         channels = self._numbered
         for limit in resume.limits:
             self._check(limit)
         self._their_round, self._out = resume.round, path
-        self._max_channels = min(resume.max_channels, frames.MAX_COUNT)
         self._window = resume.window
-        self._set_max_message(resume.max_message)
+        for limit in resume.limits:
+            self._limited(limit)
+        if self._max_message is None:
+            self._set_limits(resume)
         for channel in channels:
-            channel.limit = max(channel.limit, resume.window)
-        for number, arrived, most in resume.limits:
-            channels[number].acknowledge(arrived)
-            channels[number].limit = max(channels[number].limit, most)
-        for channel in channels:
+            self._raise(channel, resume.window)
             channel.rewind()
+            channel.turn = max(channel.turn, self._now_turn)
+        for incoming in self._incoming:
+            # What was last said of it may be lost with the path before.
+            incoming.stale = self._ack_now = True
         self._asked = None
         self._to_ask = True  # somebody may wait whose question was lost with the path before
         start = Start(
@@ -555,11 +574,16 @@ class Delivery:
         self._control.append(frames.encode(start))
         return True
 
-    def _set_max_message(self, most: int) -> None:
-        if self._max_message is None:
-            for channel in self._numbered:
-                self._refuse_larger(channel, most)
-        self._max_message = most if self._max_message is None else max(most, self._max_message)
+    def _set_limits(self, resume: Resume) -> None:
+        """They are those of the other side's program, so the first that are told hold."""
+        self._max_message = resume.max_message
+        self._max_channels = min(resume.max_channels, frames.MAX_CHANNELS)
+        for channel in self._numbered[self._max_channels :]:
+            self._refused += _decoded(channel.messages(), channel.name)
+            del self._channels[channel.name]
+        del self._numbered[self._max_channels :]
+        for channel in self._numbered:
+            self._refuse_larger(channel, resume.max_message)
 
     def _refuse_larger(self, channel: _Sending, most: int) -> None:
         """Nothing of this channel was sent yet."""
@@ -595,8 +619,14 @@ class Delivery:
     def _limited(self, limit: Limit) -> None:
         channel = self._check(limit)
         channel.acknowledge(limit.next)
-        # One that was overtaken, by another path, has less.
-        channel.limit = max(channel.limit, limit.limit)
+        self._raise(channel, limit.limit)
+
+    def _raise(self, channel: _Sending, limit: int) -> None:
+        if limit <= channel.limit:
+            return  # overtaken, by another path
+        if not channel.ready:
+            channel.turn = max(channel.turn, self._now_turn)
+        channel.limit = limit
 
     # --- the receiving side ---
 
@@ -639,6 +669,7 @@ class Delivery:
             self._extend(channel)
             channel.stale = self._ack_now = True
         self._started = True
+        self._feed()
 
     def _parts(self, frame: Parts, now: float, out: list[Received]) -> None:
         since = self._since_ack
@@ -746,12 +777,9 @@ class Delivery:
     def taken(self, number: int, charge: int) -> bool:
         """The application took a message. Whether there is something to send for it."""
         channel = self._incoming[number]
-        self._reserved -= self._beyond(channel)
         channel.taken = min(channel.taken + charge, channel.received)
-        self._reserved += self._beyond(channel)
         self._extend(channel)
-        if self._hungry:
-            self._feed()
+        self._feed()
         return self._ack_now
 
     def _beyond(self, channel: _Receiving) -> int:
@@ -774,11 +802,10 @@ class Delivery:
                 whole = channel.received - channel.charge + OVERHEAD + channel.head.total
                 more = whole - channel.limit
                 if more > 0:
-                    if self._reserved + more > self._config.receive_window:
+                    reserved = sum(map(self._beyond, self._incoming))
+                    if reserved + more > self._config.receive_window:
                         return
-                    self._reserved -= self._beyond(channel)
                     channel.limit = whole
-                    self._reserved += self._beyond(channel)
                     channel.stale = self._ack_now = True
             self._hungry.popleft()
 

@@ -24,6 +24,7 @@ __all__ = [
     "FIRST",
     "LAST",
     "MAX_CHANNEL",
+    "MAX_CHANNELS",
     "MAX_COUNT",
     "MAX_FRAME",
     "MAX_PART",
@@ -64,6 +65,8 @@ OVERHEAD = 128
 """What a message is charged beyond its bytes, with its first part: what keeping one takes."""
 MAX_CHANNEL = 255
 """Bytes of UTF-8 that the name of a channel may have."""
+MAX_CHANNELS = 200
+"""Channels that one side may use: a `Start` that names all of them fits into a frame."""
 MAX_COUNT = 2**53 - 1
 """The largest number in a frame: what JavaScript counts without a fault."""
 
@@ -184,7 +187,8 @@ class Ack(Struct, frozen=True):
 
 
 class Ping(Struct, frozen=True):
-    """Asks for a `Pong` with the same nonce, behind an `Ack` of what has arrived."""
+    """Asks for an `Ack` of what has arrived without delay; and, unless the nonce is 0, for a `Pong`
+    with the same one, at once and on the same path."""
 
     nonce: int
 

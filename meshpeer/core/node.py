@@ -238,7 +238,7 @@ class Node:
     def path_of(self, peer_id: str) -> Path | None:
         """How data flows now; None while it does not. KeyError when the peer is not there."""
         peer = self._peers[peer_id]
-        if peer.route.state is RouteState.RELAY:
+        if peer.route.state is RouteState.RELAY and peer.link.state is not LinkState.CLOSED:
             return Path.RELAY
         return _direct(peer.link) if peer.link.state is LinkState.CONNECTED else None
 
@@ -517,7 +517,8 @@ class Node:
         self, peer_id: str, incarnation: str, data: bytes, now: float
     ) -> list[NodeOutput]:
         """A frame arrived over the relay, which says who sent it."""
-        if self._find(peer_id, incarnation) is None or self._config.relay_after is None:
+        link = self._find(peer_id, incarnation)
+        if link is None or not self._relays(link):
             return []
         peer = self._peers[peer_id]
         out: list[NodeOutput] = []
@@ -546,8 +547,7 @@ class Node:
                         out.append(Deliver(peer_id, how, messages))
                 if delivery.due:
                     out.append(Ready(peer_id))
-                else:
-                    self._arm(peer)
+                self._arm(peer)
             case frames.Resume():
                 if delivery.resumed(path, frame):
                     if refused := delivery.refused():
@@ -652,7 +652,9 @@ class Node:
         """This peer leaves: every link ends."""
         bye = frames.encode(frames.Bye())
         out: list[NodeOutput] = [
-            SendFrame(peer_id, peer.link.epoch if peer.link.alive else RELAY, bye)
+            SendFrame(
+                peer_id, RELAY if peer.route.state is RouteState.RELAY else peer.link.epoch, bye
+            )
             for peer_id, peer in self._peers.items()
             if peer.link.alive or peer.route.state is RouteState.RELAY
         ]
@@ -744,10 +746,14 @@ class Node:
 
     def _relay_changed(self, peer_id: str, now: float) -> list[NodeOutput]:
         peer = self._peers[peer_id]
-        up = self._forwards and peer.link.reachable
+        up = self._relays(peer.link)
         if not up:
             peer.delivery.detach(RELAY)
         return self._route_said(peer, peer.route.relay(now, up=up), now)
+
+    def _relays(self, link: Link) -> bool:
+        """Whether the relay is a path to this peer."""
+        return self._forwards and link.reachable and self._config.relay_after is not None
 
     def _undelivered(self, peer: _Peer, messages: list[UndeliveredMessage]) -> Tell:
         return Tell(
@@ -856,7 +862,7 @@ class Node:
         if peer.route.state is RouteState.RELAY and peer.link.state is not LinkState.CLOSED:
             return PeerState.CONNECTED
         state = peer.link.peer_state
-        if state is PeerState.CONNECTING and peer.told in (
+        if state in (PeerState.NEW, PeerState.CONNECTING) and peer.told in (
             PeerState.CONNECTED,
             PeerState.DISCONNECTED,
         ):

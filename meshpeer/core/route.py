@@ -96,7 +96,8 @@ def _table() -> tuple[Row, ...]:
     row((_S.DIRECT,), Input.ASKED_DIRECT, None, ("answer_direct",), "connected")
 
     row((_S.NONE,), Input.RELAY_UP, None, ("retry",), "the relay is there")
-    row((_S.ASKING, _S.RELAY), Input.RELAY_DOWN, _S.NONE, (), "the relay can't be reached")
+    row((_S.ASKING, _S.RELAY), Input.RELAY_DOWN, _S.NONE, ("be_patient",),
+        "the relay can't be reached")
     row((_S.ASKING, _S.RELAY), Input.FAULT, _S.NONE, ("wait_more",), "a fault over the relay")
     return tuple(rows)
 # fmt: on
@@ -243,12 +244,13 @@ class Route:
         seconds = config.silence_timeout if row.input is Input.SILENCE else config.relay_after
         self.reason = row.reason.format(f"{seconds:g}" if seconds is not None else "")
         self._deadlines.clear_all()
+        if row.next is not RouteState.ASKING:
+            self._again.reset()
         match row.next:
             case RouteState.DIRECT:
                 self._overdue = False
                 self._faults.reset()
             case RouteState.RELAY:
-                self._again.reset()
                 self._heard_at = now
                 self._pinged_at = None
                 self._deadlines.set("look", now)

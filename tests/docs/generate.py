@@ -1,4 +1,5 @@
-"""Redraws the parts of docs/*.md that are made from the code (``make docs``).
+"""Redraws the parts of docs/*.md that are made from the code, and the test vectors that are
+(``make docs``).
 
 A part stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``; `PARTS` says what makes
 it. tests/docs/test_generate.py fails when a file is not what this would write.
@@ -34,7 +35,8 @@ from msgspec.inspect import (
 )
 
 from meshpeer import config, errors
-from meshpeer.core import link, messages, restart
+from meshpeer.core import link, messages, restart, route
+from tests.docs import vectors
 
 __all__ = ["PARTS", "main", "render"]
 
@@ -158,14 +160,14 @@ def signaling_messages() -> str:
     )
 
 
-def _rows(table: Sequence[link.Row] | Sequence[restart.Row]) -> str:
+def _rows(table: Sequence[link.Row | restart.Row | route.Row]) -> str:
     """The transitions of a table; rows that differ in their state alone are one."""
     merged: dict[tuple[str, ...], list[str]] = {}
     for row in table:
         stays = row.next is row.state
         key = (
             row.input,
-            row.condition or "-",
+            getattr(row, "condition", "") or "-",
             "as it was" if stays else f"`{row.next}`",
             ", ".join(f"`{action}`" for action in row.actions) or "-",
             row.reason.replace("{}", "…"),
@@ -178,7 +180,7 @@ def _rows(table: Sequence[link.Row] | Sequence[restart.Row]) -> str:
 
 
 def _diagram(
-    table: Sequence[link.Row] | Sequence[restart.Row], first: StrEnum, last: StrEnum | None
+    table: Sequence[link.Row | restart.Row | route.Row], first: StrEnum, last: StrEnum | None
 ) -> str:
     """The states of a table and what leads from one to another."""
     arrows: dict[tuple[str, str], list[str]] = {}
@@ -212,6 +214,16 @@ def restart_table() -> str:
 def restart_diagram() -> str:
     """The states of an ICE restart."""
     return _diagram(restart.TABLE, restart.RestartState.IDLE, None)
+
+
+def route_table() -> str:
+    """The transitions of a route."""
+    return _rows(route.TABLE)
+
+
+def route_diagram() -> str:
+    """The states of a route."""
+    return _diagram(route.TABLE, route.RouteState.NONE, None)
 
 
 class Rung(NamedTuple):
@@ -370,6 +382,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "link-table": link_table,
     "restart-diagram": restart_diagram,
     "restart-table": restart_table,
+    "route-diagram": route_diagram,
+    "route-table": route_table,
     "signaling-messages": signaling_messages,
 }
 
@@ -403,3 +417,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    vectors.main()
