@@ -25,7 +25,16 @@ from meshpeer.errors import (
     RequestFailed,
     TransferFailed,
 )
-from meshpeer.files import CHUNK, FileProgress, FileReceived, Files, FileSent, _Partial
+from meshpeer.files import (
+    CHUNK,
+    FileProgress,
+    FileReceived,
+    Files,
+    FileSent,
+    _lock,
+    _Partial,
+    _Source,
+)
 from meshpeer.peer import Peer
 from meshpeer.streams import Bell
 
@@ -618,6 +627,164 @@ async def test_a_file_that_changes_fails_and_leaves_nothing(pair: Pair) -> None:
         with pytest.raises(TransferFailed, match="not what was sent"):
             await side
     assert pair.stored() == []
+
+
+async def test_the_next_file_is_not_offered_before_the_last_is_said_to_be_over(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, data = pair.file(10 * CHUNK)
+    late = asyncio.Event()
+    request = pair.wire.request
+
+    async def slow(message: Any) -> Any:
+        if message["do"] == "stop":
+            await late.wait()
+        return await request(message)
+
+    monkeypatch.setattr(pair.wire, "request", slow)
+    sending, receiving = pair.send(path), pair.receive()
+    async with arrived(pair.wire, 5):
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+    loop = asyncio.get_running_loop()
+    sum_up = _Source.sum_up
+
+    def then_go_on(turns: int) -> None:
+        if turns:
+            loop.call_soon(then_go_on, turns - 1)
+        else:
+            late.set()
+
+    def summed(source: _Source) -> bool:
+        # Some turns of the loop after the sum is known, in which it could be offered.
+        loop.call_soon_threadsafe(then_go_on, 100)
+        return sum_up(source)
+
+    monkeypatch.setattr(_Source, "sum_up", summed)
+    sending = pair.send(path)
+    with pytest.raises(TransferFailed):
+        await receiving
+    assert (await pair.receive()).path.read_bytes() == data
+    await sending
+    does = [item["do"] for item in pair.wire.log if isinstance(item, dict)]
+    assert does == ["offer", "finish", "stop", "offer", "finish"]
+
+
+async def test_cancelled_while_what_was_there_is_summed_up(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, data = pair.file(3 * CHUNK)
+    pair.partial(path).write_bytes(data[:CHUNK])
+    begun, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def blocked(part: _Partial) -> bool:
+        loop.call_soon_threadsafe(begun.set)
+        go_on.wait()
+        return False
+
+    monkeypatch.setattr(_Partial, "sum_up", blocked)
+    sending, receiving = pair.send(path), pair.receive()
+    await begun.wait()
+    receiving.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await receiving
+    with pytest.raises(TransferFailed, match="the receiver stopped"):
+        await sending
+    assert pair.partial(path).read_bytes() == data[:CHUNK]
+
+
+async def test_cancelled_when_all_is_done_it_is_done(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, data = pair.file(3 * CHUNK)
+    begun, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+    publish = _Partial.publish
+
+    def blocked(part: _Partial) -> None:
+        loop.call_soon_threadsafe(begun.set)
+        go_on.wait()
+        publish(part)
+
+    monkeypatch.setattr(_Partial, "publish", blocked)
+    sending, receiving = pair.send(path), pair.receive()
+    await begun.wait()
+    receiving.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await receiving
+    assert (await sending).size == len(data)
+    assert (pair.there / "notes.txt").read_bytes() == data
+
+
+async def test_nothing_is_left_of_a_file_of_which_nothing_came(tmp_path: Path) -> None:
+    files, offered = Files(), FakeAnswer()
+    files.request(fake("ann"), OFFER, offered)
+    receiving = asyncio.create_task(files.receive(tmp_path))
+    await offered.future
+    assert len(os.listdir(tmp_path)) == 1
+    receiving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await receiving
+    assert os.listdir(tmp_path) == []
+    await files.close()
+
+
+async def test_a_file_that_can_not_get_its_name_is_kept(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*args: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    path, data = pair.file(3 * CHUNK)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", refused)
+        sending, receiving = pair.send(path), pair.receive()
+        with pytest.raises(PermissionError):
+            await receiving
+        with pytest.raises(TransferFailed, match="can't store it"):
+            await sending
+    assert pair.stored() == [pair.partial(path).name]
+    sending, receiving = pair.send(path), pair.receive()
+    assert (await sending).resumed_from == len(data)
+    assert (await receiving).path.read_bytes() == data
+
+
+async def test_a_partial_file_that_gets_its_name_before_it_is_locked_is_not_written_to(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, data = pair.file(3 * CHUNK)
+    pair.partial(path).write_bytes(data[:CHUNK])
+    lock = _lock
+
+    def late(fd: int) -> bool:
+        if not (pair.there / "notes.txt").exists():
+            pair.partial(path).rename(pair.there / "notes.txt")
+        return lock(fd)
+
+    monkeypatch.setattr("meshpeer.files._lock", late)
+    sending, receiving = pair.send(path), pair.receive()
+    await sending
+    received = await receiving
+    assert (received.path.name, received.resumed_from) == ("notes (2).txt", 0)
+    assert received.path.read_bytes() == data
+    assert (pair.there / "notes.txt").read_bytes() == data[:CHUNK]
+
+
+async def test_a_request_is_always_answered() -> None:
+    bob, peer, offered = Files(), fake("ann"), FakeAnswer()
+    bob.request(peer, OFFER, offered)
+    bob.request(peer, {"do": "stop", "why": "bored"}, FakeAnswer())
+    with pytest.raises(RequestFailed, match="stopped"):
+        await offered.future
+    await bob.close()
+    late = FakeAnswer()
+    bob.request(peer, OFFER, late)
+    with pytest.raises(RequestFailed, match="closed"):
+        await late.future
 
 
 # --- ends -----------------------------------------------------------------------------------------
