@@ -720,17 +720,16 @@ async def test_cancelled_when_all_is_done_it_is_done(
     assert (pair.there / "notes.txt").read_bytes() == data
 
 
-async def test_nothing_is_left_of_a_file_of_which_nothing_came(tmp_path: Path) -> None:
-    files, offered = Files(), FakeAnswer()
-    files.request(fake("ann"), OFFER, offered)
-    receiving = asyncio.create_task(files.receive(tmp_path))
+async def test_nothing_is_left_of_a_file_of_which_nothing_came(pair: Pair) -> None:
+    offered = FakeAnswer()
+    pair.receiving.request(pair.ann, OFFER, offered)
+    receiving = pair.receive()
     await offered.future
-    assert len(os.listdir(tmp_path)) == 1
+    assert len(pair.stored()) == 1
     receiving.cancel()
     with pytest.raises(asyncio.CancelledError):
         await receiving
-    assert os.listdir(tmp_path) == []
-    await files.close()
+    assert pair.stored() == []
 
 
 async def test_a_file_that_can_not_get_its_name_is_kept(

@@ -103,9 +103,9 @@ async def test_people_read_lines(desk: Desk) -> None:
         assert await sender.end() == (0, "")
         assert re.match(r"notes.bin \(300.0 kB\) to Bob \[\w+\]$", sender.lines[-2])
         assert sender.lines[-1] == "✓ notes.bin (300.0 kB) is with Bob, and checked."
-        while not (line := await receiver.line()).startswith("✓"):
+        while not (await receiver.line()).startswith("✓"):
             pass
-    assert line == f"✓ {desk.there}/notes (2).bin (300.0 kB) from Ann, checked."
+    assert receiver.lines[-1] == f"✓ {desk.there}/notes (2).bin (300.0 kB) from Ann, checked."
     receiver.process.send_signal(signal.SIGINT)
     assert await receiver.end() == (0, "")
 
