@@ -272,7 +272,8 @@ class Peer:
     async def flush(self, timeout: float | None = None) -> None:
         """Wait until everything accepted so far has arrived over there, and is acknowledged.
 
-        It has arrived when that process has it, read or not. ``timeout`` is in seconds, None for no
+        It has arrived when that process has it, read or not; but an application that does not read
+        takes no more than its windows. ``timeout`` is in seconds, None for no
         limit. Raises `MeshTimeout`, `Undelivered` when the peer is gone and not all had arrived,
         `MeshClosed`. Cancelling it changes nothing of what was sent.
         """

@@ -11,7 +11,7 @@ from typing import Any, Self
 import pytest
 
 from meshpeer.config import MeshConfig, RelayConfig
-from meshpeer.core import frames
+from meshpeer.core import values
 from meshpeer.core.events import (
     BadInput,
     Closed,
@@ -19,6 +19,7 @@ from meshpeer.core.events import (
     Event,
     Joined,
     MeshState,
+    MessagesUndelivered,
     Path,
     PeerJoined,
     PeerLeft,
@@ -30,7 +31,6 @@ from meshpeer.core.events import (
 )
 from meshpeer.errors import (
     ConfigError,
-    ConnectionFailed,
     IdentityReplaced,
     InvalidData,
     MeshClosed,
@@ -38,12 +38,16 @@ from meshpeer.errors import (
     MessageTooLarge,
     PeerClosed,
     PeerIdTaken,
+    RequestFailed,
     RoomFull,
     SignalingUnavailable,
     SlowReader,
+    TooManyChannels,
+    Undelivered,
+    UsageError,
 )
 from meshpeer.manager import PeerManager
-from meshpeer.peer import Message
+from meshpeer.peer import Message, Peer
 from meshpeer.signaling.memory import MemoryHub
 from tests.fakes import DIRECT, TURN, FakeConnection, FakeNetwork
 from tests.virtual import virtual
@@ -66,7 +70,8 @@ class World:
         assert self.network.open == [], "connections are left open"
 
     def manager(self, peer_id: str, **options: Any) -> PeerManager:
-        config = options.pop("config", None) or MeshConfig()
+        # Without the relay as a path, unless a test is about it: what connections do shows.
+        config = options.pop("config", None) or MeshConfig(relay_after=None)
         return PeerManager(
             self.hub.transport(config),
             room="room",
@@ -154,7 +159,9 @@ async def test_every_reader_gets_every_message_of_its_channel() -> None:
         for number in range(3):
             await a.peers["b"].send(number, channel="one")
             await a.peers["b"].send(-number, channel="two")
-        assert [m.data for m in await take(everything, 6)] == [0, 0, 1, -1, 2, -2]
+        received = await take(everything, 6)
+        assert [m.data for m in received if m.channel == "one"] == [0, 1, 2]
+        assert [m.data for m in received if m.channel == "two"] == [0, -1, -2]
         assert [m.data for m in await take(one, 3)] == [0, 1, 2]
 
 
@@ -234,7 +241,7 @@ async def test_a_message_over_the_other_sides_limit_is_refused_here() -> None:
 @virtual
 async def test_an_application_that_does_not_read_stops_its_sender() -> None:
     window = 64 * 1024
-    config = MeshConfig(receive_window=window, max_message_size=window)
+    config = MeshConfig(send_window=window, channel_window=window)
     async with World() as world:
         a, b = await world.pair(config=config)
         accepted = 0
@@ -248,7 +255,7 @@ async def test_an_application_that_does_not_read_stops_its_sender() -> None:
         sender = asyncio.create_task(send_for_ever())
         await asyncio.sleep(60)
         stuck_at = accepted
-        assert 0 < stuck_at * 1000 <= window
+        assert window < stuck_at * 1000 <= 2 * window  # here, and over there
         got = b.messages()
         await take(got, stuck_at)
         await asyncio.sleep(1)
@@ -259,7 +266,7 @@ async def test_an_application_that_does_not_read_stops_its_sender() -> None:
 
 @virtual
 async def test_a_reader_that_went_away_holds_nobody_back() -> None:
-    config = MeshConfig(receive_window=64 * 1024, max_message_size=1024)
+    config = MeshConfig(send_window=64 * 1024, channel_window=64 * 1024)
     async with World() as world:
         a, b = await world.pair(config=config)
         kept, dropped, closed = b.messages(), b.messages(), b.messages()
@@ -274,9 +281,9 @@ async def test_a_reader_that_went_away_holds_nobody_back() -> None:
 
 
 @virtual
-async def test_send_waits_while_the_buffer_is_full() -> None:
+async def test_send_waits_while_the_window_is_full() -> None:
     async with World() as world:
-        a, b = await world.pair(config=MeshConfig(send_buffer=16 * 1024))
+        a, b = await world.pair(config=MeshConfig(send_window=16 * 1024, relay_after=None))
         got = b.messages()
         world.network.stalled = True
         await a.peers["b"].send(b"x" * 20_000)
@@ -291,7 +298,7 @@ async def test_send_waits_while_the_buffer_is_full() -> None:
 @virtual
 async def test_a_cancelled_send_sent_nothing() -> None:
     async with World() as world:
-        a, b = await world.pair(config=MeshConfig(send_buffer=16 * 1024))
+        a, b = await world.pair(config=MeshConfig(send_window=16 * 1024, relay_after=None))
         got = b.messages()
         world.network.stalled = True
         await a.peers["b"].send(b"x" * 20_000)
@@ -324,19 +331,54 @@ async def test_flush_returns_when_all_has_arrived() -> None:
 
 
 @virtual
-async def test_flush_says_when_the_connection_broke() -> None:
+async def test_what_a_broken_connection_lost_arrives_over_the_next() -> None:
     async with World() as world:
-        a, _ = await world.pair()
+        a, b = await world.pair()
+        got = b.messages()
+        await a.peers["b"].send("before")
+        await a.peers["b"].flush()
         world.network.stalled = True
-        await a.peers["b"].send("x")
+        for number in range(100):
+            await a.peers["b"].send(number)
         flushing = asyncio.create_task(a.peers["b"].flush())
         await asyncio.sleep(0.1)
-        world.connection_of(a, "b").lose()
-        with pytest.raises(ConnectionFailed, match="may not have arrived"):
-            await flushing
+        first = world.connection_of(a, "b")
+        first.lose()
+        await asyncio.sleep(0.1)
+        assert not flushing.done()
+        assert first.closed
         world.network.run()
-        await a.wait_for_peer("b")
-        await a.peers["b"].flush()  # told once
+        await flushing
+        assert [m.data for m in await take(got, 101)] == ["before", *range(100)]
+        assert a.stats().peers["b"].connections == 2
+
+
+@virtual
+async def test_what_a_peer_that_is_gone_did_not_get_is_told() -> None:
+    async with World() as world:
+        a, b = await world.pair(config=MeshConfig(send_window=16 * 1024, relay_after=None))
+        told: list[MessagesUndelivered] = []
+        a.on_undelivered(told.append)
+        peer = a.peers["b"]
+        await peer.send("arrives")
+        await peer.flush()
+        world.network.stalled = True
+        lost: list[object] = [b"x" * 20_000, {"and": "this"}]
+        await peer.send(lost[0])
+        await peer.send(lost[1], channel="other")
+        flushing = asyncio.create_task(peer.flush())
+        waiting = asyncio.create_task(peer.send("not accepted"))
+        await asyncio.sleep(0.1)
+        await b.close()
+        for task in (flushing, waiting):
+            with pytest.raises(Undelivered, match=r"is gone .left., and 2 messages") as caught:
+                await task
+            assert [m.data for m in caught.value.messages] == lost
+            assert [m.channel for m in caught.value.messages] == ["default", "other"]
+        assert [[m.data for m in each.messages] for each in told] == [lost]
+        assert (told[0].peer_id, told[0].incarnation) == ("b", peer.incarnation)
+        with pytest.raises(PeerClosed):
+            await peer.send("later")
 
 
 @virtual
@@ -353,6 +395,229 @@ async def test_flush_times_out_and_can_be_cancelled() -> None:
         await asyncio.wait([flushing])
         world.network.run()
         await a.peers["b"].flush()
+
+
+# --- requests ---------------------------------------------------------------------------------
+
+
+@virtual
+async def test_a_request_gets_its_answer_and_no_other() -> None:
+    async with World() as world:
+        a, b = await world.pair()
+        asked = b.messages()
+        requests = [asyncio.create_task(a.peers["b"].request(n, channel="sums")) for n in range(3)]
+        messages = await take(asked, 3)
+        assert [(m.data, m.channel, m.wants_reply) for m in messages] == [
+            (n, "sums", True) for n in range(3)
+        ]
+        for message in reversed(messages):
+            await message.reply({"twice": 2 * message.data})
+        await messages[0].reply("only the first counts")
+        assert await asyncio.gather(*requests) == [{"twice": 2 * n} for n in range(3)]
+        await a.peers["b"].send("plain")
+        plain = await anext(asked)
+        assert not plain.wants_reply
+        with pytest.raises(UsageError, match="nobody waits"):
+            await plain.reply("x")
+
+
+@virtual
+async def test_a_request_fails_with_the_others_text_in_time_or_with_the_peer() -> None:
+    async with World() as world:
+        a, b = await world.pair()
+        peer, asked = a.peers["b"], b.messages()
+        refused = asyncio.create_task(peer.request("a"))
+        await (await anext(asked)).reply_error("no such letter")
+        with pytest.raises(RequestFailed, match=r"\Ano such letter\Z"):
+            await refused
+        with pytest.raises(MeshTimeout, match="'b' did not answer within 2 s"):
+            await peer.request("b", timeout=2)
+        await (await anext(asked)).reply("too late")
+        cancelled = asyncio.create_task(peer.request("c"))
+        message = await anext(asked)
+        cancelled.cancel()
+        await asyncio.wait([cancelled])
+        await message.reply("nobody waits any more")
+        pending = asyncio.create_task(peer.request("d"))
+        await anext(asked)
+        await b.close()
+        with pytest.raises(PeerClosed, match="left"):
+            await pending
+        assert a._shell._records == {}
+
+
+# --- the relay as a path ----------------------------------------------------------------------
+
+
+@virtual
+async def test_who_can_not_connect_talks_over_the_relay_and_moves_to_the_direct_path() -> None:
+    async with World() as world:
+        world.network.hang.add("accept_offer")
+        a = await world.start("a", config=MeshConfig())
+        b = await world.start("b", config=MeshConfig())
+        events, got = a.events(), b.messages()
+        began = asyncio.get_running_loop().time()
+        await a.peers["b"].send("accepted before there is any path")
+        up = await event_of(events, PeerStateChanged, state=PeerState.CONNECTED)
+        assert (up.path, up.reason) == (Path.RELAY, "no direct path for 3 s")
+        assert asyncio.get_running_loop().time() - began < 3.5
+        first = await anext(got)
+        assert (first.path, first.received_at > 0) == (Path.RELAY, True)
+        assert (a.peers["b"].path, a.peers["b"].ice_state) == ("relay", "new")
+        assert a.stats().paths == {Path.RELAY: 1}
+        sending = asyncio.create_task(send_numbers(a.peers["b"], 500))
+        await asyncio.sleep(1)
+        assert a.peers["b"].rtt is not None
+        world.network.hang.clear()
+        report = await event_of(events, ConnectionReport, path=Path.DIRECT)
+        assert report.state is PeerState.CONNECTED
+        await sending
+        messages = await take(got, 500)
+        assert [m.data for m in messages] == list(range(500))
+        assert [m.path for m in messages] == sorted(
+            (m.path for m in messages), key=[Path.RELAY, Path.DIRECT].index
+        )
+        assert {m.path for m in messages} == {Path.RELAY, Path.DIRECT}
+
+
+async def send_numbers(peer: Peer, count: int) -> None:
+    for number in range(count):
+        await peer.send(number)
+        await asyncio.sleep(0.1)
+
+
+@virtual
+async def test_data_moves_to_the_relay_when_the_direct_path_falls_silent() -> None:
+    async with World() as world:
+        a, b = await world.pair(config=MeshConfig(relay_after=1.0))
+        events, got = a.events(), b.messages()
+        back = a.messages()
+        world.network.stalled = True
+        world.network.hang.add("create_offer")
+        for number in range(10):
+            await a.peers["b"].send(number)
+            await b.peers["a"].send(-number)
+        await event_of(events, PeerStateChanged, state=PeerState.DISCONNECTED)
+        up = await event_of(events, PeerStateChanged)
+        assert (up.state, up.path) == (PeerState.CONNECTED, Path.RELAY)
+        assert [m.data for m in await take(got, 10)] == list(range(10))
+        assert [m.data for m in await take(back, 10)] == [-number for number in range(10)]
+        # Late, and in full, the old path brings it all again.
+        world.network.hang.clear()
+        world.network.run()
+        await event_of(events, ConnectionReport, path=Path.DIRECT)
+        await a.peers["b"].send("last")
+        assert (await anext(got)).data == "last"
+
+
+@virtual
+async def test_from_the_first_moment_or_never() -> None:
+    async with World() as world:
+        world.network.hang.add("accept_offer")
+        a = await world.start("a", config=MeshConfig(relay_after=0))
+        await world.start("b", config=MeshConfig(relay_after=0))
+        await world.start("c", config=MeshConfig(relay_after=None))
+        began = asyncio.get_running_loop().time()
+        peer = await a.wait_for_peer("b")
+        assert peer.path is Path.RELAY
+        assert asyncio.get_running_loop().time() - began < 0.5
+        with pytest.raises(MeshTimeout):
+            await a.wait_for_peer("c", timeout=30)
+
+
+@virtual
+async def test_nothing_is_lost_when_the_relay_forgets_everything_under_a_relay_path() -> None:
+    async with World() as world:
+        world.network.hang.add("accept_offer")
+        a = await world.start("a", config=MeshConfig())
+        b = await world.start("b", config=MeshConfig())
+        peer, got = await a.wait_for_peer("b"), b.messages()
+        sending = asyncio.create_task(send_numbers(peer, 300))
+        for _ in range(3):
+            await asyncio.sleep(4)
+            world.hub.restart()
+        await sending
+        await peer.flush()
+        assert [m.data for m in await take(got, 300)] == list(range(300))
+
+
+@virtual
+async def test_undelivered_messages_can_be_handed_to_the_next_incarnation() -> None:
+    async with World() as world:
+        a, b = await world.pair()
+        saved: list[object] = []
+        a.on_undelivered(lambda event: saved.extend(m.data for m in event.messages))
+        world.network.stalled = True
+        for number in range(5):
+            await a.peers["b"].send(number)
+        await b.close()
+        await asyncio.sleep(0.1)
+        world.network.run()
+        again = await world.start("b")
+        got = again.messages()
+        peer = await a.wait_for_peer("b")
+        for data in saved:
+            await peer.send(data)
+        assert [m.data for m in await take(got, 5)] == list(range(5))
+
+
+@virtual
+async def test_one_channel_that_is_not_read_holds_up_no_other() -> None:
+    config = MeshConfig(send_window=64 * 1024, channel_window=64 * 1024, relay_after=None)
+    async with World() as world:
+        a, b = await world.pair(config=config)
+        read = b.messages("read")
+
+        async def fill() -> None:
+            while True:
+                await a.peers["b"].send(b"x" * 1000, channel="not read")
+
+        filling = asyncio.create_task(fill())
+        await asyncio.sleep(1)
+        for number in range(200):
+            await asyncio.wait_for(a.peers["b"].send(number, channel="read"), 10)
+            assert (await asyncio.wait_for(anext(read), 10)).data == number
+        filling.cancel()
+        await asyncio.wait([filling])
+
+
+@virtual
+async def test_a_channel_more_than_the_peer_takes_and_a_reserved_name_are_refused() -> None:
+    async with World() as world:
+        a, _ = await world.pair(config=MeshConfig(max_channels=2))
+        await a.peers["b"].send("x", channel="one")
+        await a.peers["b"].send("x", channel="two")
+        with pytest.raises(TooManyChannels, match="'three' would be one more"):
+            await a.peers["b"].send("x", channel="three")
+        for call in (
+            a.peers["b"].send("x", channel="meshpeer.x"),
+            a.peers["b"].request("x", channel="meshpeer.x"),
+            a.broadcast("x", channel="meshpeer.x"),
+        ):
+            with pytest.raises(ConfigError, match="reserved"):
+                await call
+
+
+@virtual
+async def test_a_loop_that_only_sends_lets_others_have_their_turn() -> None:
+    async with World() as world:
+        a, b = await world.pair()
+        got = b.messages()
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                await asyncio.sleep(0)
+                turns += 1
+
+        counting = asyncio.create_task(count())
+        for _ in range(10_000):
+            await a.peers["b"].send(b"x" * 64)
+        assert turns >= 10
+        counting.cancel()
+        await asyncio.wait([counting])
+        await take(got, 10_000)
 
 
 # --- ICE restarts -----------------------------------------------------------------------------
@@ -505,7 +770,7 @@ async def test_waiting_for_peers_has_a_deadline_that_says_what_was_missing() -> 
 @virtual
 async def test_waiting_ends_with_the_manager() -> None:
     async with World() as world:
-        a, b = await world.pair(config=MeshConfig(send_buffer=16 * 1024))
+        a, b = await world.pair(config=MeshConfig(send_window=16 * 1024, relay_after=None))
         world.network.stalled = True
         await a.peers["b"].send(b"x" * 20_000)
         peer = a.peers["b"]
@@ -911,4 +1176,4 @@ def test_what_is_given_to_update_is_checked_too() -> None:
 
 
 def test_nan_becomes_null_as_json_has_no_word_for_it() -> None:
-    assert frames.encode_value(math.nan) == (frames.Kind.JSON, b"null")
+    assert values.encode_value(math.nan) == (values.Kind.JSON, b"null")

@@ -87,8 +87,9 @@ def _table() -> tuple[Row, ...]:
         "nothing heard over the relay for {} s")
 
     # The other side has no direct path, or sees that ours is none. We go along.
-    row((_S.NONE, _S.DIRECT, _S.ASKING, _S.RELAY), Input.ASKED_RELAY, _S.RELAY,
+    row((_S.NONE, _S.DIRECT, _S.RELAY), Input.ASKED_RELAY, _S.RELAY,
         ("answer_relay",), "the other side asks for the relay")
+    row((_S.ASKING,), Input.ASKED_RELAY, _S.RELAY, ("answer_relay",), "no direct path for {} s")
     row((_S.ASKING,), Input.ANSWERED_RELAY, _S.RELAY, (), "no direct path for {} s")
     # Its direct path is back before ours was ever gone.
     row((_S.RELAY, _S.ASKING), Input.ASKED_DIRECT, _S.DIRECT, ("answer_direct",),
