@@ -36,9 +36,8 @@ __all__ = ["Relay"]
 _CLOSE_TIMEOUT: Final = 2.0
 """Seconds that a client has to answer a close before its connection is aborted."""
 _HIGH: Final = 256 * 1024
-"""Bytes unsent in a socket at which no more data is written to it. What is not data still is."""
-_LOW: Final = 64 * 1024
-"""Bytes at which data is written again."""
+"""Bytes unsent in a socket, at most, at which no more data is written to it. What is not data still
+is; once a quarter of it is left, data follows."""
 _DETAILS: Final = frozenset({"message refused", "connection refused"})
 """What a stranger can cause as often as it likes, and no operator wants to read each time."""
 
@@ -63,7 +62,7 @@ class _Socket(ServerConnection):
         super().__init__(*args, **kwargs)
         self._known = known
         self.full = False
-        """More than `_HIGH` bytes are unsent; until less than `_LOW` are."""
+        """Too much is unsent for data to be written."""
         self.on_full: Callable[[bool], None] | None = None
 
     def pause_writing(self) -> None:
@@ -106,6 +105,7 @@ class Relay:
     def __init__(self, config: RelayConfig | None = None) -> None:
         self._config = config or RelayConfig()
         self._rooms = Rooms(self._config, new_token=lambda: secrets.token_urlsafe(24), note=_note)
+        self._high = min(_HIGH, self._config.max_unread // 2)
         self._clients: dict[ConnId, _Client] = {}
         # Every connection, those that have not finished their handshake as well.
         self._sockets: set[ServerConnection] = set()
@@ -140,7 +140,7 @@ class Relay:
             ping_timeout=config.keepalive_interval,
             close_timeout=_CLOSE_TIMEOUT,
             max_size=config.max_message_size,
-            write_limit=(_HIGH, _LOW),
+            write_limit=(self._high, self._high // 4),
             logger=_socket_log,
             # A factory by its documentation, a class only by its annotation.
             create_connection=partial(_Socket, self._sockets),  # type: ignore[arg-type]
@@ -328,7 +328,7 @@ class Relay:
             return
         now = self._loop.time()
         while conn in self._clients and not client.socket.full:
-            room = _HIGH + 1 - client.socket.transport.get_write_buffer_size()
+            room = self._high + 1 - client.socket.transport.get_write_buffer_size()
             if not (outputs := self._rooms.drained(conn, room, now)):
                 break
             self._apply(outputs)

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 from meshpeer.config import MeshConfig, RelayConfig
-from meshpeer.core import delivery, frames, link, messages, node, restart, rooms, session
+from meshpeer.core import delivery, forward, frames, link, messages, node, restart, rooms, session
 from meshpeer.core.frames import Bye, Credit, Data, Frame, Kind, More, Ping, Pong
 from meshpeer.core.messages import decode_client, decode_link, decode_relay
 from meshpeer.core.rooms import Rooms, Send
@@ -117,7 +117,7 @@ def _codes(module: ModuleType) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", [messages, rooms, frames, delivery, session, node], ids=lambda m: m.__name__
+    "module", [messages, forward, rooms, frames, delivery, session, node], ids=lambda m: m.__name__
 )
 def test_every_code_is_explained(module: ModuleType) -> None:
     codes = _codes(module)
