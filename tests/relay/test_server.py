@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import http
 import itertools
 import json
@@ -21,9 +22,11 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError, InvalidStatus
 
 from meshpeer.config import RelayConfig
+from meshpeer.core.forward import FrameIn, decode_forward, encode_forward
 from meshpeer.core.messages import (
     VERSION,
     ClientMessage,
+    Forwarded,
     Goodbye,
     Join,
     Leave,
@@ -386,6 +389,137 @@ async def test_a_slow_reader_is_cut_off_and_the_others_go_on() -> None:
             while not isinstance(message, SignalIn):
                 message = await back.hear()
             assert bytes(message.body) == b"1"
+
+
+# --- data ----------------------------------------------------------------------------------------
+class Sender:
+    """Forwards numbered frames, and knows what the relay has done with them."""
+
+    def __init__(self, relay: Relay, peer: Peer, to: str) -> None:
+        self._relay = relay
+        self._peer = peer
+        self._to = to
+        self.sent = 0
+        self.bytes = 0
+        self.passed = 0
+
+    async def frame(self, size: int = 65536) -> None:
+        """Forward one, and wait until the relay has it."""
+        frame = self.sent.to_bytes(4, "big") + bytes(size - 4)
+        data = encode_forward(self._to, f"incarnation-{self._to}", frame)
+        await self._peer.ws.send(data)
+        self.sent += 1
+        self.bytes += len(data)
+        await self._peer.say(signal("nobody", b"1"))
+        while not isinstance(message := await self._peer.hear(), Refused):
+            if isinstance(message, Forwarded):
+                self.passed += message.size
+        assert message.code == "no_such_peer"
+
+    async def fill(self) -> None:
+        """Until frames wait in the relay, and three more."""
+        while not any(seat.waiting for seat in self._relay._rooms._seated.values()):
+            await self.frame()
+        for _ in range(3):
+            await self.frame()
+
+
+async def test_a_frame_is_forwarded_as_a_binary_message(relay: Relay) -> None:
+    async with peer(relay) as ann, peer(relay) as bob:
+        assert (await ann.join("ann")).forward_window == RelayConfig().forward_window
+        await bob.join("bob")
+        await ann.ws.send(encode_forward("bob", "incarnation-bob", b"frame"))
+        data = await bob.ws.recv()
+        assert isinstance(data, bytes)
+        assert decode_forward(data) == FrameIn("ann", "incarnation-ann", b"frame")
+
+
+ROOMY = RelayConfig(port=0, forward_window=64 << 20, max_forwarded=64 << 20, message_rate=100_000)
+
+
+async def test_who_does_not_read_its_frames_holds_up_nobody_and_gets_signals_first() -> None:
+    async with (
+        Relay(ROOMY) as relay,
+        peer(relay) as slow,
+        peer(relay) as ann,
+        peer(relay) as eve,
+    ):
+        await slow.join("slow")
+        await eve.join("eve")
+        await ann.join("ann")
+        slow.ws.transport.pause_reading()
+        sender = Sender(relay, ann, "slow")
+        await sender.fill()
+        await ann.ws.send(encode_forward("eve", "incarnation-eve", b"frame"))
+        while not isinstance(await eve.ws.recv(), bytes):
+            pass
+        await ann.say(signal("slow", b"1"))
+        await sender.frame(100)
+        slow.ws.transport.resume_reading()
+        numbers: list[int] = []
+        signalled_at = None
+        while len(numbers) < sender.sent:
+            data = await slow.ws.recv()
+            if isinstance(data, bytes):
+                numbers.append(int.from_bytes(decode_forward(data).data[:4], "big"))
+            elif isinstance(decode_relay(data), SignalIn):
+                signalled_at = len(numbers)
+        assert numbers == list(range(sender.sent))
+        assert signalled_at is not None
+        assert signalled_at < sender.sent - 4, "what waited in the relay came after it"
+        # All of it has left, and so the sender has been told all but what is not worth telling.
+        await sender.frame(100)
+        assert 0 <= sender.bytes - sender.passed < ROOMY.forward_window // 4
+
+
+async def test_who_answers_no_pings_is_dropped_when_frames_wait_for_it_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("meshpeer.relay.server._CLOSE_TIMEOUT", 0.05)
+    config = dataclasses.replace(ROOMY, keepalive_interval=1, seat_timeout=0)
+    async with Relay(config) as relay, peer(relay) as slow, peer(relay) as ann:
+        await slow.join("slow")
+        await ann.join("ann")
+        slow.ws.transport.pause_reading()
+        sender = Sender(relay, ann, "slow")
+        await sender.fill()
+        while not isinstance(message := await ann.hear(), MemberLeft):
+            if isinstance(message, Forwarded):
+                sender.passed += message.size
+        assert message == MemberLeft("slow", "incarnation-slow", "timeout")
+        assert sender.passed == sender.bytes
+        slow.ws.transport.abort()
+
+
+async def test_who_lets_too_much_wait_is_shut_and_the_others_go_on() -> None:
+    config = RelayConfig(port=0, forward_window=64 << 20, max_forwarded=256 * 1024)
+    async with Relay(config) as relay, peer(relay) as slow, peer(relay) as ann:
+        await slow.join("slow")
+        await ann.join("ann")
+        slow.ws.transport.pause_reading()
+        sender = Sender(relay, ann, "slow")
+        await sender.fill()
+        while relay._rooms.connections == 2:
+            await sender.frame()
+        slow.ws.transport.resume_reading()
+        numbers: list[int] = []
+        with contextlib.suppress(ConnectionClosed):
+            async for data in slow.ws:
+                if isinstance(data, bytes):
+                    numbers.append(int.from_bytes(decode_forward(data).data[:4], "big"))
+        assert slow.ws.close_code == 4005
+        assert numbers == list(range(len(numbers)))
+        assert len(numbers) < sender.sent
+        await sender.frame()
+
+
+async def test_data_before_the_join_is_out_of_place(relay: Relay) -> None:
+    async with peer(relay) as stranger:
+        await stranger.ws.send(encode_forward("ann", "incarnation-ann", b"frame"))
+        (refused,), closed = await stranger.until_closed()
+        assert isinstance(refused, Refused)
+        assert refused.code == "not_joined"
+        assert close_of(closed)[0] == 4000
 
 
 # --- beginning and end ---------------------------------------------------------------------------
