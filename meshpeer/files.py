@@ -58,7 +58,7 @@ T = TypeVar("T")
 CHANNEL = "meshpeer.file"
 """The channel of messages that transfers go over."""
 CHUNK = 256 * 1024
-"""Bytes of a file in one message."""
+"""Bytes of a file in one message, at most."""
 MAX_OFFERS = 16
 """How many offers wait for a `Files.receive`; further ones are refused."""
 
@@ -160,6 +160,8 @@ class _Stop(msgspec.Struct, tag_field="do", tag="stop", frozen=True):
 
 class _Accepted(msgspec.Struct, frozen=True):
     offset: _Size
+    chunk: Annotated[int, msgspec.Meta(ge=1)]
+    """The most bytes that may come in one message."""
 
 
 class _Finished(msgspec.Struct, frozen=True):
@@ -239,11 +241,11 @@ class _Source:
             self._summed += len(data)
         return self._summed < self.size
 
-    def read(self, position: int) -> bytes:
+    def read(self, position: int, most: int = CHUNK) -> bytes:
         """The next bytes from there. Raises `TransferFailed` when there are none."""
         assert self._file is not None
         self._file.seek(position)
-        data = self._file.read(min(CHUNK, self.size - position))
+        data = self._file.read(min(most, self.size - position))
         if not data:
             raise TransferFailed(f"{str(self.path)!r} became shorter while it was sent")
         return data
@@ -448,12 +450,12 @@ class _Incoming:
     outcome: _Outcome | None = None
     """The outcome, until the peer asks for it."""
 
-    def accept(self, offset: int) -> None:
-        """Let it come from there on."""
+    def accept(self, offset: int, chunk: int) -> None:
+        """Let it come from there on, in messages of so many bytes at most."""
         self.check()
         self.accepted = True
         self.arrived = offset
-        self.offered.reply(msgspec.to_builtins(_Accepted(offset)))
+        self.offered.reply(msgspec.to_builtins(_Accepted(offset, chunk)))
 
     def check(self) -> None:
         """Raise what ended it from outside."""
@@ -549,11 +551,13 @@ class _Incoming:
 class Files:
     """All transfers of one manager. `CHANNEL`'s messages go in by `request` and `data`.
 
-    To each peer and from each peer one file travels at a time.
+    To each peer and from each peer one file travels at a time. ``max_offers`` is how many offers
+    wait for `receive`, ``chunk`` the most bytes of a file that are sent and taken in one message.
     """
 
-    def __init__(self, max_offers: int = MAX_OFFERS) -> None:
+    def __init__(self, *, max_offers: int = MAX_OFFERS, chunk: int = CHUNK) -> None:
         self._max_offers = max_offers
+        self._chunk = chunk
         self._closed: MeshError | None = None
         """What whoever asks for something gets, once it is closed."""
         self._turns: WeakKeyDictionary[Peer, asyncio.Lock] = WeakKeyDictionary()
@@ -621,7 +625,7 @@ class Files:
             await asyncio.wait({farewell})
         self._check_open()
         try:
-            return await _transfer(wire, source, offer, meter)
+            return await _transfer(wire, source, offer, meter, self._chunk)
         except (PeerClosed, MeshClosed):  # nobody to tell
             raise
         except RequestFailed as exc:  # the other side has ended it
@@ -661,7 +665,7 @@ class Files:
             await _in_thread(part.open)
             while await _in_thread(part.sum_up):
                 pass
-            resumed_from = await _fill(incoming, part, on_progress)
+            resumed_from = await _fill(incoming, part, on_progress, self._chunk)
             if not part.right:
                 wrong = True
                 raise TransferFailed(
@@ -809,6 +813,7 @@ async def _fill(
     incoming: _Incoming,
     part: _Partial,
     on_progress: Callable[[FileProgress], object] | None,
+    chunk: int,
 ) -> int:
     """Receive what is missing, and all of it when that does not fit what was there.
 
@@ -817,7 +822,7 @@ async def _fill(
     offer = incoming.offer
     meter = _Meter(on_progress, incoming.peer, offer.name, offer.size)
     found = part.length
-    incoming.accept(found)
+    incoming.accept(found, chunk)
     meter.at(found)
     await incoming.write_to(part, meter)
     if part.right or not found:
@@ -828,28 +833,33 @@ async def _fill(
     return 0
 
 
-async def _transfer(wire: FileWire, source: _Source, offer: _Offer, meter: _Meter) -> int:
+async def _transfer(
+    wire: FileWire, source: _Source, offer: _Offer, meter: _Meter, chunk: int
+) -> int:
     """Offer it and send what is wanted of it. Returns how much the other side had."""
     answer = await wire.request(msgspec.to_builtins(offer))
-    offset: int = _decode(answer, _Accepted).offset
+    accepted: _Accepted = _decode(answer, _Accepted)
+    offset, chunk = accepted.offset, min(chunk, accepted.chunk)
     if offset > offer.size:
         raise ProtocolError(f"offset {offset} in a file of {offer.size} bytes", code="bad_file")
     meter.at(offset)
-    if (await _pass(wire, source, offset, meter)).again:
+    if (await _pass(wire, source, offset, meter, chunk)).again:
         if not offset:
             raise ProtocolError("a file that was sent whole is wanted again", code="bad_file")
         offset = 0
-        if (await _pass(wire, source, offset, meter)).again:
+        if (await _pass(wire, source, offset, meter, chunk)).again:
             raise ProtocolError("a file that was sent whole is wanted again", code="bad_file")
     meter.tell(offer.size)
     return offset
 
 
-async def _pass(wire: FileWire, source: _Source, offset: int, meter: _Meter) -> _Finished:
+async def _pass(
+    wire: FileWire, source: _Source, offset: int, meter: _Meter, chunk: int
+) -> _Finished:
     """Send everything from there. Returns what the other side makes of it."""
     # Asked for at once, so that the other side can end it at any time.
     finish = asyncio.ensure_future(wire.request(msgspec.to_builtins(_Finish())))
-    pump = asyncio.ensure_future(_pump(wire, source, offset, meter))
+    pump = asyncio.ensure_future(_pump(wire, source, offset, meter, chunk))
     try:
         await asyncio.wait({finish, pump}, return_when=asyncio.FIRST_COMPLETED)
         if not finish.done():
@@ -862,17 +872,17 @@ async def _pass(wire: FileWire, source: _Source, offset: int, meter: _Meter) -> 
         await asyncio.gather(finish, pump, return_exceptions=True)
 
 
-async def _pump(wire: FileWire, source: _Source, offset: int, meter: _Meter) -> None:
+async def _pump(wire: FileWire, source: _Source, offset: int, meter: _Meter, chunk: int) -> None:
     """Send everything from there, reading one chunk ahead."""
     if offset == source.size:
         return
-    reading = asyncio.ensure_future(_in_thread(source.read, offset))
+    reading = asyncio.ensure_future(_in_thread(source.read, offset, chunk))
     try:
         while True:
             data = await reading
             offset += len(data)
             if offset < source.size:
-                reading = asyncio.ensure_future(_in_thread(source.read, offset))
+                reading = asyncio.ensure_future(_in_thread(source.read, offset, chunk))
             await wire.send(data)
             meter.at(offset)
             if offset == source.size:

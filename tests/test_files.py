@@ -264,6 +264,19 @@ async def test_a_file_arrives_as_it_was(pair: Pair, size: int) -> None:
     assert pair.wire.unread == 0
 
 
+@pytest.mark.parametrize(("ours", "theirs"), [(1000, CHUNK), (CHUNK, 1000)])
+async def test_no_message_is_larger_than_both_sides_take(
+    pair: Pair, ours: int, theirs: int
+) -> None:
+    path, data = pair.file(2500)
+    pair.sending, pair.receiving = Files(chunk=ours), Files(chunk=theirs)
+    pair.wire.to = pair.receiving
+    sending, receiving = pair.send(path), pair.receive()
+    await sending
+    assert (await receiving).path.read_bytes() == data
+    assert [item for item in pair.wire.log if isinstance(item, int)] == [1000, 1000, 500]
+
+
 async def test_files_to_one_peer_go_one_after_the_other(pair: Pair) -> None:
     files = [pair.file(3 * CHUNK + n, f"{n}") for n in range(3)]
     sending = [pair.send(path) for path, _ in files]
@@ -896,6 +909,7 @@ async def test_progress_is_told_at_both_ends_and_not_too_often(pair: Pair) -> No
 # --- bad input ------------------------------------------------------------------------------------
 
 OFFER = {"do": "offer", "name": "a", "size": 3, "sha256": "0" * 64}
+ACCEPTED: dict[str, Any] = {"offset": 0, "chunk": 4}
 
 
 @pytest.mark.parametrize(
@@ -947,7 +961,7 @@ async def test_bytes_out_of_place(tmp_path: Path) -> None:
     with pytest.raises(ProtocolError, match="before the last"):
         files.request(peer, OFFER, FakeAnswer())
     receiving = asyncio.create_task(files.receive(tmp_path))
-    assert await offered.future == {"offset": 0}
+    assert await offered.future == {"offset": 0, "chunk": CHUNK}
     for payload in (b"", b"xxxx"):
         with pytest.raises(ProtocolError, match="bytes where 3"):
             data(payload)
@@ -1001,13 +1015,15 @@ class Liar:
     [
         [None],
         [{}],
-        [{"offset": -1}],
-        [{"offset": 11}],
-        [{"offset": "0"}],
-        [{"offset": 0}, None],
-        [{"offset": 0}, {"again": 1}],
-        [{"offset": 0}, {"again": True}],
-        [{"offset": 1}, {"again": True}, {"again": True}],
+        [{"offset": 0}],
+        [ACCEPTED | {"offset": -1}],
+        [ACCEPTED | {"offset": 11}],
+        [ACCEPTED | {"offset": "0"}],
+        [ACCEPTED | {"chunk": 0}],
+        [ACCEPTED, None],
+        [ACCEPTED, {"again": 1}],
+        [ACCEPTED, {"again": True}],
+        [ACCEPTED | {"offset": 1}, {"again": True}, {"again": True}],
     ],
 )
 async def test_answers_that_are_none_end_it(tmp_path: Path, answers: list[Any]) -> None:
