@@ -506,7 +506,8 @@ async def test_who_lets_too_much_wait_is_shut_and_the_others_go_on() -> None:
         with contextlib.suppress(ConnectionClosed):
             async for data in slow.ws:
                 if isinstance(data, bytes):
-                    numbers.append(int.from_bytes(decode_forward(data).data[:4], "big"))
+                    frame = decode_forward(data)
+                    numbers.append(int.from_bytes(frame.data[:4], "big"))
         assert slow.ws.close_code == 4005
         assert numbers == list(range(len(numbers)))
         assert len(numbers) < sender.sent
