@@ -148,7 +148,9 @@ class MeshConfig:
     What is kept of what a peer sent and the application has not taken is at most ``receive_window``
     and ``max_channels`` times ``channel_window``.
     """
-    channel_priorities: Mapping[str, Priority] = field(default_factory=dict)
+    channel_priorities: Mapping[str, Priority] = field(
+        default_factory=lambda: {"meshpeer.file": "very-low"}
+    )
     """How the channels share a path when all have something to send, by W3C WebRTC's
     RTCPriorityType: each step gets twice the share of the one below. ``low`` when not named."""
     ack_delay: float = 0.05

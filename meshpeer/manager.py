@@ -8,6 +8,7 @@ import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from os import PathLike
 from types import MappingProxyType, TracebackType
 from typing import Any, Self, TypeVar
 
@@ -33,6 +34,7 @@ from meshpeer.errors import (
     ProtocolError,
     TooManyChannels,
 )
+from meshpeer.files import FileProgress, FileReceived
 from meshpeer.peer import Message, PathTest, Peer, check_label, encoded
 from meshpeer.rtc.base import ConnectionFactory
 from meshpeer.shell import Shell
@@ -369,6 +371,31 @@ class PeerManager:
         when something else than `close` ended it, it raises that.
         """
         return self._shell.messages(channel)
+
+    async def receive_file(
+        self,
+        directory: str | PathLike[str],
+        *,
+        sender: str | None = None,
+        timeout: float | None = None,
+        on_progress: Callable[[FileProgress], object] | None = None,
+    ) -> FileReceived:
+        """Wait for the next file that a peer sends, and store it in ``directory``.
+
+        ``sender`` is the id of the peer to take it from, any by default. ``timeout`` is how long to
+        wait for one to be offered, in seconds, None for no limit. The directory is made when it is
+        not there; a file that is there already is never touched: " (2)" and so on is added to the
+        name. Until the file is complete and its SHA-256 is right it has a hidden name that ends in
+        ``.part``, and a later transfer of the same file goes on from that.
+
+        Raises `MeshTimeout`, `TransferFailed` when the sender gave up or what arrived is not what
+        was offered, `PeerClosed` when the sender is gone, `OSError` when it can't be stored,
+        `MeshClosed`. When it is cancelled, the sender is told; what has arrived is kept.
+        """
+        self._shell.check_running()
+        return await self._shell.files.receive(
+            directory, sender=sender, timeout=timeout, on_progress=on_progress
+        )
 
     def events(self) -> AsyncIterator[Event]:
         """Iterate over everything that happens from the moment of this call.

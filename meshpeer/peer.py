@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from os import PathLike
 from typing import Any, NamedTuple, Protocol
 
 from msgspec import Struct
@@ -22,6 +23,7 @@ from meshpeer.errors import (
     UndeliveredMessage,
     UsageError,
 )
+from meshpeer.files import FileProgress, FileSent
 from meshpeer.rtc.base import RawChannel
 from meshpeer.streams import Bell, Stream
 
@@ -141,6 +143,13 @@ class PeerHost(Protocol):
     async def send(self, peer: Peer, message: Outgoing) -> None: ...
     async def request(self, peer: Peer, data: Any, channel: str, timeout: float | None) -> Any: ...
     async def flush(self, peer: Peer, timeout: float | None) -> None: ...
+    async def send_file(
+        self,
+        peer: Peer,
+        path: str | PathLike[str],
+        on_progress: Callable[[FileProgress], object] | None,
+        name: str | None,
+    ) -> FileSent: ...
     def open_channel(
         self,
         peer: Peer,
@@ -291,6 +300,27 @@ class Peer:
         """
         check_label("channel", channel)
         return await self._host.request(self, data, channel, timeout)
+
+    async def send_file(
+        self,
+        path: str | PathLike[str],
+        on_progress: Callable[[FileProgress], object] | None = None,
+        *,
+        name: str | None = None,
+    ) -> FileSent:
+        """Send a file; returns when the other side has stored it and found its SHA-256 right.
+
+        Over there `PeerManager.receive_file` takes it, and is waited for. ``name`` is what the file
+        is offered as, by default the last part of ``path``. A transfer that broke, even because a
+        process ended, goes on where it was when the same file is sent again. Files to one peer go
+        one after another. ``on_progress`` is called at the beginning, at the end, and at most ten
+        times a second.
+
+        Raises `TransferFailed` when the other side refuses it or can't store it, `PeerClosed` when
+        the peer is gone, `OSError` when the file can't be read, `ConfigError` for a name that can't
+        be, `MeshClosed`. When it is cancelled, the other side is told and keeps what it has.
+        """
+        return await self._host.send_file(self, path, on_progress, name)
 
     async def open_channel(
         self,

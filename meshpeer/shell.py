@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+from os import PathLike
 from typing import Any
 
 from msgspec.structs import replace
@@ -57,6 +59,7 @@ from meshpeer.core.node import (
     Tell,
     UseServers,
 )
+from meshpeer.core.values import Kind
 from meshpeer.errors import (
     ChannelClosed,
     ClosedError,
@@ -72,6 +75,8 @@ from meshpeer.errors import (
     SignalingUnavailable,
     Undelivered,
 )
+from meshpeer.files import CHANNEL as FILES
+from meshpeer.files import FileProgress, Files, FileSent
 from meshpeer.inbox import Arrived, Inbox
 from meshpeer.log import Log
 from meshpeer.peer import (
@@ -199,6 +204,36 @@ class _Observer:
         self._shell.do(outputs)
 
 
+class _FileWire:
+    """What sending a file takes of a peer."""
+
+    def __init__(self, shell: Shell, peer: Peer) -> None:
+        self._shell = shell
+        self._peer = peer
+
+    async def request(self, data: Any) -> Any:
+        return await self._shell.request(self._peer, data, FILES, None)
+
+    async def send(self, data: bytes) -> None:
+        shell = self._shell
+        await shell.send(self._peer, encoded(data, FILES, shell.max_message_size))
+
+
+class _FileAnswer:
+    """The answer to a request about a file, given now or later."""
+
+    def __init__(self, shell: Shell, peer: Peer, number: int) -> None:
+        self._shell = shell
+        self._peer = peer
+        self._number = number
+
+    def reply(self, data: Any) -> None:
+        self._shell.answer_file(self._peer, data, Role.REPLY, self._number)
+
+    def error(self, text: str) -> None:
+        self._shell.answer_file(self._peer, text, Role.ERROR, self._number)
+
+
 AddressWatch = Callable[[MeshConfig, Callable[[], None]], Coroutine[Any, Any, None]]
 """Runs until it is cancelled, and calls when the addresses of this host have changed."""
 
@@ -262,6 +297,7 @@ class Shell:
         self._alarm = Alarm(self._tick)
         self._inbox = Inbox(config.receive_window, self._given_back)
         self._announcer = Announcer(config.max_pending_events, self.log)
+        self.files = Files()
         self._confirming: asyncio.Timeout | None = None
         self._corked: dict[str, bool] = {}
         """Peers that something was just sent to, and whether there is more since."""
@@ -393,6 +429,7 @@ class Shell:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._transport.close())
+                group.create_task(self.files.close(self.error))
                 for lane in self._lanes.values():
                     if lane.connection is not None:
                         group.create_task(self._close_connection(lane.connection))
@@ -734,6 +771,7 @@ class Shell:
                     if not waiting.done():
                         waiting.set_exception(self._gone(peer))
                 self._inbox.peer_left(peer)
+                self.files.peer_left(peer)
                 for channel in list(record.channels):
                     channel.abandon(f"the peer is gone ({event.reason})")
                 record.bell.ring()
@@ -789,12 +827,14 @@ class Shell:
         record.messages_received += len(messages)
         record.bytes_received += sum([message.charge for message in messages])
         peer = self.peers[output.peer_id]
-        # Answers have somebody who waits for them.
-        plain = [message for message in messages if message.role <= Role.REQUEST]
+        # Answers have somebody who waits for them, and files are written where they go.
+        plain = [m for m in messages if m.role <= Role.REQUEST and m.channel != FILES]
         if len(plain) < len(messages):
             for message in messages:
                 if message.role > Role.REQUEST:
                     self._answered_by(peer, record, message)
+                elif message.channel == FILES:
+                    self._of_a_file(peer, message)
         self._inbox.deliver(peer, output.path, plain, time.time())
 
     def _answered_by(self, peer: Peer, record: PeerRecord, answer: Received) -> None:
@@ -805,6 +845,38 @@ class Shell:
             else:
                 waiting.set_exception(RequestFailed(str(answer.value())))
         self._taken(peer, answer)
+
+    def _of_a_file(self, peer: Peer, message: Received) -> None:
+        taken = partial(self._taken, peer, message)
+        try:
+            if message.role is Role.REQUEST:
+                answer = _FileAnswer(self, peer, message.request)
+                self.files.request(peer, message.value(), answer)
+                taken()
+            elif message.kind is Kind.BYTES:
+                self.files.data(peer, message.payload, taken)
+            else:
+                raise ProtocolError("a piece of a file is bytes", code="bad_file", field="payload")
+        except ProtocolError as error:
+            self._told(BadInput(peer_id=peer.id, error=error))
+            taken()
+
+    def answer_file(self, peer: Peer, data: Any, role: Role, number: int) -> None:
+        """Answer a request about a file; dropped when the peer is gone, or takes no answers."""
+        record = self.record(peer.id, peer.incarnation)
+        if record is not None and self.peers[peer.id] is peer:
+            self._accept(peer, record, encoded(data, FILES, self.max_message_size, role, number))
+
+    async def send_file(
+        self,
+        peer: Peer,
+        path: str | PathLike[str],
+        on_progress: Callable[[FileProgress], object] | None,
+        name: str | None,
+    ) -> FileSent:
+        """Send a file. See `Peer.send_file`."""
+        self._present(peer)
+        return await self.files.send(peer, _FileWire(self, peer), path, on_progress, name=name)
 
     def _given_back(self, arrived: Arrived) -> None:
         self._taken(arrived.peer, arrived.received)

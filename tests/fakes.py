@@ -84,6 +84,7 @@ class FakeConnection:
         self.generations: list[int] = []
         """Those that candidates came for."""
         self._buffer: list[bytes] = []
+        self._buffered = 0
 
     def _call(self, call: Callable[..., None], *args: Any) -> None:
         asyncio.get_running_loop().call_soon(call, *args)
@@ -130,16 +131,17 @@ class FakeConnection:
 
     @property
     def buffered_amount(self) -> int:
-        return sum(map(len, self._buffer))
+        return self._buffered
 
     def send_frame(self, data: bytes) -> None:
         self.sent.append(data)
         self._buffer.append(data)
+        self._buffered += len(data)
         if not self.network.stalled:
             self.drain()
 
     def drain(self) -> None:
-        buffer, self._buffer = self._buffer, []
+        buffer, self._buffer, self._buffered = self._buffer, [], 0
         if self.remote is not None and not self.remote.closed and not self.closed:
             for data in buffer:
                 self._call(self.remote.receive, data)

@@ -105,19 +105,20 @@ RULES = [
     Rule("rtc.*", "core.events errors config log streams rtc.*", "aiortc aioice av OpenSSL"),
     # The public faces and the shell behind them: core objects inside, WebRTC only by `rtc.base`,
     # and a default for it that is imported when a connection is first made.
-    Rule("peer", f"{_SHELL} core.frames core.delivery rtc.base", "msgspec"),
+    Rule("peer", f"{_SHELL} core.frames core.values core.delivery rtc.base files", "msgspec"),
     Rule("announcer", f"{_SHELL}"),
     Rule("files", "errors streams peer", "msgspec"),
-    Rule("inbox", f"{_SHELL} core.delivery peer"),
+    Rule("inbox", f"{_SHELL} core.delivery peer", "msgspec"),
     Rule(
         "shell",
-        f"{_SHELL} core.node core.link core.mesh core.frames core.delivery"
-        " signaling.base rtc.base peer inbox announcer",
+        f"{_SHELL} core.node core.link core.mesh core.frames core.values core.delivery"
+        " signaling.base rtc.base peer files inbox announcer",
         "msgspec",
     ),
     Rule(
         "manager",
-        f"{_SHELL} core.node signaling.base signaling.websocket rtc.base peer shell announcer",
+        f"{_SHELL} core.node signaling.base signaling.websocket rtc.base peer files shell"
+        " announcer",
         "msgspec",
         lazily="rtc.connection rtc.interfaces",
     ),

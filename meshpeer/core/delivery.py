@@ -247,6 +247,7 @@ class Delivery:
     __slots__ = (
         "_ack_at",
         "_ack_now",
+        "_answer",
         "_asked",
         "_channels",
         "_config",
@@ -259,6 +260,7 @@ class Delivery:
         "_now_turn",
         "_numbered",
         "_out",
+        "_pong",
         "_refused",
         "_round",
         "_since_ack",
@@ -278,7 +280,11 @@ class Delivery:
         self._max_message: int | None = None
         self._max_channels = config.max_channels
         self._window = 0
+        # What waits for room on the path. Of what the other side can ask for again and again, only
+        # the latest answer does.
         self._control: deque[bytes] = deque()
+        self._answer: bytes | None = None
+        self._pong: int | None = None
         self._now_turn = 0.0
         self._to_ask = False
         self._asked: Mark | None = None
@@ -326,10 +332,19 @@ class Delivery:
             )
         )
 
+    def answer(self, path: int) -> None:
+        """Receive on path `out` from now on, as the other side asked: `pull` has the frame."""
+        assert path == self._out
+        self._answer = self.attach(path, ask=False)
+
+    def pong(self, nonce: int) -> None:
+        """Answer a ping; of several that wait for room, the latest is."""
+        self._pong = nonce
+
     def detach(self, path: int) -> None:
         """This path is gone."""
         if self._out == path:
-            self._out = None
+            self._out = self._answer = self._pong = None
             self._control.clear()
         if self._in == path:
             self._in, self._started = None, False
@@ -412,17 +427,28 @@ class Delivery:
     @property
     def due(self) -> bool:
         """Whether `pull` has something that is not a message."""
-        return self._out is not None and (self._ack_now or bool(self._control))
+        return self._out is not None and (
+            self._ack_now
+            or bool(self._control)
+            or self._answer is not None
+            or self._pong is not None
+        )
 
     def pull(self, size: int) -> bytes | None:
         """The next frame for path `out`, of at most ``size`` bytes unless it is one part; None
         when there is none to be sent now."""
         if self._out is None:
             return None
+        if self._answer is not None:
+            answer, self._answer = self._answer, None
+            return answer
         if self._control:
             return self._control.popleft()
         if self._ack_now:
             return self._acks()
+        if self._pong is not None:
+            nonce, self._pong = self._pong, None
+            return frames.encode(frames.Pong(nonce))
         pieces: list[bytes] = []
         room = min(size, frames.MAX_FRAME) - 1
         while (channel := self._next()) is not None:
@@ -570,6 +596,7 @@ class Delivery:
         start = Start(
             resume.round, [frames.Channel(c.number, c.next, c.offset, c.name) for c in channels]
         )
+        self._answer = self._pong = None
         self._control.clear()
         self._control.append(frames.encode(start))
         return True

@@ -559,7 +559,7 @@ class Node:
             case frames.Ping(nonce):
                 delivery.received(path, frame, now, [])
                 if nonce:
-                    out.append(SendFrame(peer_id, path, frames.encode(frames.Pong(nonce))))
+                    delivery.pong(nonce)
                 if path != RELAY:
                     peer.link.spoke(now)
                 out.append(Ready(peer_id))
@@ -775,8 +775,13 @@ class Node:
                 case route.Attach(relay, ask):
                     path = RELAY if relay else peer.link.epoch
                     # Where a connection was only silent for a while, nothing of it is lost.
-                    if relay or delivery.inbound != path:
-                        out.append(SendFrame(peer_id, path, delivery.attach(path, ask=ask)))
+                    if not relay and delivery.inbound == path:
+                        continue
+                    if ask:
+                        out.append(SendFrame(peer_id, path, delivery.attach(path, ask=True)))
+                    else:
+                        delivery.answer(path)
+                        out.append(Ready(peer_id))
         relayed = peer.route.state is RouteState.RELAY
         if relayed is not peer.relayed:
             peer.relayed = peer.link.carried = relayed
