@@ -10,6 +10,7 @@ from msgspec import Raw
 
 from meshpeer.config import MeshConfig
 from meshpeer.core import session as session_module
+from meshpeer.core.forward import MARK, FrameIn, decode_forward, encode_forward
 from meshpeer.core.messages import (
     VERSION,
     Goodbye,
@@ -34,7 +35,7 @@ from meshpeer.errors import (
 )
 from meshpeer.signaling import client as client_module
 from meshpeer.signaling.base import SignalingLost
-from meshpeer.signaling.client import MAX_EVENTS, RelayTransport
+from meshpeer.signaling.client import MAX_EVENTS, MAX_UNREAD, RelayTransport
 
 JOIN = Join(version=VERSION, room="lobby", peer_id="ann", incarnation="ann-one-1", token="t" * 32)
 WELCOME = Welcome(
@@ -45,6 +46,7 @@ WELCOME = Welcome(
     token="t" * 32,
     session="s" * 32,
     seat_timeout=30.0,
+    forward_window=256 * 1024,
 )
 SIGNAL = SignalOut(to="bob", to_incarnation="bob-one-1", epoch=1, body=Raw(b"{}"))
 JOINED = MemberJoined(member=Member(peer_id="bob", incarnation="bob-one-1"))
@@ -96,7 +98,8 @@ class FakeWire:
             raise SignalingUnavailable("it broke")
         for _ in range(3):  # as a real one, it is not done at once
             await asyncio.sleep(0)
-        self.heard.put_nowait(decode_client(data))
+        is_data = data[:1] == MARK
+        self.heard.put_nowait(decode_forward(data) if is_data else decode_client(data))
 
     async def recv(self) -> bytes:
         item = await self._incoming.get()
@@ -359,6 +362,66 @@ async def test_a_relay_that_does_not_read_stops_the_reading_too() -> None:
     await transport.close()
 
 
+async def test_signals_overtake_frames_that_wait_but_a_goodbye_does_not() -> None:
+    transport, wire = await seated()
+    wire.open.clear()
+    for number in range(3):
+        transport.forward("bob", "bob-one-1", bytes([number]))
+    await wire.stuck.wait()  # with the first
+    transport.send(SIGNAL)
+    closing = asyncio.create_task(transport.close())
+    await asyncio.sleep(0)
+    assert transport._line is None, "it is hung up"
+    wire.open.set()
+    await closing
+    heard = [wire.heard.get_nowait() for _ in range(wire.heard.qsize())]
+    assert [m.data for m in heard if isinstance(m, FrameIn)] == [b"\0", b"\1", b"\2"]
+    assert isinstance(heard[-1], Leave)
+
+    transport, wire = await seated()
+    wire.open.clear()
+    for number in range(3):
+        transport.forward("bob", "bob-one-1", bytes([number]))
+    await wire.stuck.wait()
+    transport.send(SIGNAL)
+    wire.open.set()
+    said = [await wire.heard.get() for _ in range(4)]
+    assert [type(each) for each in said] == [FrameIn, SignalOut, FrameIn, FrameIn]
+    await transport.close()
+
+
+async def test_who_does_not_receive_frames_stops_the_reading_by_their_size() -> None:
+    transport, wire = await seated()
+    size = 64 * 1024
+    for number in range(2 * MAX_UNREAD // size):
+        wire.say(encode_forward("bob", "bob-one-1", bytes([number]) * size))
+    for _ in range(200):
+        await asyncio.sleep(0)
+    assert wire.taken == 1 + MAX_UNREAD // size
+    for number in range(2 * MAX_UNREAD // size):
+        event = await transport.receive()
+        assert isinstance(event, FrameIn)
+        assert event.data[0] == number
+    await transport.close()
+
+
+async def test_frames_that_wait_end_with_the_wire() -> None:
+    transport, wire = await seated()
+    wire.open.clear()
+    for number in range(3):
+        transport.forward("bob", "bob-one-1", bytes([number]))
+    await wire.stuck.wait()
+    again = transport.connects()
+    wire.breaks()
+    assert isinstance(await transport.receive(), SignalingLost)
+    again.say(WELCOME)
+    assert await transport.receive() == WELCOME
+    assert isinstance(await again.heard.get(), Join)
+    transport.forward("bob", "bob-one-1", b"new")
+    assert await again.heard.get() == FrameIn("bob", "bob-one-1", b"new")
+    await transport.close()
+
+
 async def test_a_wire_that_breaks_while_much_waits_to_be_sent() -> None:
     transport, wire = await seated(max_pending_signals=4 * MAX_EVENTS)
     wire.open.clear()
@@ -402,6 +465,8 @@ async def test_after_a_refusal_send_says_that_it_is_over() -> None:
         await transport.open(JOIN)
     with pytest.raises(MeshClosed, match="has ended: the room is full"):
         transport.send(SIGNAL)
+    transport.forward("bob", "bob-one-1", b"frame")
+    assert transport.forward_room("bob") == 0
     await transport.close()
 
 
