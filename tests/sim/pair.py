@@ -90,8 +90,8 @@ class End:
         self.delivery = Delivery(config)
         self.lines: dict[int, Line] = {}
         """Those that it has not been told to be gone, by their path."""
-        self.seen: list[tuple[Line, bytes]] = []
-        """Frames that came and were looked at."""
+        self.seen: deque[tuple[Line, bytes]] = deque(maxlen=1000)
+        """The latest frames that came and were looked at."""
         self.accepted: dict[str, list[int]] = {name: [] for name in CHANNELS}
         """The size of each message."""
         self.given_up: dict[str, set[int]] = {name: set() for name in CHANNELS}

@@ -66,7 +66,7 @@ def test_ten_thousand_runs(seed: int) -> None:
 
 @pytest.mark.timeout(600)
 def test_a_million_messages_over_hundreds_of_paths() -> None:
-    """Mostly small ones, some of them over a window; one thing in fifty goes wrong."""
+    """Mostly small ones, some of them over a window."""
     rng = random.Random(1)
     pair = Pair(Config(), Config(channel=100, send=256))
     faults = [op for op in OPS if op not in ("send", "pull", "carry", "take", "give up")]
@@ -78,11 +78,13 @@ def test_a_million_messages_over_hundreds_of_paths() -> None:
                     count -= 1
                 if rng.random() < 0.01:
                     pair.accept(at, channel, rng.choice(SIZES))
-            pair.run(Step(op, at, rng.randrange(1000), 9) for op in ("pull", "carry", "pull"))
-            for _ in range(rng.randrange(30)):
+            for number in range(len(pair.ends[at].lines)):
+                pair.carry(at, number, 9)
+            pair.pull(at, rng.randrange(3, 6), 9)
+            for _ in range(rng.randrange(40)):
                 pair.take(at, 0, 19)
-        if rng.random() < 0.2:
+        for _ in range(rng.randrange(6)):
             op = rng.choice(faults)
             pair.run([Step(op, rng.randrange(2), rng.randrange(1000), rng.randrange(1000))])
     pair.settle()
-    assert pair.epochs > MESSAGES / 10_000
+    assert pair.epochs > MESSAGES / 2000
