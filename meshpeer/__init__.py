@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         PeerUpdated,
         Replaced,
         SignalingChanged,
+        UndeliveredMessage,
     )
     from meshpeer.errors import (
         ChannelClosed,
@@ -65,7 +66,6 @@ if TYPE_CHECKING:
         TooManyRooms,
         TransferFailed,
         Undelivered,
-        UndeliveredMessage,
         UnexpectedInput,
         UsageError,
     )

@@ -322,9 +322,12 @@ class RelayConfig:
         _range(self, "message_rate", 0.1, 10_000_000)
         _whole(self, "max_replay_bytes", 1024, 1 << 32)
         _whole(self, "max_unread", 1024, 1 << 32)
-        if self.forward_window:
-            # Anything smaller has no room for one frame and what goes before it.
-            _whole(self, "forward_window", 128 * 1024, 1 << 30)
+        _whole(self, "forward_window", 0, 1 << 30)
+        if 0 < self.forward_window < 128 * 1024:
+            raise ConfigError(
+                f"RelayConfig.forward_window must be 0 or at least {128 * 1024}, room for a frame "
+                f"and what is said between, not {self.forward_window}"
+            )
         _whole(self, "max_forwarded", 128 * 1024, 1 << 32)
         if self.max_replay_bytes > self.max_unread:
             raise ConfigError(

@@ -65,7 +65,6 @@ __all__ = [
     "TooManyRooms",
     "TransferFailed",
     "Undelivered",
-    "UndeliveredMessage",
     "UnexpectedInput",
     "UsageError",
 ]

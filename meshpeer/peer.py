@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from msgspec import Struct
 
 from meshpeer.core.delivery import Outgoing
-from meshpeer.core.events import Event, Path, PeerState
+from meshpeer.core.events import Event, Path, PeerState, UndeliveredMessage
 from meshpeer.core.frames import MAX_CHANNEL, OVERHEAD, Role, encode_message
 from meshpeer.core.values import encode_value
 from meshpeer.errors import (
@@ -20,7 +20,6 @@ from meshpeer.errors import (
     InvalidData,
     MessageTooLarge,
     PeerClosed,
-    UndeliveredMessage,
     UsageError,
 )
 from meshpeer.files import FileProgress, FileSent

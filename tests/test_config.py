@@ -37,7 +37,11 @@ _BOUNDS: list[tuple[type, str, float, float]] = [
     (MeshConfig, "close_timeout", 0, 60),
     (MeshConfig, "max_message_size", 1024, 16 * 1024 * 1024),
     (MeshConfig, "receive_window", 64 * 1024, 1 << 32),
+    (MeshConfig, "send_window", 16 * 1024, 1 << 32),
+    (MeshConfig, "channel_window", 32 * 1024, 1 << 30),
+    (MeshConfig, "max_channels", 2, 200),
     (MeshConfig, "send_buffer", 16 * 1024, 1 << 30),
+    (MeshConfig, "ack_delay", 0, 10),
     (MeshConfig, "max_pending_events", 10, 10_000_000),
     (MeshConfig, "max_pending_signals", 100, 1_000_000),
     (RelayConfig, "port", 0, 65535),
@@ -54,6 +58,8 @@ _BOUNDS: list[tuple[type, str, float, float]] = [
     (RelayConfig, "max_replay", 1, 10_000_000),
     (RelayConfig, "max_replay_bytes", 1024, 1 << 32),
     (RelayConfig, "max_unread", 1024, 1 << 32),
+    (RelayConfig, "forward_window", 0, 1 << 30),
+    (RelayConfig, "max_forwarded", 128 * 1024, 1 << 32),
 ]
 _IDS = [f"{owner.__name__}.{name}" for owner, name, _, _ in _BOUNDS]
 
@@ -66,6 +72,28 @@ def _make(owner: type, name: str, value: object) -> Any:
 def test_every_number_is_in_the_table_below(owner: type) -> None:
     numbers = {f.name for f in dataclasses.fields(owner) if f.type in ("int", "float")}
     assert numbers == {name for there, name, _, _ in _BOUNDS if there is owner}
+
+
+def test_the_relay_may_be_no_path_or_one_after_a_while() -> None:
+    for good in (None, 0, 3600):
+        assert MeshConfig(relay_after=good).relay_after == good
+    for bad in (-1, 3601, math.nan, "1"):
+        with pytest.raises(ConfigError, match=r"MeshConfig\.relay_after"):
+            MeshConfig(relay_after=bad)  # type: ignore[arg-type]
+
+
+def test_a_window_that_no_frame_fits_into_is_refused() -> None:
+    assert RelayConfig(forward_window=128 * 1024).forward_window == 128 * 1024
+    with pytest.raises(ConfigError, match="forward_window must be 0 or at least 131072"):
+        RelayConfig(forward_window=128 * 1024 - 1)
+
+
+def test_priorities_are_checked() -> None:
+    assert MeshConfig(channel_priorities={"a": "high"}).channel_priorities["a"] == "high"
+    with pytest.raises(ConfigError, match="must map names"):
+        MeshConfig(channel_priorities="high")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"channel_priorities\['a'\] must be one of very-low"):
+        MeshConfig(channel_priorities={"a": "urgent"})  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize(("owner", "name", "low", "high"), _BOUNDS, ids=_IDS)

@@ -30,9 +30,10 @@ from msgspec import Struct
 
 from meshpeer.config import PRIORITIES, MeshConfig
 from meshpeer.core import frames
+from meshpeer.core.events import UndeliveredMessage
 from meshpeer.core.frames import FIRST, LAST, OVERHEAD, Ack, Limit, Open, Parts, Resume, Role, Start
 from meshpeer.core.values import Kind, check_value, decode_value
-from meshpeer.errors import MessageTooLarge, ProtocolError, TooManyChannels, UndeliveredMessage
+from meshpeer.errors import MessageTooLarge, ProtocolError, TooManyChannels
 
 __all__ = [
     "ACK_EVERY",

@@ -31,6 +31,7 @@ __all__ = [
     "PeerUpdated",
     "Replaced",
     "SignalingChanged",
+    "UndeliveredMessage",
 ]
 
 

@@ -28,6 +28,7 @@ from meshpeer.core.events import (
     PeerState,
     PeerStateChanged,
     PeerUpdated,
+    UndeliveredMessage,
 )
 from meshpeer.core.link import (
     AcceptOffer,
@@ -62,7 +63,7 @@ from meshpeer.core.messages import (
     encode,
 )
 from meshpeer.core.route import Route, RouteState
-from meshpeer.errors import ConfigError, MeshError, ProtocolError, UndeliveredMessage
+from meshpeer.errors import ConfigError, MeshError, ProtocolError
 
 __all__ = [
     "RELAY",

@@ -260,12 +260,12 @@ class Route:
 
     def _look(self, now: float) -> list[Output]:
         """Is the relay still a path? It is asked when nothing was heard for a while."""
-        silent = now - self._heard_at
-        if silent >= self._config.silence_timeout:
+        gone_at = self._heard_at + self._config.silence_timeout
+        if gone_at <= now:
             return self._feed(Input.SILENCE, now)
         interval = self._config.ping_interval
-        ask = self.rtt is None or silent >= interval
-        self._deadlines.set("look", now + min(interval, self._config.silence_timeout - silent))
+        ask = self.rtt is None or now - self._heard_at >= interval
+        self._deadlines.set("look", min(now + interval, gone_at))
         if not ask or (self._pinged_at is not None and now - self._pinged_at < interval):
             return []
         self._nonce += 1
