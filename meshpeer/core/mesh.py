@@ -67,6 +67,9 @@ class Mesh:
         self.incarnation = incarnation
         self._roster: dict[str, _Entry] = {}
         self._grace: Deadlines[str] = Deadlines()
+        self._lost = False
+        """Whether the signalling service can't be reached: nobody's absence can be seen then."""
+        self._seat_timeout = 0.0
 
     def __contains__(self, peer_id: object) -> bool:
         return peer_id in self._roster
@@ -86,18 +89,21 @@ class Mesh:
         everybody has to, and whoever does so first must not take the others for gone.
         """
         out: list[MeshOutput] = []
+        self._seat_timeout = seat_timeout
         listed = {member.peer_id for member in members}
         for peer_id, entry in self._roster.items():
             if entry.present and peer_id not in listed:
                 entry.present = False
                 self._grace.set(peer_id, now + seat_timeout)
                 out.append(Reachable(peer_id, reachable=False))
+        self._look_again(now)
         for member in members:
             out += self.joined(member)
         return out
 
-    def resumed(self) -> list[MeshOutput]:
+    def resumed(self, now: float) -> list[MeshOutput]:
         """The service is back, and nothing was missed."""
+        self._look_again(now)
         return [
             Reachable(peer_id, reachable=True)
             for peer_id, entry in self._roster.items()
@@ -105,12 +111,22 @@ class Mesh:
         ]
 
     def signaling_lost(self) -> list[MeshOutput]:
-        """The service can't be reached; the roster stays as it is."""
+        """The service can't be reached; the roster stays as it is, until it is back."""
+        self._lost = True
+        self._grace.clear_all()
         return [
             Reachable(peer_id, reachable=False)
             for peer_id, entry in self._roster.items()
             if entry.present
         ]
+
+    def _look_again(self, now: float) -> None:
+        """Who was absent may have come back meanwhile, or has as long as we had to do so."""
+        if self._lost:
+            self._lost = False
+            for peer_id, entry in self._roster.items():
+                if not entry.present:
+                    self._grace.set(peer_id, now + self._seat_timeout)
 
     def joined(self, member: Member) -> list[MeshOutput]:
         """Somebody has a seat."""
@@ -158,7 +174,7 @@ class Mesh:
         """A direct path to the peer is alive, or no longer is."""
         entry = self._roster[peer_id]
         entry.alive = alive
-        if alive or entry.present or self._grace.get(peer_id) is not None:
+        if alive or entry.present or self._lost or self._grace.get(peer_id) is not None:
             return []
         return self._forget(peer_id, "timeout")
 

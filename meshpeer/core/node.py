@@ -312,7 +312,7 @@ class Node:
             case Welcome():
                 self._forwards = event.forward_window > 0
                 said = (
-                    self._mesh.resumed()
+                    self._mesh.resumed(now)
                     if event.resumed
                     else self._mesh.welcome(event.members, event.seat_timeout, now)
                 )

@@ -101,7 +101,7 @@ def test_a_seat_that_ran_out_does_not_end_a_living_path() -> None:
     mesh = make(C1)
     mesh.link_alive("c", alive=True)
     assert mesh.left(left(C1, "timeout")) == [Reachable("c", reachable=False)]
-    assert mesh.resumed() == []
+    assert mesh.resumed(1.0) == []
     assert mesh.signaling_lost() == [], "it was out of reach before"
     assert mesh.joined(C1) == [Reachable("c", reachable=True)]
     assert mesh.left(left(C1)) == [CloseLink("c", C1.incarnation, "left")], "but leaving does"
@@ -122,7 +122,7 @@ def test_signalling_that_goes_and_comes_back() -> None:
         Reachable("a", reachable=False),
         Reachable("c", reachable=False),
     ]
-    assert mesh.resumed() == [Reachable("a", reachable=True), Reachable("c", reachable=True)]
+    assert mesh.resumed(1.0) == [Reachable("a", reachable=True), Reachable("c", reachable=True)]
 
 
 def test_another_name_in_a_welcome_is_told() -> None:
@@ -139,3 +139,18 @@ def test_a_goodbye_and_the_end() -> None:
     assert mesh.close() == [CloseLink("c", C1.incarnation, "closed")]
     assert mesh.close() == []
     assert mesh.next_deadline() is None
+
+
+def test_nobody_is_given_up_while_the_service_is_away() -> None:
+    mesh = make(A1, C1)
+    mesh.link_alive("c", alive=True)
+    mesh.welcome([], 30.0, 100.0)
+    mesh.signaling_lost()
+    assert mesh.next_deadline() is None
+    assert mesh.tick(200.0) == []
+    assert mesh.link_alive("c", alive=False) == []
+    assert mesh.welcome([A1], 30.0, 300.0) == [Reachable("a", reachable=True)]
+    assert mesh.next_deadline() == 330.0
+    mesh.signaling_lost()
+    assert mesh.resumed(400.0) == [Reachable("a", reachable=True)]
+    assert mesh.tick(430.0) == [CloseLink("c", C1.incarnation, "timeout")]
