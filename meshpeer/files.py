@@ -130,7 +130,7 @@ class FileWire(Protocol):
 
 
 class Answer(Protocol):
-    """The one answer to a request, given now or later. It may be too late: then nothing happens."""
+    """The answer to a request, given once, now or later. Too late, nothing comes of it."""
 
     def reply(self, data: Any) -> None:
         """Answer with something JSON-able."""
@@ -758,11 +758,11 @@ class Files:
             error = PeerClosed(f"peer {peer.id!r} is gone ({reason})", reason=reason)
             self._end(incoming, error)
 
-    async def close(self, error: MeshError | None = None) -> None:
-        """The manager closes: whoever receives gets ``error``, or `MeshClosed`; no task is left.
+    def end(self, error: MeshError | None = None) -> None:
+        """The manager closes: whoever receives gets ``error``, or `MeshClosed`.
 
-        Who sends hears it from its wire. May be called more than once; a cancellation leaves
-        nothing of it undone.
+        To be called before the peers go, which would be told instead. Who sends hears it from its
+        wire.
         """
         if self._closed is None:
             self._closed = error or MeshClosed("the manager is closed")
@@ -770,6 +770,10 @@ class Files:
             self._end(incoming, self._closed)
         self._incoming.clear()
         self._bell.ring()
+
+    async def close(self) -> None:
+        """`end` it, and leave no task. May be called more than once."""
+        self.end()
         farewells = list(self._farewells.values())
         for farewell in farewells:
             farewell.cancel()
@@ -778,7 +782,7 @@ class Files:
     def _offered(self, incoming: _Incoming) -> None:
         name = incoming.offer.name
         if fault := _fault(name):
-            incoming.refuse(f"the name {name[:_MAX_NAME]!r} {fault}")
+            incoming.refuse(f"the name {name[:40]!r} {fault}")
         elif len(self._offers) >= self._max_offers:
             incoming.refuse(f"{self._max_offers} files wait to be received already")
         else:

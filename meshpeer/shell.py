@@ -67,16 +67,18 @@ from meshpeer.errors import (
     MeshClosed,
     MeshError,
     MeshTimeout,
+    MessageTooLarge,
     PeerClosed,
     ProtocolError,
     RefusedError,
     RequestFailed,
     SignalingBacklog,
     SignalingUnavailable,
+    TooManyChannels,
     Undelivered,
 )
 from meshpeer.files import CHANNEL as FILES
-from meshpeer.files import FileProgress, Files, FileSent
+from meshpeer.files import CHUNK, FileProgress, Files, FileSent
 from meshpeer.inbox import Arrived, Inbox
 from meshpeer.log import Log
 from meshpeer.peer import (
@@ -222,16 +224,16 @@ class _FileWire:
 class _FileAnswer:
     """The answer to a request about a file, given now or later."""
 
-    def __init__(self, shell: Shell, peer: Peer, number: int) -> None:
+    def __init__(self, shell: Shell, peer: Peer, request: Received) -> None:
         self._shell = shell
         self._peer = peer
-        self._number = number
+        self._request = request
 
     def reply(self, data: Any) -> None:
-        self._shell.answer_file(self._peer, data, Role.REPLY, self._number)
+        self._shell.answer_file(self._peer, self._request, data, Role.REPLY)
 
     def error(self, text: str) -> None:
-        self._shell.answer_file(self._peer, text, Role.ERROR, self._number)
+        self._shell.answer_file(self._peer, self._request, text, Role.ERROR)
 
 
 AddressWatch = Callable[[MeshConfig, Callable[[], None]], Coroutine[Any, Any, None]]
@@ -297,7 +299,7 @@ class Shell:
         self._alarm = Alarm(self._tick)
         self._inbox = Inbox(config.receive_window, self._given_back)
         self._announcer = Announcer(config.max_pending_events, self.log)
-        self.files = Files()
+        self.files = Files(chunk=min(CHUNK, config.max_message_size))
         self._confirming: asyncio.Timeout | None = None
         self._corked: dict[str, bool] = {}
         """Peers that something was just sent to, and whether there is more since."""
@@ -425,11 +427,13 @@ class Shell:
             pass
 
     async def _tear_down(self, reason: str) -> None:
+        # Before the peers go: who receives a file is told of our end, not of theirs.
+        self.files.end(self.error)
         self.do(self.node.close(self.now()))
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._transport.close())
-                group.create_task(self.files.close(self.error))
+                group.create_task(self.files.close())
                 for lane in self._lanes.values():
                     if lane.connection is not None:
                         group.create_task(self._close_connection(lane.connection))
@@ -850,9 +854,7 @@ class Shell:
         taken = partial(self._taken, peer, message)
         try:
             if message.role is Role.REQUEST:
-                answer = _FileAnswer(self, peer, message.request)
-                self.files.request(peer, message.value(), answer)
-                taken()
+                self.files.request(peer, message.value(), _FileAnswer(self, peer, message))
             elif message.kind is Kind.BYTES:
                 self.files.data(peer, message.payload, taken)
             else:
@@ -861,11 +863,24 @@ class Shell:
             self._told(BadInput(peer_id=peer.id, error=error))
             taken()
 
-    def answer_file(self, peer: Peer, data: Any, role: Role, number: int) -> None:
-        """Answer a request about a file; dropped when the peer is gone, or takes no answers."""
-        record = self.record(peer.id, peer.incarnation)
-        if record is not None and self.peers[peer.id] is peer:
-            self._accept(peer, record, encoded(data, FILES, self.max_message_size, role, number))
+    def answer_file(self, peer: Peer, request: Received, data: Any, role: Role) -> None:
+        """Answer a request about a file; dropped when the peer is gone.
+
+        The request counts as taken when its answer is accepted, which waits for room like all that
+        goes to this peer: so no peer can have answers pile up that it does not read.
+        """
+        if self._tasks is not None and self.peers.get(peer.id) is peer:
+            answer = encoded(data, FILES, self.max_message_size, role, request.request)
+            self._spawn(self._answer_file(peer, request, answer))
+
+    async def _answer_file(self, peer: Peer, request: Received, answer: Outgoing) -> None:
+        try:
+            await self.send(peer, answer)
+        except (PeerClosed, MeshClosed):
+            return
+        except (MessageTooLarge, TooManyChannels) as exc:
+            self.log.warning("a file is not answered for", peer=peer.id, error=str(exc))
+        self._taken(peer, request)
 
     async def send_file(
         self,

@@ -9,12 +9,13 @@ import os
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from meshpeer.config import MeshConfig
 from meshpeer.errors import (
     ConfigError,
     IdentityReplaced,
@@ -37,6 +38,7 @@ from meshpeer.files import (
 )
 from meshpeer.peer import Peer
 from meshpeer.streams import Bell
+from tests.test_manager import World
 
 WINDOW = 2 * CHUNK
 
@@ -817,7 +819,8 @@ async def test_closing_ends_who_receives(pair: Pair) -> None:
     gone = Files()
     waiting = asyncio.create_task(gone.receive(pair.there))
     await asyncio.sleep(0)
-    await gone.close(IdentityReplaced("a newer process has the peer id"))
+    gone.end(IdentityReplaced("a newer process has the peer id"))
+    await gone.close()
     with pytest.raises(IdentityReplaced):
         await waiting
     pair.wire.cut()
@@ -1035,3 +1038,70 @@ async def test_answers_that_are_none_end_it(tmp_path: Path, answers: list[Any]) 
     await wire.stopped.wait()
     assert wire.asked[-1] == {"do": "stop", "why": "the sender stopped"}
     await files.close()
+
+
+# --- between managers -----------------------------------------------------------------------------
+
+
+async def test_files_both_ways_at_once(tmp_path: Path) -> None:
+    """Answers go the way of the bytes of the other file, and none is lost when that is full."""
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(4_000_000))
+    config = MeshConfig(relay_after=None, send_window=32 * 1024)
+    async with World() as world:
+        a, b = await world.pair(config=config)
+        async with asyncio.TaskGroup() as group:
+            for mesh, peer in ((a, a.peers["b"]), (b, b.peers["a"])):
+                for n in range(3):
+                    group.create_task(peer.send_file(path, name=str(n)))
+                    group.create_task(mesh.receive_file(tmp_path / mesh.peer_id))
+    for peer_id in "ab":
+        for n in range(3):
+            assert (tmp_path / peer_id / str(n)).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("small", ["a", "b"])
+async def test_files_where_messages_are_small(tmp_path: Path, small: str) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(100_000))
+    config = MeshConfig(relay_after=None)
+    async with World() as world:
+        a, b = [
+            await world.start(
+                peer_id,
+                config=replace(config, max_message_size=1024) if peer_id == small else config,
+            )
+            for peer_id in "ab"
+        ]
+        receiving = asyncio.create_task(b.receive_file(tmp_path / "there"))
+        await (await a.wait_for_peer("b")).send_file(path)
+        assert (await receiving).path.read_bytes() == path.read_bytes()
+
+
+async def test_a_manager_that_closes_says_so_to_who_receives(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(CHUNK))
+    begun, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    open_it = _Partial.open
+
+    def blocked(part: _Partial) -> None:
+        loop.call_soon_threadsafe(begun.set)
+        go_on.wait()
+        open_it(part)
+
+    async with World() as world:
+        a, b = await world.pair()
+        with pytest.MonkeyPatch.context() as patch:
+            # So the file is on its way when the manager closes.
+            patch.setattr(_Partial, "open", blocked)
+            sending = asyncio.create_task(a.peers["b"].send_file(path))
+            receiving = asyncio.create_task(b.receive_file(tmp_path / "there"))
+            await begun.wait()
+            await b.close()
+            go_on.set()
+            with pytest.raises(MeshClosed):
+                await receiving
+        with pytest.raises(PeerClosed):
+            await sending
