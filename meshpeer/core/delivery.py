@@ -579,6 +579,8 @@ class Delivery:
         channels = self._numbered
         for limit in resume.limits:
             self._check(limit)
+        if path != self._out:
+            self._answer = None
         self._their_round, self._out = resume.round, path
         self._window = resume.window
         for limit in resume.limits:
@@ -597,7 +599,7 @@ class Delivery:
         start = Start(
             resume.round, [frames.Channel(c.number, c.next, c.offset, c.name) for c in channels]
         )
-        self._answer = self._pong = None
+        self._pong = None
         self._control.clear()
         self._control.append(frames.encode(start))
         return True

@@ -21,6 +21,7 @@ from meshpeer.core.delivery import (
     Outgoing,
     Received,
 )
+from meshpeer.core.events import UndeliveredMessage
 from meshpeer.core.frames import (
     FIRST,
     LAST,
@@ -47,7 +48,7 @@ from meshpeer.core.frames import (
     encode_message,
 )
 from meshpeer.core.values import Kind, encode_value
-from meshpeer.errors import MessageTooLarge, ProtocolError, TooManyChannels, UndeliveredMessage
+from meshpeer.errors import MessageTooLarge, ProtocolError, TooManyChannels
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -126,7 +127,7 @@ class Pair:
         side.seen.append(frame)
         if isinstance(frame, Resume):
             if side.delivery.resumed(path, frame) and frame.ask and side.delivery.inbound != path:
-                self.attach(side, path, ask=False)
+                side.delivery.answer(path)
         else:
             messages: list[Received] = []
             side.delivery.received(path, frame, side.now, messages)
@@ -476,6 +477,34 @@ def test_nothing_counts_before_the_start_of_this_round_on_this_path() -> None:
     assert len(messages) == 1
     delivery.received(2, Parts([Run(0, 0, [part, part])]), 0.0, messages)
     assert len(messages) == 2, "the first is known"
+
+
+def test_an_answer_that_waits_is_not_lost_to_another_word_on_the_same_path() -> None:
+    """Both ask at once: the answer of one meets the other's, and neither would hear the other."""
+    pair = Pair()
+    for side in (pair.a, pair.b):
+        pair.attach(side, RELAY)
+        side.delivery.accept(outgoing(1))
+    pair.carry(pair.a, RELAY)
+    resume = decode(pair.b.delivery.attach(RELAY, ask=False))
+    assert isinstance(resume, Resume)
+    assert pair.a.delivery.inbound == RELAY
+    pair.a.delivery.answer(RELAY)
+    assert pair.a.delivery.resumed(RELAY, resume)
+    pair.carry(pair.b, RELAY)
+    pair.settle()
+    assert (pair.a.taken, pair.b.taken) == ([("c", 1)], [("c", 1)])
+
+
+def test_an_answer_that_waits_is_dropped_when_another_path_is_wanted() -> None:
+    pair = connected()
+    pair.attach(pair.b, 2)
+    pair.carry(pair.a, 2)
+    assert pair.a.delivery.inbound == 2
+    pair.attach(pair.b, 3, ask=False)
+    pair.carry(pair.a, 3)
+    pair.settle()
+    assert 2 not in [frame.round for frame in of(pair.b, Resume)]
 
 
 def test_a_path_that_is_gone_is_nothing_to_send_on() -> None:
