@@ -6,12 +6,13 @@ must be connected to everybody else who lives. `World` checks meanwhile what mus
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from meshpeer.core import frames
 from tests.sim.world import World
 
 FAULTS = 30.0
@@ -32,6 +33,7 @@ KINDS = (
     "leave for good",
     "outage",
     "one-way outage",
+    "blocked",
     "addresses changed",
     "mapping lost",
     "stall",
@@ -40,8 +42,17 @@ KINDS = (
     "nothing works",
     "bad signal",
     "bad frame",
+    "bad frame forwarded",
 )
-BAD_FRAMES = (b"", b"\x00", b"\x11\x82\x00[", b"\x12\x80", b"\x15" + bytes(16), b"x" * 70_000)
+BAD_FRAMES = (
+    b"\x00",
+    b"\x11\x82\x00[",
+    b"\x12\x80",
+    b"\x15" + bytes(16),
+    frames.encode(frames.Ack([frames.Limit(0, 10**9, 0)])),
+    frames.encode(frames.Ack([frames.Limit(100, 0, 0)])),
+    frames.encode(frames.Resume(10**9, True, 1, 32, 2**20)),
+)
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,8 @@ class Fault:
                     world.at(self.seconds / 4, world.start_again, a, False)
             case "outage" | "one-way outage":
                 world.outage(a, b, self.seconds, one_way=self.kind != "outage")
+            case "blocked":
+                world.outage(a, b, FAULTS)
             case "addresses changed" | "mapping lost":
                 world.move(a, told=self.kind == "addresses changed")
             case "stall" if process is not None and process.stalled_until <= world.now:
@@ -95,6 +108,9 @@ class Fault:
                 world.inject(a, b, int(self.seconds * 10))
             case "bad frame":
                 world.inject_frame(a, b, BAD_FRAMES[int(self.seconds * 10) % len(BAD_FRAMES)])
+            case "bad frame forwarded":
+                data = BAD_FRAMES[int(self.seconds * 10) % len(BAD_FRAMES)]
+                world.inject_frame(a, b, data, forwarded=True)
             case _:
                 pass  # There is nobody whom it could happen to.
 
@@ -109,8 +125,13 @@ faults = st.builds(
 )
 
 
-def run(hosts: int, schedule: list[Fault], seed: int) -> World:
+def run(
+    hosts: int, schedule: list[Fault], seed: int, relay_after: tuple[float | None, ...] = (3.0,)
+) -> World:
     world = World(hosts, seed)
+    for machine in world.hosts:
+        after = relay_after[machine.number % len(relay_after)]
+        machine.mesh = replace(machine.mesh, relay_after=after)
     for host in range(hosts):
         world.at(world.rng.random() * 2, world.start_again, host, False)
     world.at(1.0, world.speak)
@@ -119,6 +140,7 @@ def run(hosts: int, schedule: list[Fault], seed: int) -> World:
     world.run_until(FAULTS)
     world.end_faults()
     world.settle(HEALED)
+    world.check_all_arrived()
     world.check_nothing_left()
     return world
 
@@ -133,6 +155,9 @@ def run(hosts: int, schedule: list[Fault], seed: int) -> World:
     hosts=st.sampled_from((2, 2, 2, 3, 3, 4, 5)),
     schedule=st.lists(faults, max_size=10),
     seed=st.integers(0, 2**32),
+    relay_after=st.sampled_from(((3.0,), (3.0,), (3.0,), (0.0,), (None,), (3.0, None), (0.0, 3.0))),
 )
-def test_the_promises_hold(hosts: int, schedule: list[Fault], seed: int) -> None:
-    run(hosts, schedule, seed)
+def test_the_promises_hold(
+    hosts: int, schedule: list[Fault], seed: int, relay_after: tuple[float | None, ...]
+) -> None:
+    run(hosts, schedule, seed, relay_after)

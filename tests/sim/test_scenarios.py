@@ -272,11 +272,15 @@ def test_a_path_that_passes_one_way_only_is_told_and_heals(seed: int, towards: i
     world.outage(1 - towards, towards, 120.0, one_way=True)
     world.run(12.0)
     deaf = process(world, towards)
-    states = [change.state for change in told(deaf, since, PeerStateChanged)]
-    assert states[0] is PeerState.DISCONNECTED
+    changes = told(deaf, since, PeerStateChanged)
+    assert [(change.state, change.path) for change in changes[:2]] == [
+        (PeerState.DISCONNECTED, None),
+        (PeerState.CONNECTED, Path.RELAY),
+    ]
     world.run(107.0)
     for who in world.live():
-        assert all(known.state is not PeerState.CONNECTED for known in who.known.values())
+        assert who.node is not None
+        assert all(who.node.path_of(peer_id) is Path.RELAY for peer_id in who.known)
     epochs = {change.epoch for change in told(deaf, since, PeerStateChanged)}
     assert len(epochs) <= 120 / MESH.connect_timeout
     world.run(1.0)
@@ -418,8 +422,8 @@ class Talk:
         one, other = process(self.world, 0), process(self.world, 1)
         self.world.read = True
         for sender, receiver in ((one, other), (other, one)):
-            put = sender.put[receiver.incarnation]
-            got = receiver.got[sender.incarnation]
+            put = sender.put[receiver.incarnation, "c"]
+            got = receiver.got[sender.incarnation, "c"]
             # What was sent in the last instant may be on its way.
             assert got == put[: len(got)]
             assert len(put) - len(got) <= 3

@@ -13,26 +13,29 @@ import heapq
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from msgspec import Raw
 
 from meshpeer.config import MeshConfig, OnConflict, RelayConfig
 from meshpeer.core import frames, rooms, session
-from meshpeer.core.delivery import OVERHEAD
+from meshpeer.core.delivery import Outgoing
 from meshpeer.core.events import (
     BadInput,
     CandidateInfo,
     CandidatePair,
     ConnectionReport,
     Event,
+    MessagesUndelivered,
+    Path,
     PeerJoined,
     PeerLeft,
     PeerState,
     PeerStateChanged,
     PeerUpdated,
 )
+from meshpeer.core.forward import ForwardRoom, FrameIn
 from meshpeer.core.link import (
     AcceptAnswer,
     AcceptOffer,
@@ -51,16 +54,22 @@ from meshpeer.core.messages import (
     decode_link,
 )
 from meshpeer.core.node import (
+    RELAY as OVER_RELAY,
+)
+from meshpeer.core.node import (
     Deliver,
     Node,
     NodeOutput,
     Probe,
+    Ready,
     Run,
     SendFrame,
     Signal,
     Tell,
     UseServers,
 )
+from meshpeer.core.route import RouteState
+from meshpeer.core.values import encode_value
 from meshpeer.errors import (
     ConnectionFailed,
     IdentityReplaced,
@@ -73,7 +82,7 @@ from meshpeer.errors import (
 __all__ = ["MESH", "RELAY", "Conn", "Process", "World"]
 
 # Shorter waits than the defaults, so that a run has many of them.
-MESH = MeshConfig(retry_max=8.0, signaling_retry_max=4.0)
+MESH = MeshConfig(retry_max=8.0, signaling_retry_max=4.0, upgrade_max=8.0)
 RELAY = RelayConfig(seat_timeout=10.0)
 ROOM = "room"
 HOST = CandidateInfo("host", "192.0.2.1", 4000)
@@ -98,6 +107,19 @@ QUIET = MESH.disconnected_timeout + 9 * MESH.connect_timeout
 # The longest that nothing is heard on a connection that is called connected, and a little more: it
 # is looked at between events.
 SILENT = MESH.silence_timeout + MESH.ping_interval + 0.5
+# The states that may follow each other, as they are told. Over the relay a peer may be connected in
+# each of them.
+FOLLOWS = {
+    PeerState.NEW: {PeerState.CONNECTING, PeerState.CONNECTED, PeerState.FAILED},
+    PeerState.CONNECTING: {PeerState.CONNECTED, PeerState.FAILED},
+    PeerState.CONNECTED: {PeerState.DISCONNECTED},
+    PeerState.DISCONNECTED: {PeerState.CONNECTED, PeerState.FAILED},
+    PeerState.FAILED: {PeerState.CONNECTING, PeerState.CONNECTED, PeerState.DISCONNECTED},
+}
+# Bytes that a socket takes before it is full, and that a connection has under way before it takes
+# no more.
+SOCKET_FULL = 100_000
+BUFFER = 128 * 1024
 # How often one side may begin to connect to another in how many seconds, however things fail.
 ATTEMPTS = 10
 ATTEMPTS_IN = 8.0
@@ -129,6 +151,12 @@ class Socket:
         self.relay_open = False
         self.to_relay_at = 0.0
         self.to_client_at = 0.0
+        # Data goes behind signals.
+        self.data_to_relay_at = 0.0
+        self.data_to_client_at = 0.0
+        self.unread = 0
+        """Bytes of data that are on the way to the client."""
+        self.full = False
 
 
 class Conn:
@@ -159,6 +187,8 @@ class Conn:
         self.heard_at = 0.0
         self.closed = False
         self.arrive_at = 0.0
+        self.buffered = 0
+        """Bytes of frames that have not arrived."""
         self.stuck: deque[bytes] = deque()
         """Frames to the other end that wait for the path."""
         self.early: deque[bytes] = deque()
@@ -184,8 +214,10 @@ class Known:
     incarnation: str
     state: PeerState = PeerState.NEW
     since: float = 0.0
-    heard: int = -1
-    """The number of the latest message of this incarnation."""
+    relay_heard_at: float = 0.0
+    """When something came over the relay."""
+    accepted: deque[tuple[str, int, tuple[int, int]]] = field(default_factory=deque)
+    """Channel, number and place of each message that it has not acknowledged."""
 
 
 @dataclass
@@ -198,6 +230,7 @@ class Host:
     token: str | None = None
     away_until: float = 0.0
     """Its way to the relay is out until then."""
+    mesh: MeshConfig = MESH
 
 
 class Process:
@@ -209,7 +242,7 @@ class Process:
         self.world = world
         self.host = host
         self.incarnation = f"incarnation-{world.number()}"
-        self.session = session.Session(world.mesh, random=world.rng.random)
+        self.session = session.Session(host.mesh, random=world.rng.random)
         self.node: Node | None = None
         self.socket: Socket | None = None
         self.alive = True
@@ -225,10 +258,15 @@ class Process:
         """When a message of whom came."""
         self.dialled: dict[tuple[str, bool], deque[float]] = {}
         self.sent = 0
-        self.put: dict[str, list[int]] = {}
-        """The numbers of the messages that a connection to a peer took, by incarnation."""
-        self.got: dict[str, list[int]] = {}
+        self.put: dict[tuple[str, str], list[int]] = {}
+        """The numbers of the messages that were accepted, by incarnation and channel."""
+        self.given_up: dict[tuple[str, str], set[int]] = {}
+        """Those of them that were told to be undelivered."""
+        self.got: dict[tuple[str, str], list[int]] = {}
         """The numbers of those that came from one."""
+        self.came: dict[tuple[str, str], int] = {}
+        """How many of what the other side has accepted came or were given up."""
+        world.processes[self.incarnation] = self
         self._join = Join(
             version=VERSION,
             room=ROOM,
@@ -251,6 +289,9 @@ class Process:
                 case session.Transmit(data):
                     if self.socket is not None:
                         self.world.to_relay(self.socket, data)
+                case session.TransmitFrame(data):
+                    assert self.socket is not None
+                    self.world.data_to_relay(self.socket, data)
                 case session.Disconnect():
                     if self.socket is not None:
                         self.world.hang_up(self.socket)
@@ -270,7 +311,7 @@ class Process:
             self.host.token = event.token
             if self.node is None:
                 self.node = Node(
-                    world.mesh,
+                    self.host.mesh,
                     peer_id=event.peer_id,
                     incarnation=self.incarnation,
                     random=world.rng.random,
@@ -278,6 +319,16 @@ class Process:
                 self.host.peer_id = event.peer_id  # under "rename" it is the relay that says it
             assert self.node._mesh.peer_id == event.peer_id, "one process, one id"
         assert self.node is not None, "the first thing told is a welcome"
+        if isinstance(event, FrameIn):
+            known = self.known.get(event.sender)
+            if known is not None and known.incarnation == event.incarnation:
+                known.relay_heard_at = world.now
+            args = (event.sender, event.incarnation, event.data)
+            self.node_said(self.node.forwarded(*args, world.now))
+            return
+        if isinstance(event, ForwardRoom):
+            self.pump(event.peer_id)
+            return
         if isinstance(event, SignalIn):
             world.signals_seen.append(event)
             for delay in world.signal_fate():
@@ -311,8 +362,10 @@ class Process:
                         self.session_said(self.session.send(message))
                 case Run():
                     self.run(output)
-                case SendFrame(peer_id, epoch, data):
-                    self.send_frame(peer_id, epoch, data)
+                case SendFrame(peer_id, path, data):
+                    self.send_frame(peer_id, path, data)
+                case Ready(peer_id):
+                    self.pump(peer_id)
                 case Probe(peer_id, epoch, nonce):
                     conn = self.conns.get(peer_id)
                     if conn is not None and conn.epoch == epoch:
@@ -335,17 +388,24 @@ class Process:
             assert peer.link.next_deadline() is not None, f"{peer.link.state} lasts for ever"
             known = self.known[peer_id]
             assert known.incarnation == peer.member.incarnation
-            assert known.state is peer.link.peer_state
+            assert known.state is self.node.state_of(peer_id)
+            path = self.node.path_of(peer_id)
+            assert (path is not None) == (known.state is PeerState.CONNECTED)
             if known.state not in (PeerState.CONNECTED, PeerState.FAILED):
                 silent = self.world.now - max(known.since, self.stalled_until)
                 assert silent <= QUIET, f"{known.state} for {silent} s"
         assert self.known.keys() == self.node._peers.keys()
 
     def check_heard(self) -> None:
-        """A connection on which nothing is heard is not called connected."""
+        """A path on which nothing is heard is not called connected."""
+        assert self.node is not None
         for peer_id, known in self.known.items():
             if known.state is PeerState.CONNECTED:
-                heard = max(self.conns[peer_id].heard_at, self.stalled_until)
+                heard = max(known.since, self.stalled_until)
+                if self.node.path_of(peer_id) is Path.RELAY:
+                    heard = max(heard, known.relay_heard_at)
+                else:
+                    heard = max(heard, self.conns[peer_id].heard_at)
                 assert self.world.now - heard < SILENT
 
     def hear(self, event: Event) -> None:
@@ -365,7 +425,8 @@ class Process:
                 known = self.known[peer_id]
                 assert known.incarnation == event.incarnation
                 assert known.state is event.previous
-                assert event.state is not event.previous
+                assert event.state in FOLLOWS[event.previous] | {PeerState.CLOSED}
+                assert (event.path is not None) == (event.state is PeerState.CONNECTED)
                 assert reason
                 known.state, known.since = event.state, now
                 if event.state is PeerState.CONNECTED:
@@ -376,6 +437,8 @@ class Process:
                 assert self.known[peer_id].state is event.state
                 assert event.reason
                 assert all(seconds >= 0 for seconds in event.seconds.values())
+            case MessagesUndelivered():
+                self.undelivered(event)
             case BadInput():
                 assert self.world.bad_input_expected, event
             case _:
@@ -415,47 +478,100 @@ class Process:
 
     # --- messages ---
 
-    def speak(self, peer_id: str, size: int = 0) -> None:
-        """Send a message, as an application would, when the credit suffices."""
-        conn = self.conns.get(peer_id)
-        if not self.alive or self.node is None or peer_id not in self.known or conn is None:
+    def speak(self, peer_id: str, size: int = 0, channel: str = "c") -> None:
+        """Send a message, as an application would, unless it would have to wait."""
+        known = self.known.get(peer_id)
+        if not self.alive or self.node is None or known is None:
             return
-        link = self.node.link(peer_id)
-        if link.state is not LinkState.CONNECTED or link.epoch != conn.epoch:
+        delivery = self.node.delivery(peer_id)
+        if not delivery.has_room(channel):
             return
         self.sent += 1
-        kind, payload = frames.encode_value([self.incarnation, self.sent, "x" * size])
-        parts = list(frames.encode_message(kind, "c", payload))
-        charge = OVERHEAD + sum(map(len, parts))
-        delivery = self.node.delivery(peer_id)
-        if delivery.may_send(charge):
-            self.put.setdefault(conn.incarnation, []).append(self.sent)
-            delivery.sent(charge)
-            self.node.spoke(peer_id, self.world.now)
-            for part in parts:
-                self.send_frame(peer_id, link.epoch, part)
+        kind, payload = encode_value([self.incarnation, self.sent, "x" * size])
+        message = Outgoing(channel, len(payload), frames.encode_message(kind, payload))
+        place = delivery.accept(message)
+        self.put.setdefault((known.incarnation, channel), []).append(self.sent)
+        known.accepted.append((channel, self.sent, place))
+        self.pump(peer_id)
+
+    def pump(self, peer_id: str) -> None:
+        """Send what is ready, as far as the path takes it."""
+        node, known = self.node, self.known.get(peer_id)
+        if node is None or known is None or not self.alive:
+            return
+        delivery = node.delivery(peer_id)
+        known.accepted = deque(each for each in known.accepted if not delivery.arrived((each[2],)))
+        path = node.out_path(peer_id)
+        if path == OVER_RELAY:
+            while (room := self.session.forward_room(peer_id)) > 0:
+                if (data := node.pull(peer_id, room)) is None:
+                    return
+                self.session_said(self.session.forward(peer_id, known.incarnation, data))
+        elif path is not None:
+            conn = self.conns[peer_id]
+            assert conn.epoch == path, "data for a connection that is gone"
+            while conn.buffered <= BUFFER:
+                if (data := node.pull(peer_id, 65_536)) is None:
+                    return
+                node.spoke(peer_id, self.world.now)
+                self.world.carry(conn, data)
 
     def deliver(self, output: Deliver) -> None:
-        incarnation, number, _ = output.message.value()
+        """Each is the next that the other side accepted, unless it gave up those between."""
+        assert self.node is not None
         known = self.known[output.peer_id]
-        assert known.incarnation == incarnation, "a message of another incarnation"
-        assert number > known.heard, "twice, or out of order"
-        known.heard = number
-        self.got.setdefault(incarnation, []).append(number)
-        self.messages.append((self.world.now, output.peer_id))
-        if self.world.read:
-            self.world.at(self.world.rng.random(), self.take, output)
+        sender = self.world.processes[known.incarnation]
+        for message in output.messages:
+            incarnation, number, _ = message.value()
+            assert known.incarnation == incarnation, "a message of another incarnation"
+            theirs = self.incarnation, message.channel
+            ours = incarnation, message.channel
+            put, given_up = sender.put[theirs], sender.given_up.get(theirs, ())
+            at = self.came.get(ours, 0)
+            assert number in put[at:], "twice, or out of order"
+            while put[at] != number:
+                assert put[at] in given_up, "one is missing"
+                at += 1
+            self.came[ours] = at + 1
+            self.got.setdefault(ours, []).append(number)
+            self.messages.append((self.world.now, output.peer_id))
+            if self.world.read:
+                args = (output.peer_id, incarnation, message.number, message.charge)
+                self.world.at(self.world.rng.random(), self.take, *args)
 
-    def take(self, output: Deliver) -> None:
-        incarnation, *_ = output.message.value()
+    def take(self, peer_id: str, incarnation: str, channel: int, charge: int) -> None:
         if self.alive and self.node is not None:
-            charge = output.message.charge
-            self.node_said(self.node.taken(output.peer_id, incarnation, output.epoch, charge))
+            self.node_said(self.node.taken(peer_id, incarnation, channel, charge))
 
-    def send_frame(self, peer_id: str, epoch: int, data: bytes) -> None:
+    def undelivered(self, event: MessagesUndelivered) -> None:
+        """All that was not acknowledged, and nothing else."""
+        known = self.known[event.peer_id]
+        assert known.incarnation == event.incarnation
+        told = sorted((each.channel, each.data[1]) for each in event.messages)
+        assert told == sorted((channel, number) for channel, number, _ in known.accepted)
+        known.accepted.clear()
+        for channel, number in told:
+            self.given_up.setdefault((event.incarnation, channel), set()).add(number)
+
+    def missing(self, other: Process) -> int:
+        """How many messages to another process have neither arrived nor been given up."""
+        count = 0
+        for (incarnation, channel), put in self.put.items():
+            if incarnation == other.incarnation:
+                came = other.came.get((self.incarnation, channel), 0)
+                given_up = self.given_up.get((incarnation, channel), set())
+                count += len(set(put[came:]) - given_up)
+        return count
+
+    def send_frame(self, peer_id: str, path: int, data: bytes) -> None:
+        if path == OVER_RELAY:
+            if self.session.state is session.State.SEATED:
+                incarnation = self.known[peer_id].incarnation
+                self.session_said(self.session.forward(peer_id, incarnation, data))
+            return
         conn = self.conns.get(peer_id)
         assert conn is not None, "a frame for no connection"
-        assert conn.epoch == epoch, "the old connection is closed before the new one speaks"
+        assert conn.epoch == path, "the old connection is closed before the new one speaks"
         self.world.carry(conn, data)
 
     # --- operations on connections, one after another for each peer ---
@@ -571,11 +687,12 @@ class World:
     ) -> None:
         self.rng = random.Random(seed)
         self.now = 0.0
-        self.mesh = mesh
         self.relay_config = relay
         self.bad_input_expected = False
         """Whether somebody misbehaves in this run, so that bad input is told."""
         self.signals_seen: deque[SignalIn] = deque(maxlen=200)
+        self.processes: dict[str, Process] = {}
+        """All that ever were, by their incarnation."""
         self.outages: list[tuple[float, float, int, int]] = []
         """From, until, from host, to host: nothing passes."""
         self.operations_fail_until = 0.0
@@ -584,11 +701,14 @@ class World:
         self.restart_refused = True
         self.bytes_a_second = float("inf")
         """What a line carries, each way."""
+        self.talks = True
+        """Whether `speak` goes on."""
         self.read = True
         """Whether applications take the messages that they are given."""
         self.over_turn = False
         """Whether pairs that are selected go over TURN."""
         self.frames_carried = 0
+        self.frames_forwarded = 0
         self.probes_sent = 0
         self._queue: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._number = 0
@@ -599,7 +719,7 @@ class World:
         self._armed_rooms: float | None = None
         # Ids in an order that is not the one in which they come.
         names = ["m", "d", "z", "a", "q", "k", "t", "g"]
-        self.hosts = [Host(number, names[number]) for number in range(hosts)]
+        self.hosts = [Host(number, names[number], mesh=mesh) for number in range(hosts)]
 
     # --- the queue ---
 
@@ -645,6 +765,16 @@ class World:
                 case rooms.Send(_, data):
                     socket.to_client_at = max(self.now + self._late(), socket.to_client_at)
                     self.push(socket.to_client_at, self._at_client, socket, data)
+                case rooms.SendFrame(_, data):
+                    arrive_at = max(socket.to_client_at, socket.data_to_client_at)
+                    arrive_at = max(arrive_at, self.now + self._late())
+                    socket.data_to_client_at = arrive_at
+                    self.push(arrive_at, self._data_at_client, socket, data)
+                    socket.unread += len(data)
+                    if socket.unread > SOCKET_FULL and not socket.full:
+                        assert self.rooms is not None
+                        socket.full = True
+                        self.rooms.full(socket.number)
                 case rooms.Shut(_, code, reason):
                     socket.relay_open = False
                     socket.to_client_at = max(self.now + self._late(), socket.to_client_at)
@@ -715,6 +845,25 @@ class World:
         if socket.carries and socket.relay_open:
             assert self.rooms is not None
             self._relay_said(self.rooms.received(socket.number, data, self.now))
+
+    def data_to_relay(self, socket: Socket, data: bytes) -> None:
+        at = max(self.now + self._late(), socket.to_relay_at, socket.data_to_relay_at)
+        socket.data_to_relay_at = at
+        self.frames_forwarded += 1
+        self.push(at, self._at_relay, socket, data)
+
+    def _data_at_client(self, socket: Socket, data: bytes) -> None:
+        if socket.process.alive and not socket.process.awake(self._data_at_client, socket, data):
+            return
+        if socket.carries:
+            socket.unread -= len(data)
+        self._at_client(socket, data)
+        while self.rooms is not None and socket.relay_open and socket.full:
+            if socket.unread > SOCKET_FULL // 2:
+                return
+            socket.full = False
+            room = SOCKET_FULL - socket.unread
+            self._relay_said(self.rooms.drained(socket.number, room, self.now))
 
     def _at_client(self, socket: Socket, data: bytes) -> None:
         process = socket.process
@@ -1002,6 +1151,7 @@ class World:
         if conn.closed or not conn.opened:
             return
         self.frames_carried += 1
+        conn.buffered += len(data)
         conn.arrive_at = max(conn.arrive_at, self.now + self._late())
         conn.arrive_at += len(data) / self.bytes_a_second
         self.push(conn.arrive_at, self._arrive, conn, data)
@@ -1016,7 +1166,19 @@ class World:
                 self.at(1.0, self._retransmit, conn)
             conn.stuck.append(data)
             return
+        self._passed(conn, remote, data)
+
+    def _passed(self, conn: Conn, remote: Conn, data: bytes) -> None:
+        """It arrives, and there is room for more."""
+        conn.buffered -= len(data)
         self._frame(remote, data)
+        if not conn.closed and conn.process.alive:
+            self.at(0.0, self._drained, conn)
+
+    def _drained(self, conn: Conn) -> None:
+        process = conn.process
+        if not conn.closed and process.alive and process.awake(self._drained, conn):
+            process.pump(conn.peer_id)
 
     def _retransmit(self, conn: Conn) -> None:
         self._flush(conn)
@@ -1031,7 +1193,7 @@ class World:
             return
         waiting, conn.stuck = conn.stuck, deque()
         for data in waiting:
-            self._frame(remote, data)
+            self._passed(conn, remote, data)
 
     def _frame(self, conn: Conn, data: bytes) -> None:
         process = conn.process
@@ -1083,10 +1245,15 @@ class World:
 
     def speak(self) -> None:
         """Every application sends something to everybody, again and again."""
+        if not self.talks:
+            return
         for process in self.live():
-            process.check_heard()
+            if process.node is not None:
+                process.check_heard()
             for peer_id in list(process.known):
-                process.speak(peer_id)
+                for _ in range(self.rng.randrange(1, 4)):
+                    size = self.rng.choice((0, 0, 0, 100, 2000, 40_000))
+                    process.speak(peer_id, size, self.rng.choice(("c", "d")))
         self.at(1.7, self.speak)
 
     def live(self) -> list[Process]:
@@ -1146,14 +1313,20 @@ class World:
         assert len(attempts) <= 2, "one attempt, and its candidates"
         process.node_said(outputs)
 
-    def inject_frame(self, source: int, target: int, data: bytes) -> None:
+    def inject_frame(
+        self, source: int, target: int, data: bytes, *, forwarded: bool = False
+    ) -> None:
         """Bytes that no peer would send, from one host to another."""
         process = self.hosts[source].process
-        if process is not None:
-            conn = process.conns.get(self.hosts[target].peer_id)
-            if conn is not None and conn.opened:
-                self.bad_input_expected = True
-                self.carry(conn, data)
+        if process is None:
+            return
+        peer_id = self.hosts[target].peer_id
+        known, conn = process.known.get(peer_id), process.conns.get(peer_id)
+        self.bad_input_expected = True
+        if not forwarded and conn is not None and conn.opened:
+            self.carry(conn, data)
+        elif forwarded and known is not None and process.session.state is session.State.SEATED:
+            process.session_said(process.session.forward(peer_id, known.incarnation, data))
 
     # --- what must hold when all is quiet ---
 
@@ -1178,6 +1351,9 @@ class World:
             for peer in process.node._peers.values():
                 if peer.link.state is not LinkState.CONNECTED:
                     return False
+                delivery, epoch = peer.delivery, peer.link.epoch
+                if not delivery.out == delivery.inbound == epoch:
+                    return False
         return True
 
     def check_settled(self) -> None:
@@ -1201,6 +1377,8 @@ class World:
                 assert theirs.remote is mine
                 assert not mine.closed
                 assert mine.epoch == peer.link.epoch
+                assert peer.route.state is RouteState.DIRECT
+                assert peer.delivery.out == peer.delivery.inbound == peer.link.epoch
 
     def settle(self, seconds: float) -> None:
         """Let it heal within ``seconds``, and see that it stays healed."""
@@ -1209,6 +1387,22 @@ class World:
         self.run(3.0)
         self.run_until(self.now + seconds, stop=self.settled)
         self.check_settled()
+
+    def check_all_arrived(self) -> None:
+        """Nobody says anything any more; soon nothing is under way, and nothing was lost."""
+        self.talks = False
+        self.run(4.0)
+        for process in self.live():
+            assert process.node is not None
+            for other in self.live():
+                missing = process.missing(other)
+                assert not missing, f"{missing} did not arrive"
+            for peer_id, peer in process.node._peers.items():
+                assert not peer.delivery.unsent, peer_id
+                assert peer.delivery.unacknowledged == 0
+                if self.read:
+                    assert peer.delivery.unread == 0
+                assert not process.known[peer_id].accepted
 
     def check_nothing_left(self) -> None:
         """Everybody leaves, and nothing stays."""
