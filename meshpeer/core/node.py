@@ -873,4 +873,6 @@ class Node:
             PeerState.DISCONNECTED,
         ):
             return PeerState.DISCONNECTED  # it was connected, over the relay
+        if state is PeerState.FAILED and peer.told is PeerState.CONNECTED:
+            return PeerState.DISCONNECTED  # the attempts failed before; none has since
         return state
