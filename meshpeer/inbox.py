@@ -38,7 +38,7 @@ class Inbox:
     grow. Of those that have left at most ``limit`` bytes are kept in all.
     """
 
-    def __init__(self, limit: int, given_back: Callable[[Arrived], None]) -> None:
+    def __init__(self, limit: int, given_back: Callable[[Peer, Received], None]) -> None:
         self._limit = limit
         self._given_back = given_back
         self._readers: list[tuple[ref[Stream[Message]], str | None]] = []
@@ -143,7 +143,7 @@ class Inbox:
         if not self._unread[peer]:
             del self._unread[peer]
         if peer.closed_reason is None:
-            self._given_back(arrived)
+            self._given_back(peer, arrived.received)
         else:
             self._of_left -= charge
 

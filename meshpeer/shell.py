@@ -79,7 +79,7 @@ from meshpeer.errors import (
 )
 from meshpeer.files import CHANNEL as FILES
 from meshpeer.files import CHUNK, FileProgress, Files, FileSent
-from meshpeer.inbox import Arrived, Inbox
+from meshpeer.inbox import Inbox
 from meshpeer.log import Log
 from meshpeer.peer import (
     Budget,
@@ -297,7 +297,7 @@ class Shell:
         self._closed = asyncio.Event()
         self._stop = asyncio.Event()
         self._alarm = Alarm(self._tick)
-        self._inbox = Inbox(config.receive_window, self._given_back)
+        self._inbox = Inbox(config.receive_window, self._taken)
         self._announcer = Announcer(config.max_pending_events, self.log)
         self.files = Files(chunk=min(CHUNK, config.max_message_size))
         self._confirming: asyncio.Timeout | None = None
@@ -593,24 +593,24 @@ class Shell:
         """Send what is ready to a peer, as far as its path takes it."""
         if (peer := self.peers.get(peer_id)) is None:
             return
-        node, path = self.node, self.node.out_path(peer_id)
+        delivery = self.node.delivery(peer_id)
+        path = delivery.out
         if path is None:
             return
         if path == RELAY:
             transport = self._transport
             while (room := transport.forward_room(peer_id)) > 0:
-                if (data := node.pull(peer_id, min(room, _FRAME))) is None:
+                if (data := delivery.pull(min(room, _FRAME))) is None:
                     return
                 transport.forward(peer_id, peer.incarnation, data)
         elif (connection := self._connection(peer_id, path)) is not None:
-            sent = False
+            data = None
             while connection.buffered_amount <= 2 * LOW_BUFFER:
-                if (data := node.pull(peer_id, _FRAME)) is None:
+                if (more := delivery.pull(_FRAME)) is None:
                     break
-                connection.send_frame(data)
-                sent = True
-            if sent:
-                node.spoke(peer_id, self.now())
+                connection.send_frame(data := more)
+            if data is not None:
+                self.node.spoke(peer_id, self._loop.time())
 
     def _connection(self, peer_id: str, epoch: int) -> Connection | None:
         lane = self._lanes.get(peer_id)
@@ -831,6 +831,9 @@ class Shell:
         record.messages_received += len(messages)
         record.bytes_received += sum([message.charge for message in messages])
         peer = self.peers[output.peer_id]
+        if len(messages) == 1 and not messages[0].role and messages[0].channel != FILES:
+            self._inbox.deliver(peer, output.path, messages, time.time())
+            return
         # Answers have somebody who waits for them, and files are written where they go.
         plain = [m for m in messages if m.role <= Role.REQUEST and m.channel != FILES]
         if len(plain) < len(messages):
@@ -892,9 +895,6 @@ class Shell:
         """Send a file. See `Peer.send_file`."""
         self._present(peer)
         return await self.files.send(peer, _FileWire(self, peer), path, on_progress, name=name)
-
-    def _given_back(self, arrived: Arrived) -> None:
-        self._taken(arrived.peer, arrived.received)
 
     def _taken(self, peer: Peer, message: Received) -> None:
         outputs = self.node.taken(peer.id, peer.incarnation, message.number, message.charge)

@@ -469,7 +469,7 @@ class Delivery:
         """The channel whose turn it is."""
         best: _Sending | None = None
         for channel in self._numbered:
-            if channel.ready and (best is None or channel.turn < best.turn):
+            if channel.queue and channel.ready and (best is None or channel.turn < best.turn):
                 best = channel
         return best
 
@@ -809,7 +809,8 @@ class Delivery:
         channel = self._incoming[number]
         channel.taken = min(channel.taken + charge, channel.received)
         self._extend(channel)
-        self._feed()
+        if self._hungry:
+            self._feed()
         return self._ack_now
 
     def _beyond(self, channel: _Receiving) -> int:
@@ -819,10 +820,12 @@ class Delivery:
     def _extend(self, channel: _Receiving) -> None:
         """Give the channel what it may have by itself."""
         window = self._config.channel_window
-        channel.limit = max(channel.limit, channel.taken + window)
-        # Not for each message: an eighth of the window is worth a frame.
-        if channel.limit - channel.told >= window >> 3:
-            channel.stale = self._ack_now = True
+        limit = channel.taken + window
+        if limit > channel.limit:
+            channel.limit = limit
+            # Not for each message: an eighth of the window is worth a frame.
+            if limit - channel.told >= window >> 3:
+                channel.stale = self._ack_now = True
 
     def _feed(self) -> None:
         """Reserve what half received messages need, the one that waits longest first."""

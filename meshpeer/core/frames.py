@@ -209,9 +209,12 @@ Frame = Parts | Resume | Start | Open | Ack | Ping | Pong | Bye
 # --- encoding ---
 
 
+_SMALL = tuple(bytes((value,)) for value in range(0x80))
+
+
 def _varint(value: int) -> bytes:
     if value < 0x80:
-        return bytes((value,))
+        return _SMALL[value]
     out = bytearray()
     while value >= 0x80:
         out.append(value & 0x7F | 0x80)
@@ -387,9 +390,15 @@ def _read_parts(data: bytes) -> Parts:
     runs: list[Run] = []
     at, end = 1, len(data)
     while at < end:
-        channel, at = _read_count(data, at, "channel")
+        if (channel := data[at]) < 0x80:
+            at += 1
+        else:
+            channel, at = _read_count(data, at, "channel")
         seq, at = _read_count(data, at, "seq")
-        count, at = _read_count(data, at, "count")
+        if at < end and (count := data[at]) < 0x80:
+            at += 1
+        else:
+            count, at = _read_count(data, at, "count")
         if not 0 < count * 2 <= end - at:
             raise _bad(f"{count} parts can't be in the {end - at} bytes that are left", "count")
         parts: list[Part] = []

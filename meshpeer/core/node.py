@@ -548,7 +548,9 @@ class Node:
                         out.append(Deliver(peer_id, how, messages))
                 if delivery.due:
                     out.append(Ready(peer_id))
-                self._arm(peer)
+                # All that can have moved here, where most that arrives passes through.
+                if (at := delivery.next_deadline()) is not None and (peer.armed is None or at < peer.armed):
+                    self._arm(peer)
             case frames.Resume():
                 if delivery.resumed(path, frame):
                     if refused := delivery.refused():
