@@ -85,8 +85,9 @@ def _settings(owner: type) -> str:
 def _default(value: ast.expr | None) -> str:
     if value is None:
         return "required"
-    if isinstance(value, ast.Call):  # field(default=…, repr=False)
-        value = next(keyword.value for keyword in value.keywords if keyword.arg == "default")
+    if isinstance(value, ast.Call):  # field(default=…, repr=False), field(default_factory=…)
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in value.keywords}
+        return given.get("default") or f"{given['default_factory']}()"
     return ast.unparse(value)
 
 

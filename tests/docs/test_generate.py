@@ -11,7 +11,7 @@ import pytest
 
 from meshpeer import errors
 from meshpeer.config import IceServer, MeshConfig, RelayConfig
-from meshpeer.core import link, messages, restart
+from meshpeer.core import link, messages, restart, route
 from tests.docs import generate
 
 _FILES = sorted(generate.DOCS.rglob("*.md"))
@@ -105,10 +105,11 @@ def test_every_message_has_its_fields(cls: type[msgspec.Struct]) -> None:
     [
         (link.TABLE, generate.link_diagram, generate.link_table),
         (restart.TABLE, generate.restart_diagram, generate.restart_table),
+        (route.TABLE, generate.route_diagram, generate.route_table),
     ],
 )
 def test_every_transition_is_drawn(
-    rows: Sequence[link.Row] | Sequence[restart.Row],
+    rows: Sequence[link.Row | restart.Row | route.Row],
     diagram: Callable[[], str],
     table: Callable[[], str],
 ) -> None:

@@ -12,10 +12,37 @@ from types import ModuleType
 import pytest
 
 from meshpeer.config import MeshConfig, RelayConfig
-from meshpeer.core import delivery, forward, frames, link, messages, node, restart, rooms, session
-from meshpeer.core.frames import Bye, Credit, Data, Frame, Kind, More, Ping, Pong
+from meshpeer.core import (
+    delivery,
+    forward,
+    frames,
+    link,
+    messages,
+    node,
+    restart,
+    rooms,
+    session,
+    values,
+)
+from meshpeer.core.frames import (
+    Ack,
+    Bye,
+    Channel,
+    Frame,
+    Limit,
+    Open,
+    Part,
+    Parts,
+    Ping,
+    Pong,
+    Resume,
+    Run,
+    Start,
+    encode_message,
+)
 from meshpeer.core.messages import decode_client, decode_link, decode_relay
 from meshpeer.core.rooms import Rooms, Send
+from meshpeer.core.values import Kind
 from tests.docs.blocks import blocks
 from tests.docs.generate import DOCS
 
@@ -51,6 +78,7 @@ def test_the_exchange_is_what_the_relay_says() -> None:
                 assert what == "←", line
                 assert decode_relay(output.data) == decode_relay(rest)
             else:
+                assert isinstance(output, rooms.Shut)
                 assert (what, int(rest)) == ("closed", output.code), line
     assert not said
 
@@ -80,18 +108,66 @@ def test_the_examples_of_frames_decode() -> None:
         frames.decode(bytes.fromhex(match))
         for match in re.findall(r"^\| `((?:[0-9a-f]{2} ?)+)` \|", _PAGE, re.MULTILINE)
     ]
+    text, json, data = (frames.FIRST | frames.LAST | kind << 2 for kind in (1, 2, 0))
+    request = text | frames.Role.REQUEST << 4
     expected: list[Frame] = [
-        Data(Kind.TEXT, "default", b"hello", last=True),
-        Data(Kind.JSON, "default", b'{"x":1}', last=True),
-        More(b"abc", last=True),
-        Ping(1),
+        Parts([Run(0, 0, [Part(text, 0, 0, b"hi")])]),
+        Parts(
+            [
+                Run(0, 3, [Part(text, 0, 0, b"a"), Part(data, 0, 0, b"")]),
+                Run(1, 0, [Part(json, 0, 0, b"null")]),
+            ]
+        ),
+        Parts([Run(0, 0, [Part(request, 0, 300, b"?")])]),
+        Resume(2, True, 16_777_216, 32, 524_288, [Limit(0, 7, 525_318)]),
+        Start(2, [Channel(0, 7, 1030, "default")]),
+        Open(1, "chat"),
+        Ack([Limit(0, 8, 525_448)]),
+        Ping(0),
         Pong(2147483649),
-        Credit(18874368, 16777216),
         Bye(),
     ]
     assert shown == expected
-    first = delivery.Delivery(MeshConfig()).first_credit()
-    assert frames.decode(first) == Credit(18874368, 16777216)
+    assert {
+        frame.split("`")[1] for frame in re.findall(r"^\| 0x1\d \| .*$", _PAGE, re.MULTILINE)
+    } == {type(frame).__name__.lower() for frame in expected}
+
+
+def test_the_exchange_of_frames_is_what_two_sides_say() -> None:
+    sides = {name: delivery.Delivery(MeshConfig()) for name in "ab"}
+    attached: dict[str, bytes] = {}
+    path = -1
+    text = "".join(b.text for b in blocks("protocol.md") if b.kind == "text frames")
+    assert text
+    for line in text.splitlines():
+        name, what, *rest = line.split()
+        if name == "path":
+            for each in sides.values():
+                each.detach(path)
+            continue
+        side = sides[name]
+        if what == "accepts":
+            message = encode_message(Kind.TEXT, rest[0].strip('"').encode())
+            side.accept(delivery.Outgoing(rest[2], 2, message))
+        elif what == "attaches":
+            path = int(rest[1])
+            attached[name] = side.attach(path, ask=True)
+        else:
+            lost = rest[-1] == "(lost)"
+            data = bytes.fromhex("".join(rest[:-1] if lost else rest))
+            assert what == "→"
+            assert (attached.pop(name, None) or side.pull(65_536)) == data, line
+            if not lost:
+                _arrives(sides["b" if name == "a" else "a"], path, frames.decode(data))
+    assert [side.pull(65_536) for side in sides.values()] == [None, None]
+    assert not any(side.unacknowledged for side in sides.values())
+
+
+def _arrives(at: delivery.Delivery, path: int, frame: Frame) -> None:
+    if not isinstance(frame, Resume):
+        at.received(path, frame, 0.0, [])
+    elif at.resumed(path, frame) and frame.ask:
+        at.answer(path)
 
 
 def _codes(module: ModuleType) -> set[str]:
@@ -117,7 +193,9 @@ def _codes(module: ModuleType) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", [messages, forward, rooms, frames, delivery, session, node], ids=lambda m: m.__name__
+    "module",
+    [messages, forward, rooms, values, frames, delivery, session, node],
+    ids=lambda m: m.__name__,
 )
 def test_every_code_is_explained(module: ModuleType) -> None:
     codes = _codes(module)
@@ -144,9 +222,9 @@ def _first_cells() -> list[str]:
 
 def test_the_limits_are_those_of_the_code() -> None:
     rows = re.findall(r"^\| `([A-Z_]+)` \| (\d+) \|", _PAGE, re.MULTILINE)
-    assert len(rows) == 12
+    assert len(rows) == 14
     for name, value in rows:
-        owner = next(m for m in (messages, frames, delivery) if name in m.__all__)
+        owner = next(m for m in (messages, values, frames, delivery) if name in m.__all__)
         assert getattr(owner, name) == int(value), name
 
 
