@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from meshpeer.core import events
-from meshpeer.core.events import Closed, Event, Joined, MeshState, PeerState
+from meshpeer.core.events import (
+    Closed,
+    Event,
+    Joined,
+    MeshState,
+    PeerState,
+    UndeliveredMessage,
+)
 from meshpeer.errors import MeshError, ProtocolError
 
 _CLASSES = [
@@ -19,6 +26,7 @@ _CLASSES = [
 ]
 _SAMPLES: dict[str, Any] = {
     "peer_id": "p",
+    "messages": (UndeliveredMessage("x", "c"),),
     "room": "r",
     "incarnation": "abcdefgh",
     "resumed": False,
