@@ -488,8 +488,20 @@ class Node:
     ) -> list[NodeOutput]:
         """The answer to a `Probe` arrived."""
         link = self._find(peer_id, incarnation)
-        said = [] if link is None else link.pong(epoch, nonce, now)
-        return self._link_said(peer_id, said, now) if said else []
+        if link is None:
+            return []
+        said = link.pong(epoch, nonce, now)
+        out = self._link_said(peer_id, said, now) if said else []
+        peer = self._peers[peer_id]
+        if (
+            peer.route.state is RouteState.RELAY
+            and epoch == link.epoch
+            and link.state is LinkState.CONNECTED
+        ):
+            # Both had asked for the relay before either heard that the connection is back. A check
+            # that was answered says that it passes both ways, which its state alone does not.
+            out += self._route_said(peer, peer.route.link(now, up=True), now)
+        return out
 
     def ice_state(self, peer_id: str, incarnation: str, epoch: int, state: str) -> None:
         """What the connection says of its ICE, for `report`."""

@@ -190,7 +190,8 @@ class Route:
         if relay and not self._relay:
             return []
         if not relay:
-            return self._feed(Input.ASKED_DIRECT, now) if ask else []
+            # Its answer as well says that it is there, if we went along to the relay meanwhile.
+            return self._feed(Input.ASKED_DIRECT, now)
         return self._feed(Input.ASKED_RELAY if ask else Input.ANSWERED_RELAY, now)
 
     def heard(self, now: float) -> None:

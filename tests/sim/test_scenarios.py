@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TypeVar
 
 import pytest
 from msgspec import Raw
 
+from meshpeer.config import MeshConfig
 from meshpeer.core.events import (
     ConnectionReport,
     Event,
+    MessagesUndelivered,
     Path,
     PeerJoined,
     PeerLeft,
@@ -397,6 +400,8 @@ class Talk:
         return node.link(self.world.hosts[1 - host].peer_id)
 
     def speak(self) -> None:
+        if not self.world.talks:
+            return
         for who in self.world.live():
             for peer_id in list(who.known):
                 who.speak(peer_id)
@@ -579,3 +584,184 @@ def test_turn_credentials_that_expire_are_replaced_before_they_do(seed: int) -> 
     assert min(talk.restarts()) >= 1
     talk.check_one_connection_and_nothing_lost()
     assert (talk.changes(0), talk.changes(1)) == ([], [])
+
+
+# --- the relay as a path --------------------------------------------------------------------------
+
+
+class Blocked(Talk):
+    """Two whose networks let nothing pass between them, for a while."""
+
+    def __init__(self, seed: int, *, seconds: float, config: MeshConfig = MESH) -> None:
+        self.world = World(2, seed, mesh=config)
+        self.world.outage(0, 1, seconds)
+        for host in range(2):
+            self.world.start(host)
+        self.since = 0.0
+        self.speak()
+
+    def paths(self) -> list[Path | None]:
+        return [
+            who.node.path_of(peer_id)
+            for who in self.world.live()
+            if who.node is not None
+            for peer_id in who.known
+        ]
+
+    def until_path(self, path: Path, within: float) -> None:
+        """Both have this path, and hear messages over it, within so many seconds."""
+        end = self.world.now + within
+        while self.paths() != [path, path]:
+            self.world.run(0.05)
+            assert self.world.now < end, self.paths()
+        since = self.world.now
+        while not all(who.messages[-1:] > [(since, "")] for who in self.world.live()):
+            self.world.run(0.05)
+            assert self.world.now < end + 0.2
+
+    def check_nothing_lost(self) -> None:
+        for who in self.world.live():
+            assert who.given_up == {}
+            assert sum(len(numbers) for numbers in who.put.values()) > 20
+        self.world.check_all_arrived()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_without_a_direct_path_the_relay_is_one_and_later_a_direct_path_is(seed: int) -> None:
+    """Also what was sent before there was any path has arrived."""
+    talk = Blocked(seed, seconds=60.0)
+    talk.world.run(0.5)
+    talk.until_path(Path.RELAY, MESH.relay_after or 0.0)
+    talk.world.run_until(59.9)
+    assert talk.paths() == [Path.RELAY, Path.RELAY]
+    talk.until_path(Path.DIRECT, MESH.upgrade_max + 2 * MESH.connect_timeout)
+    talk.check_nothing_lost()
+    for host in range(2):
+        assert talk.changes(host)[-1:] == [PeerState.CONNECTED]
+        assert talk.changes(host).count(PeerState.CONNECTED) == 1, "the path changed, no more"
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_with_relay_after_0_talk_begins_before_there_is_a_direct_path(seed: int) -> None:
+    talk = Blocked(seed, seconds=20.0, config=replace(MESH, relay_after=0.0))
+    talk.until_path(Path.RELAY, 0.5)
+    talk.world.run_until(20.0)
+    talk.until_path(Path.DIRECT, MESH.upgrade_max + 2 * MESH.connect_timeout)
+    talk.check_nothing_lost()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_with_relay_after_none_nothing_goes_over_the_relay(seed: int) -> None:
+    talk = Blocked(seed, seconds=30.0, config=replace(MESH, relay_after=None))
+    talk.world.run(30.0)
+    assert talk.paths() == [None, None]
+    assert talk.world.frames_forwarded == 0
+    talk.until_path(Path.DIRECT, MESH.retry_max + 2 * MESH.connect_timeout)
+    talk.check_nothing_lost()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("fault", ["restart", "one socket", "both sockets"])
+def test_the_relay_fails_while_it_is_the_path(seed: int, fault: str) -> None:
+    talk = Blocked(seed, seconds=200.0)
+    talk.world.run(5.0)
+    for _ in range(4):
+        talk.until_path(Path.RELAY, 10.0)
+        if fault == "restart":
+            talk.world.kill_relay(2.0)
+        for host in range(1 + (fault == "both sockets")):
+            socket = process(talk.world, host).socket
+            if socket is not None and fault != "restart":
+                talk.world.cut(socket)
+        # Up to 15 s, until both ends of a socket have noticed; then a wait for the next try.
+        talk.world.run(16.0 + MESH.signaling_retry_max)
+    talk.until_path(Path.RELAY, 5.0)
+    talk.check_nothing_lost()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_path_that_comes_and_goes_under_traffic_loses_nothing(seed: int) -> None:
+    """Outages longer than `relay_after`, one way or both, while both send more than a little."""
+    talk = Blocked(seed, seconds=1.0)
+    world, rng = talk.world, talk.world.rng
+    world.bytes_a_second = 300_000.0
+    world.at(1.0, world.speak)
+    for _ in range(12):
+        world.run(rng.uniform(2.0, 12.0))
+        a = rng.randrange(2)
+        world.outage(a, 1 - a, rng.uniform(1.0, 25.0), one_way=rng.random() < 0.5)
+        if rng.random() < 0.3:
+            world.move(a, told=rng.random() < 0.5)
+    world.run(25.0)
+    talk.until_path(Path.DIRECT, MESH.upgrade_max + 3 * MESH.connect_timeout)
+    talk.check_nothing_lost()
+    assert {Path.RELAY, Path.DIRECT} <= {
+        report.path for report in told(process(world, 0), 0.0, ConnectionReport)
+    }
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("blocked", [0.0, 1000.0])
+def test_who_does_not_read_stops_its_sender_on_any_path(seed: int, blocked: float) -> None:
+    world = World(2, seed)
+    world.read = False
+    world.outage(0, 1, blocked)
+    for host in range(2):
+        world.start(host)
+    world.run(6.0)
+    source, reader = process(world, 0), process(world, 1)
+    assert source.node is not None
+    assert reader.node is not None
+    for _ in range(2000):
+        source.speak("d", 30_000)
+        world.run(0.01)
+    sent = source.sent
+    delivery = source.node.delivery("d")
+    assert MESH.send_window <= delivery.unacknowledged < MESH.send_window + 40_000
+    assert 0 < reader.node.delivery("m").unread <= MESH.channel_window
+    world.run(10.0)
+    assert delivery.unacknowledged >= MESH.send_window
+    # It reads what it was given, then goes on.
+    world.read = True
+    for who in (source, reader):
+        for message in who.untaken:
+            who.take(*message)
+    world.run(60.0)  # about a second for each window that it reads
+    assert len(reader.messages) == sent
+    world.check_all_arrived()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_a_crash_left_undelivered_is_told(seed: int) -> None:
+    """`World` compares what is told with what was not acknowledged."""
+    talk = Talk(seed)
+    other = process(talk.world, 1)
+    other.crash()
+    talk.world.run(15.0 + RELAY.seat_timeout + 2.0)
+    (undelivered,) = told(process(talk.world, 0), talk.since, MessagesUndelivered)
+    assert len(undelivered.messages) > 100
+    arrived = other.got[process(talk.world, 0).incarnation, "c"]
+    numbers = [message.data[1] for message in undelivered.messages]
+    # Of what had arrived the last few may not have been acknowledged.
+    assert arrived[-1] + 1 - 5 <= numbers[0] <= arrived[-1] + 1
+    assert numbers == list(range(numbers[0], numbers[-1] + 1))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_both_ask_for_the_relay_just_as_the_connection_is_back(seed: int) -> None:
+    """Each goes along with the other; a check that is answered brings both back."""
+    talk = Blocked(seed, seconds=0.0, config=replace(MESH, relay_after=0.0))
+    world = talk.world
+    for _ in range(5):
+        world.run(5.0)
+        # As soon as both have noticed that nothing is heard, it is over.
+        world.outage(0, 1, 30.0)
+        while not all(
+            PeerState.DISCONNECTED in [known.state for known in who.known.values()]
+            or talk.paths()[at : at + 1] == [Path.RELAY]
+            for at, who in enumerate(world.live())
+        ):
+            world.run(0.001)
+        world.outages = []
+    talk.until_path(Path.DIRECT, MESH.silence_timeout)
+    talk.check_nothing_lost()

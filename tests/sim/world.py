@@ -266,6 +266,8 @@ class Process:
         """The numbers of those that came from one."""
         self.came: dict[tuple[str, str], int] = {}
         """How many of what the other side has accepted came or were given up."""
+        self.untaken: list[tuple[str, str, int, int]] = []
+        """What `take` is to be called with, of messages that the application did not read."""
         world.processes[self.incarnation] = self
         self._join = Join(
             version=VERSION,
@@ -535,9 +537,11 @@ class Process:
             self.came[ours] = at + 1
             self.got.setdefault(ours, []).append(number)
             self.messages.append((self.world.now, output.peer_id))
+            args = (output.peer_id, incarnation, message.number, message.charge)
             if self.world.read:
-                args = (output.peer_id, incarnation, message.number, message.charge)
                 self.world.at(self.world.rng.random(), self.take, *args)
+            else:
+                self.untaken.append(args)
 
     def take(self, peer_id: str, incarnation: str, channel: int, charge: int) -> None:
         if self.alive and self.node is not None:
