@@ -220,6 +220,15 @@ def test_an_answer_that_nobody_waits_for_changes_nothing() -> None:
     assert made.state is S.DIRECT
 
 
+def test_an_answer_on_the_direct_path_says_that_it_is_there() -> None:
+    """We had asked for it, and went along to the relay before the answer came."""
+    made = in_state(S.DIRECT)
+    made.asked(1.0, relay=True, ask=True)
+    assert made.state is S.RELAY
+    assert made.asked(1.1, relay=False, ask=False) == [Attach(relay=False, ask=False)]
+    assert made.state is S.DIRECT
+
+
 # --- a direct path of our own ---------------------------------------------------------------------
 
 
