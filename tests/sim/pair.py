@@ -213,8 +213,11 @@ class Pair:
     def attach(self, at: int, which: int, much: int) -> None:
         """Receive on a path that is there, or on a new one."""
         live = self.ends[at].live()
+        theirs = [line for line in live if line.path == self.ends[1 - at].delivery.inbound]
         choice = which % (len(live) + 2)
-        if choice < len(live):
+        if theirs and much % 2:
+            line = theirs[0]
+        elif choice < len(live):
             line = live[choice]
         else:
             path = RELAY
@@ -368,8 +371,10 @@ class Pair:
 
     def _reattach(self, at: int) -> None:
         live = [line for line in self.ends[at].live() if line in self.ends[1 - at].live()]
+        theirs = [line for line in live if line.path == self.ends[1 - at].delivery.inbound]
         if live:
-            self._attach(at, live[-1], ask=True)
+            # Where the other is already it need not answer.
+            self._attach(at, (theirs or live)[-1], ask=True)
         else:
             self.attach(at, 1, 1)
 
