@@ -107,8 +107,8 @@ __all__ = ["Shell"]
 
 _MAX_SERVERS = 100
 """ICE servers whose latest outcome is kept; the signalling service may name others each time."""
-_FRAME = 64 * 1024
-"""Bytes that a frame of messages may have."""
+_FRAME = 32 * 1024
+"""Bytes that a frame of messages may have: what follows waits for it on the path."""
 _BURST = 64 * 1024
 """Bytes that a loop of `Peer.send` gets accepted before it lets others have their turn."""
 _MAX_CHANNELS = 256

@@ -187,8 +187,8 @@ class Ack(Struct, frozen=True):
 
 
 class Ping(Struct, frozen=True):
-    """Asks for an `Ack` of what has arrived, without delay; and, unless the nonce is 0, for a `Pong`
-    with the same one behind it."""
+    """Asks for an `Ack` of what has arrived, without delay; and, unless the nonce is 0, for a
+    `Pong` with the same one behind it."""
 
     nonce: int
 

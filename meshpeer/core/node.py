@@ -561,7 +561,9 @@ class Node:
                 if delivery.due:
                     out.append(Ready(peer_id))
                 # All that can have moved here, where most that arrives passes through.
-                if (at := delivery.next_deadline()) is not None and (peer.armed is None or at < peer.armed):
+                if (at := delivery.next_deadline()) is not None and (
+                    peer.armed is None or at < peer.armed
+                ):
                     self._arm(peer)
             case frames.Resume():
                 if delivery.resumed(path, frame):

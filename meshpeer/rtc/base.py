@@ -17,7 +17,7 @@ __all__ = [
     "RawChannel",
 ]
 
-LOW_BUFFER = 32 * 1024
+LOW_BUFFER = 16 * 1024
 """Bytes in the buffer of the message channel at which `ConnectionObserver.buffer_low` is told. So
 little, because what is in there can't be overtaken."""
 

@@ -29,6 +29,7 @@ from meshpeer.rtc import parts
 from meshpeer.rtc.base import LOW_BUFFER, Candidate, ConnectionObserver, RawChannel
 from meshpeer.rtc.gate import Turn
 from meshpeer.rtc.ice import IceEvents, IceTransport
+from meshpeer.rtc.sack import SackBursts
 from meshpeer.rtc.servers import Server, parse_servers
 
 __all__ = ["AiortcConnection", "PeerConnection", "connection_factory"]
@@ -284,10 +285,10 @@ class AiortcConnection:
         # The only way to another minimum than aiortc's one second.
         setattr(self._sctp, "_update_rto", self._update_rto)  # noqa: B010
         setattr(self._sctp, "_t3_expired", self._t3_expired)  # noqa: B010
+        self._sacks = SackBursts(self._sctp)
         ice = self._sctp.transport.transport
         assert isinstance(ice, IceTransport)
         self._ice = ice
-        # Half of what `Peer.send` fills it to: low enough to wait for, high enough not to run dry.
         self._channel.bufferedAmountLowThreshold = LOW_BUFFER
         self._channel.on("open", self._on_open)
         self._channel.on("message", self._on_message)
@@ -576,6 +577,7 @@ class AiortcConnection:
         """
         self._closed = True
         self._turn.over()
+        self._sacks.close()
         if self._closing is None:
             # aiortc's own close can't be called again after it was cancelled: it would wait for
             # ever for the first call to finish. So there is one call, and everybody waits for it.

@@ -73,6 +73,9 @@ _PARTS: tuple[tuple[type, str], ...] = tuple(
         rtcdtlstransport.RTCDtlsTransport: ("_send_data",),
         rtcsctptransport.RTCSctpTransport: (
             "_rto",
+            "_sack_duplicates",
+            "_sack_misordered",
+            "_send_sack",
             "_sent_queue",
             "_t3_cancel",
             "_t3_expired",
