@@ -437,6 +437,20 @@ def test_the_acknowledgement_of_what_was_to_be_sent_again() -> None:
     assert [(run.channel, run.seq, len(run.parts)) for run in parts.runs] == [(0, 2, 1)]
 
 
+def test_an_acknowledgement_of_more_than_was_sent_again() -> None:
+    pair = connected()
+    for number in range(3):
+        pair.a.delivery.accept(outgoing(bytes(1000) + bytes((number,))))
+    while pair.send(pair.a):
+        pass
+    pair.attach(pair.b, 2, ask=False)
+    pair.carry(pair.a, 2)
+    pair.send(pair.a)  # the start
+    pair.send(pair.a, 1)  # the first of the three
+    pair.a.delivery.received(1, Ack([Limit(0, 3, 0)]), 0.0, [])
+    assert pair.a.delivery.unacknowledged == 0
+
+
 def test_a_stale_round_is_not_obeyed() -> None:
     pair = connected()
     pair.lose(1)
@@ -907,6 +921,8 @@ def test_what_did_not_arrive_when_the_other_side_is_gone() -> None:
     assert delivery.give_up() == []
     assert (delivery.unacknowledged, delivery.unsent) == (0, False)
     assert delivery.arrived(mark), "nobody waits for it any more"
+    delivery.accept(outgoing("later"))
+    assert delivery.give_up() == [UndeliveredMessage("later", "c")]
 
 
 def test_what_was_given_up_is_skipped_when_both_come_together_again() -> None:
