@@ -338,6 +338,11 @@ class Delivery:
         assert path == self._out
         self._answer = self.attach(path, ask=False)
 
+    @property
+    def answering(self) -> bool:
+        """Whether an answer waits for room."""
+        return self._answer is not None
+
     def pong(self, nonce: int) -> None:
         """Answer a ping; of several that wait for room, the latest is."""
         self._pong = nonce

@@ -566,11 +566,14 @@ class Node:
                 ):
                     self._arm(peer)
             case frames.Resume():
+                # An answer that waits for room on a path that the other side has just left can't be
+                # sent any more: it is answered here instead.
+                astray = delivery.answering and delivery.inbound != path
                 if delivery.resumed(path, frame):
                     if refused := delivery.refused():
                         out.append(self._undelivered(peer, refused))
                     relay = path == RELAY
-                    said = peer.route.asked(now, relay=relay, ask=frame.ask)
+                    said = peer.route.asked(now, relay=relay, ask=frame.ask or astray)
                     out += self._route_said(peer, said, now)
                     out.append(Ready(peer_id))
             case frames.Ping(nonce):

@@ -319,14 +319,17 @@ class Pair:
                 self._came(at, message)
             end.unread += messages
             self._check(end)
-        elif delivery.resumed(line.path, frame):
+            return
+        astray = delivery.answering and delivery.inbound != line.path
+        if delivery.resumed(line.path, frame):
             refused = delivery.refused()
             most = self.ends[1 - at].config.max_message_size
             assert all(len(each.data) > most for each in refused)
             self._forgo(at, [(each.channel, each.data) for each in refused])
             # As the node does: where a connection was only silent, nothing of it is lost.
-            if frame.ask and (line.path == RELAY or delivery.inbound != line.path):
-                self._attach(at, line, ask=False)
+            wanted = frame.ask or astray
+            if wanted and (line.path == RELAY or delivery.inbound != line.path):
+                delivery.answer(line.path)
 
     @staticmethod
     def _check(end: End) -> None:
