@@ -1,4 +1,5 @@
-"""docs/guide.md is run from top to bottom: every piece of Python in it does what the page says.
+"""docs/guide.md and docs/delivery.md are run from top to bottom: every piece of Python in them does
+what the page says.
 
 A piece that calls ``asyncio.run`` is a program, a piece with a test in it is a file for pytest, and
 all the others are one session, as at the prompt of ``python -m asyncio``. What a ``text`` block
@@ -27,6 +28,7 @@ _PYTHON = [block for block in blocks("guide.md") if block.kind == "python"]
 _PROGRAMS = [block for block in _PYTHON if "asyncio.run(" in block.text]
 _TESTS = [block for block in _PYTHON if "def test_" in block.text]
 _SESSION = [block for block in _PYTHON if block not in _PROGRAMS + _TESTS]
+_DELIVERY = [block for block in blocks("delivery.md") if block.kind == "python"]
 
 
 async def _run(block: Block, url: str, names: dict[str, Any]) -> None:
@@ -41,10 +43,11 @@ async def _run(block: Block, url: str, names: dict[str, Any]) -> None:
     assert printed.getvalue() == (block.output or ""), f"line {block.line}"
 
 
-async def test_the_session(relay: Relay) -> None:
+@pytest.mark.parametrize("session", [_SESSION, _DELIVERY], ids=["guide", "delivery"])
+async def test_the_session(relay: Relay, session: list[Block]) -> None:
     names: dict[str, Any] = {}
     async with asyncio.timeout(100):
-        for block in _SESSION:
+        for block in session:
             await _run(block, relay.url, names)
 
 
@@ -85,5 +88,6 @@ def test_the_tests(block: Block, pytester: pytest.Pytester) -> None:
 
 def test_the_page_has_all_three() -> None:
     assert _SESSION
+    assert _DELIVERY
     assert _PROGRAMS
     assert _TESTS
