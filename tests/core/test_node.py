@@ -811,7 +811,13 @@ def test_the_round_trip_over_the_relay() -> None:
     assert node.rtt_of("c") is None
     (ping,) = over_relay(ticked(node, 3.0))
     assert isinstance(ping, frames.Ping)
-    node.forwarded("c", C1.incarnation, frames.encode(frames.Pong(ping.nonce)), 3.25)
+    connect(node, C1, now=3.1)
+    node.forwarded("c", C1.incarnation, resume(2, ask=True), 3.1)
+    node.tick(3.1)
+    pong = frames.encode(frames.Pong(ping.nonce + 1))
+    node.frame_received("c", C1.incarnation, 1, pong, 3.2)
+    assert node.rtt_of("c") is None, "that came another way"
+    node.forwarded("c", C1.incarnation, pong, 3.35)
     assert node.rtt_of("c") == pytest.approx(0.25)
     pong = frames.encode(frames.Pong((1 << 31) + 7))
     assert node.forwarded("c", C1.incarnation, pong, 3.4) == [Ponged("c", 7)]

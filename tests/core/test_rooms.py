@@ -33,7 +33,7 @@ from meshpeer.core.messages import (
     decode_relay,
     encode,
 )
-from meshpeer.core.rooms import ConnId, Output, Rooms, Send
+from meshpeer.core.rooms import ConnId, Output, Rooms, Send, Shut
 
 INC_A = "incarnation-a"
 INC_B = "incarnation-b"
@@ -68,6 +68,7 @@ class Bench:
                 self.raw[output.conn].append(output.data)
                 self.got[output.conn].append(decode_relay(output.data))
             else:
+                assert isinstance(output, Shut)
                 assert len(output.reason.encode()) <= 123  # RFC 6455, section 5.5
                 self.shut[output.conn] = output.code
                 self.open.discard(output.conn)

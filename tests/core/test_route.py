@@ -164,6 +164,15 @@ def test_a_relay_that_was_gone_is_asked_again_at_once() -> None:
     assert made.tick(5.1) == [Attach(relay=True, ask=True)]
 
 
+def test_a_direct_path_meanwhile_takes_the_patience_back() -> None:
+    made = in_state(S.ASKING)
+    made.link(5.0, up=True)
+    made.link(6.0, up=False)
+    made.relay(6.5, up=False)
+    made.relay(7.0, up=True)
+    assert made.next_deadline() == 9.0
+
+
 def test_who_only_went_along_asks_as_well_when_the_relay_was_gone() -> None:
     """The other side may not come back with it."""
     made = in_state(S.RELAY)
@@ -223,8 +232,7 @@ def test_an_answer_that_nobody_waits_for_changes_nothing() -> None:
 def test_an_answer_on_the_direct_path_says_that_it_is_there() -> None:
     """We had asked for it, and went along to the relay before the answer came."""
     made = in_state(S.DIRECT)
-    made.asked(1.0, relay=True, ask=True)
-    assert made.state is S.RELAY
+    assert made.asked(1.0, relay=True, ask=True) == [Attach(relay=True, ask=False)]
     assert made.asked(1.1, relay=False, ask=False) == [Attach(relay=False, ask=False)]
     assert made.state is S.DIRECT
 
@@ -278,6 +286,22 @@ def test_silence_over_the_relay() -> None:
     assert out == [Attach(relay=True, ask=True)]
     assert made.reason == "nothing heard over the relay for 2.5 s"
     assert made.next_deadline() == at + 1.0
+
+
+def test_the_silence_begins_with_the_state() -> None:
+    made = in_state(S.NONE)
+    made.asked(100.0, relay=True, ask=True)
+    assert made.next_deadline() == 100.0
+    assert made.tick(100.0) == [Ping(1)]
+
+
+def test_one_ping_at_a_time() -> None:
+    made = in_state(S.RELAY)
+    for now in (0.0, 1.0, 2.0):
+        assert len(made.tick(now)) == 1
+    made.heard(2.2)
+    assert made.tick(2.5) == [], "the last is half a second old"
+    assert made.tick(3.5) == [Ping(4)]
 
 
 def test_who_is_heard_is_not_silent() -> None:
