@@ -307,6 +307,11 @@ LADDER = (
         ("disconnected", "reachable", "dials"),
     ),
     Rung(
+        "there was no direct path, and none over TURN, for {relay_after}",
+        "data flows over the relay until there is one; after an attempt that failed, the next "
+        "follows after {upgrade_first}, doubling to {upgrade_max}",
+    ),
+    Rung(
         "the path goes over TURN",
         "ICE restart after {upgrade_first}, doubling to {upgrade_max}, to look for a direct one",
     ),
