@@ -151,7 +151,7 @@ def run(
 
 @pytest.mark.timeout(900)  # 40 s of computing, which a machine that is busy may stretch
 @settings(
-    max_examples=450,
+    max_examples=350,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

@@ -148,7 +148,7 @@ def test_a_relay_restart_is_not_felt_by_those_connected(seed: int, goodbye: bool
     assert len(process(world, 3).known) == 3
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", range(3))
 def test_without_signalling_for_ten_minutes_talk_goes_on(seed: int) -> None:
     world = together(3, seed)
     since = world.now
