@@ -235,7 +235,7 @@ _SETTING = re.compile(
 _UNITS = {"": 1, " s": 1, " KiB": 1024, " MiB": 1024 * 1024}
 
 
-@pytest.mark.parametrize("page", ["protocol.md", "guide.md"])
+@pytest.mark.parametrize("page", ["protocol.md", "guide.md", "delivery.md"])
 def test_the_defaults_in_brackets_are_those_of_the_code(page: str) -> None:
     text = (DOCS / page).read_text(encoding="utf-8").replace("\n", " ")
     found = list(_SETTING.finditer(text))
