@@ -1045,9 +1045,9 @@ class Shell:
         delivery.ask()
         self.pump(peer.id)
         while not delivery.arrived(mark):
-            await record.bell.wait()
             if record.closed_reason is not None:
                 raise self._undelivered(peer, record)
+            await record.bell.wait()
 
     async def _answered(self, peer: Peer, record: PeerRecord) -> bool:
         """Send a ping on the path that messages take; True when it is answered, False when that

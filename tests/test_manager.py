@@ -11,7 +11,7 @@ from typing import Any, Self
 import pytest
 
 from meshpeer.config import MeshConfig, RelayConfig
-from meshpeer.core import values
+from meshpeer.core import frames, values
 from meshpeer.core.events import (
     BadInput,
     Closed,
@@ -1082,6 +1082,48 @@ async def test_the_goodbye_comes_over_the_direct_path_too() -> None:
         await a.close()
         assert (await event_of(events, PeerLeft)).reason == "left"
         assert b.state is MeshState.RECONNECTING
+
+
+@virtual
+async def test_who_closes_acknowledges_what_has_arrived() -> None:
+    async with World() as world:
+        a, b = await world.pair()
+        told: list[MessagesUndelivered] = []
+        a.on_undelivered(told.append)
+        got, events = b.messages(), a.events()
+        await a.peers["b"].send("first")
+        assert (await anext(got)).data == "first"
+        await a.peers["b"].flush()
+        await a.peers["b"].send("the last")
+        assert (await anext(got)).data == "the last"
+        await b.close()  # before its acknowledgement is due
+        await event_of(events, PeerLeft)
+        assert told == []
+
+
+@virtual
+async def test_a_flush_whose_peer_left_says_whether_all_had_arrived() -> None:
+    for arrived in range(3):
+        async with World() as world:
+            a, _ = await world.pair()
+            peer, shell = a.peers["b"], a._shell
+            world.network.stalled = True
+            request = asyncio.create_task(peer.request("x"))
+            await asyncio.sleep(0.1)
+            flush = asyncio.create_task(peer.flush())
+            await asyncio.sleep(0.1)
+            await peer.send("after the flush")
+            # The acknowledgement and the goodbye come in one turn of the event loop.
+            for frame in (frames.Ack([frames.Limit(0, arrived, 100_000)]), frames.Bye()):
+                data, epoch = frames.encode(frame), shell.node.link("b").epoch
+                shell.do(shell.node.frame_received("b", peer.incarnation, epoch, data, shell.now()))
+            if arrived:
+                await flush
+            else:
+                with pytest.raises(Undelivered):
+                    await flush
+            with pytest.raises(PeerClosed):
+                await request
 
 
 @virtual

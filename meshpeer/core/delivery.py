@@ -100,6 +100,7 @@ class _Sending:
         "acked",
         "half",
         "limit",
+        "lost",
         "most",
         "name",
         "next",
@@ -136,6 +137,8 @@ class _Sending:
         """What all that is unacknowledged is charged."""
         self.removed: list[tuple[int, int]] = []
         """Where, and how many, parts were taken out of the queue: marks before count without."""
+        self.lost = range(0)
+        """The parts that were given up last: they have not arrived, though ``acked`` is beyond."""
 
     @property
     def ready(self) -> bool:
@@ -184,6 +187,7 @@ class _Sending:
     def clear(self) -> None:
         """Give up what has not arrived; what is accepted from now on follows it."""
         self.offset += sum(charge for _, charge in self.queue)
+        self.lost = range(self.acked, self.end)
         self.acked = self.next = self.most = self.end
         self.unacked.clear()
         self.queue.clear()
@@ -405,16 +409,15 @@ class Delivery:
 
     def arrived(self, mark: Mark) -> bool:
         """Whether the other side has acknowledged all of it."""
-        if not mark:
-            return True
         channels = self._numbered
-        return all(
-            number >= len(channels)  # refused, with all that was accepted for it
-            or channels[number].acked
-            + sum(count for at, count in channels[number].removed if at < place)
-            >= place
-            for number, place in mark
-        )
+        for number, place in mark:
+            if number >= len(channels):
+                continue  # refused, with all that was accepted for it
+            channel = channels[number]
+            end = place - sum(count for at, count in channel.removed if at < place)
+            if end > channel.acked or end - 1 in channel.lost:
+                return False
+        return True
 
     def ask(self) -> None:
         """Somebody waits for acknowledgements: they are not to be delayed."""
@@ -863,6 +866,10 @@ class Delivery:
         if self._ack_at is not None and self._ack_at <= now:
             self._ack_at = None
             self._ack_now = True
+
+    def last_ack(self) -> bytes | None:
+        """What has arrived and was not acknowledged, before we leave: to be sent on any path."""
+        return self._acks() if any(channel.stale for channel in self._incoming) else None
 
     def _acks(self) -> bytes:
         limits = []

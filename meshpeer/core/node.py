@@ -671,13 +671,15 @@ class Node:
     def close(self, now: float) -> list[NodeOutput]:
         """This peer leaves: every link ends."""
         bye = frames.encode(frames.Bye())
-        out: list[NodeOutput] = [
-            SendFrame(
-                peer_id, RELAY if peer.route.state is RouteState.RELAY else peer.link.epoch, bye
-            )
-            for peer_id, peer in self._peers.items()
-            if peer.link.alive or peer.route.state is RouteState.RELAY
-        ]
+        out: list[NodeOutput] = []
+        for peer_id, peer in self._peers.items():
+            relayed = peer.route.state is RouteState.RELAY
+            if peer.link.alive or relayed:
+                path = RELAY if relayed else peer.link.epoch
+                # Or what has arrived, and waits for its acknowledgement, is taken for lost.
+                if (ack := peer.delivery.last_ack()) is not None:
+                    out.append(SendFrame(peer_id, path, ack))
+                out.append(SendFrame(peer_id, path, bye))
         return out + self._mesh_said(self._mesh.close(), now)
 
     # --- putting outputs together ---
