@@ -142,10 +142,10 @@ class Inbox:
         self._unread[peer] -= charge
         if not self._unread[peer]:
             del self._unread[peer]
-        if peer.closed_reason is None:
-            self._given_back(peer, arrived.received)
-        else:
+        if peer.closed_reason is not None:
             self._of_left -= charge
+        # Of one that has left as well: the same process may have come back, and go on.
+        self._given_back(peer, arrived.received)
 
     def _abandoned(
         self,

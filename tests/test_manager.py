@@ -901,6 +901,34 @@ async def test_a_process_that_died_is_gone_when_its_seat_runs_out() -> None:
         assert 30 <= states[-1][1] <= 31
 
 
+@virtual
+async def test_a_process_that_was_given_up_and_comes_back_goes_on_where_it_was() -> None:
+    config = MeshConfig(relay_after=None, channel_window=64 * 1024, send_window=64 * 1024)
+    async with World(RelayConfig(seat_timeout=5)) as world:
+        a, b = await world.pair(config=config)
+        peer, events = a.peers["b"], b.events()
+
+        async def send() -> None:
+            for number in range(100):
+                await peer.send(f"{number:2000}")
+
+        sending = asyncio.create_task(send())
+        await asyncio.sleep(1)
+        # Cut off for longer than its seat is kept, and nobody reads: the window is full.
+        transport: Any = a._shell._transport
+        transport.block()
+        world.network.hang.add("create_offer")
+        world.connection_of(b, "a").lose()
+        assert (await event_of(events, PeerLeft)).reason == "timeout"
+        world.network.hang.clear()
+        transport.unblock()
+        await b.wait_for_peer("a", timeout=100)
+        assert a.peers["b"] is peer, "it has not noticed"
+        received = await take(b.messages(), 100)
+        assert [int(m.data) for m in received] == list(range(100))
+        await sending
+
+
 def event_time(manager: PeerManager) -> float:
     return manager._shell.now()
 

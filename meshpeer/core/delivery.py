@@ -814,6 +814,8 @@ class Delivery:
 
     def taken(self, number: int, charge: int) -> bool:
         """The application took a message. Whether there is something to send for it."""
+        if number >= len(self._incoming):
+            return False  # of an incarnation that is back, after all of it was forgotten
         channel = self._incoming[number]
         channel.taken = min(channel.taken + charge, channel.received)
         self._extend(channel)
@@ -854,6 +856,11 @@ class Delivery:
     def unread(self) -> int:
         """What has arrived and the application has not taken, by its charge."""
         return sum(channel.received - channel.taken for channel in self._incoming)
+
+    @property
+    def half(self) -> int:
+        """Bytes that have arrived of messages that are not complete."""
+        return sum(channel.size for channel in self._incoming)
 
     # --- acknowledgements and time ---
 

@@ -738,6 +738,8 @@ class Node:
                     self._ended[peer_id, incarnation] = peer.link.epoch, peer.delivery
                     if len(self._ended) > _MAX_ENDED:
                         self._ended.popitem(last=False)
+                    if peer.delivery.half:
+                        self._bound_ended()
                     out.append(
                         Tell(
                             PeerLeft(
@@ -765,6 +767,17 @@ class Node:
                     out += self._link_said(peer_id, link.set_reachable(reachable, now), now)
                     out += self._relay_changed(peer_id, now)
         return out
+
+    def _bound_ended(self) -> None:
+        """Forget the oldest of those that ended in the middle of a message, when all that is kept
+        of such messages is too much. The latest is kept in any case."""
+        halves = [(name, ended.half) for name, (_, ended) in self._ended.items() if ended.half]
+        held = sum(half for _, half in halves)
+        for name, half in halves[:-1]:
+            if held <= self._config.receive_window:
+                return
+            del self._ended[name]
+            held -= half
 
     def _relay_changed(self, peer_id: str, now: float) -> list[NodeOutput]:
         peer = self._peers[peer_id]

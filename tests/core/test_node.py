@@ -71,7 +71,7 @@ from meshpeer.core.node import (
     Tell,
     UseServers,
 )
-from meshpeer.core.values import encode_value
+from meshpeer.core.values import Kind, encode_value
 from meshpeer.errors import ConnectionFailed, ProtocolError, UnexpectedInput
 
 MINE = "b-first-"
@@ -309,6 +309,31 @@ def test_an_incarnation_that_comes_back_goes_on_with_its_epochs() -> None:
     assert node.signaling(signal(C1, 1, Answer(SDP)), 5.0) == []
     # And a new incarnation begins at 1.
     assert runs(node.signaling(MemberJoined(C2), 6.0))[-1].epoch == 1
+
+
+def test_what_is_half_there_of_those_that_left_is_kept_within_a_bound() -> None:
+    config = MeshConfig(relay_after=0, receive_window=64 * 1024, max_message_size=64 * 1024)
+    node = make(window=1 << 18, config=config)
+    parts = frames.encode_message(Kind.BYTES, bytes(64 * 1024))[:3]
+    data = frames.encode_parts([frames.run_head(0, 0, 3), *(part for part, _ in parts)])
+    for number in range(20):
+        who = Member("x", f"x-number-{number}")
+        out = node.signaling(MemberJoined(who), 0.0) + node.tick(0.0)
+        [resume] = [frames.decode(o.data) for o in out if isinstance(o, SendFrame)]
+        assert isinstance(resume, frames.Resume)
+        start = frames.Start(resume.round, [frames.Channel(0, 0, 0, "c")])
+        for frame in (frames.encode(start), data):
+            assert not events(node.forwarded("x", who.incarnation, frame, 0.0))
+        assert node.delivery("x").half == 3 * frames.MAX_PART
+        node.signaling(MemberLeft("x", who.incarnation, "left"), 0.0)
+    assert sum(delivery.half for _, delivery in node._ended.values()) <= config.receive_window
+    # The last to leave can still go on, and who was forgotten begins anew.
+    for number, half in ((19, 3 * frames.MAX_PART), (0, 0)):
+        who = Member("x", f"x-number-{number}")
+        node.signaling(MemberJoined(who), 0.0)
+        assert node.delivery("x").half == half
+        assert node.taken("x", who.incarnation, 5, 1000) == []
+        node.signaling(MemberLeft("x", who.incarnation, "left"), 0.0)
 
 
 def test_incarnations_that_ended_are_remembered_within_a_bound() -> None:
