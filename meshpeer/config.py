@@ -138,7 +138,8 @@ class MeshConfig:
     before `Peer.send` waits. A message that begins within it may reach beyond it."""
     receive_window: int = 16 * 1024 * 1024
     """How much of its large messages a peer may send before the application has taken them, in
-    bytes: what does not fit into ``channel_window``."""
+    bytes: what does not fit into ``channel_window``. Also how much of its plain channels is kept
+    unread."""
     channel_window: int = 512 * 1024
     """How much a peer may send on each channel before the application has taken it, in bytes. Who
     does not read one channel, does not hold up another."""

@@ -367,8 +367,9 @@ class PeerManager:
 
         Every caller gets every message from the moment of this call. What arrived before anybody
         asked is kept for the first who does. Who reads slowly slows the senders down: up to
-        ``MeshConfig.receive_window`` bytes a peer wait here. The iterator ends with the manager;
-        when something else than `close` ended it, it raises that.
+        ``MeshConfig.channel_window`` bytes of a peer's channel wait here, and its large messages.
+        The iterator ends with the manager; when something else than `close` ended it, it raises
+        that.
         """
         return self._shell.messages(channel)
 

@@ -185,7 +185,6 @@ class PeerRecord:
     """What was accepted since others had their turn, in bytes."""
     requests: dict[int, asyncio.Future[Any]] = field(default_factory=dict)
     """The requests that wait for their answers."""
-    last_request: int = 0
     undelivered: tuple[UndeliveredMessage, ...] = ()
     channels: set[Channel] = field(default_factory=set)
     pings_sent: int = 0

@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from os import PathLike
 from typing import Any
 
@@ -301,6 +302,7 @@ class Shell:
         self._announcer = Announcer(config.max_pending_events, self.log)
         self.files = Files(chunk=min(CHUNK, config.max_message_size))
         self._confirming: asyncio.Timeout | None = None
+        self._requests = count(1)
         self._corked: dict[str, bool] = {}
         """Peers that something was just sent to, and whether there is more since."""
 
@@ -764,7 +766,7 @@ class Shell:
                 record = self._records[event.peer_id]
                 record.name, record.metadata = event.name, event.metadata
             case MessagesUndelivered():
-                self.log.warning("undelivered", peer=event.peer_id, messages=len(event.messages))
+                self.log.info("undelivered", peer=event.peer_id, messages=len(event.messages))
                 record = self._records[event.peer_id]
                 record.undelivered += event.messages
             case PeerLeft():
@@ -773,7 +775,7 @@ class Shell:
                 record.closed_reason = event.reason
                 for waiting in record.requests.values():
                     if not waiting.done():
-                        waiting.set_exception(self._gone(peer))
+                        waiting.set_exception(self._over(peer, record))
                 self._inbox.peer_left(peer)
                 self.files.peer_left(peer)
                 for channel in list(record.channels):
@@ -974,11 +976,16 @@ class Shell:
 
     def _still(self, peer: Peer, record: PeerRecord) -> PeerRecord:
         """Like `_present`, for somebody who has been waiting since the peer was."""
-        if record.closed_reason is not None and record.undelivered:
-            raise self._undelivered(peer, record)
+        if record.closed_reason is not None:
+            raise self._over(peer, record)
         return self._present(peer)
 
-    def _undelivered(self, peer: Peer, record: PeerRecord) -> Undelivered:
+    def _over(self, peer: Peer, record: PeerRecord) -> MeshError:
+        """What those are told who have been waiting for a peer that is gone."""
+        if self._stop.is_set():
+            return self.closed_error()
+        if not record.undelivered:
+            return self._gone(peer)
         reason = record.closed_reason or "closed"
         return Undelivered(
             f"peer {peer.id!r} is gone ({reason}), and {len(record.undelivered)} messages to it "
@@ -990,8 +997,8 @@ class Shell:
     async def request(self, peer: Peer, data: Any, channel: str, timeout: float | None) -> Any:
         """Send a request, and wait for its answer. See `Peer.request`."""
         record = self._present(peer)
-        record.last_request += 1
-        number = record.last_request
+        # Not by peer: one that left may come back, and its late answers with it.
+        number = next(self._requests)
         message = encoded(data, channel, self.max_message_size, Role.REQUEST, number)
         answer = record.requests[number] = self._loop.create_future()
         scope = asyncio.timeout(timeout)
@@ -1046,7 +1053,7 @@ class Shell:
         self.pump(peer.id)
         while not delivery.arrived(mark):
             if record.closed_reason is not None:
-                raise self._undelivered(peer, record)
+                raise self._over(peer, record)
             await record.bell.wait()
 
     async def _answered(self, peer: Peer, record: PeerRecord) -> bool:
@@ -1089,7 +1096,7 @@ class Shell:
 
     async def _confirm_all(self) -> None:
         async def confirm(peer: Peer) -> None:
-            with suppress(PeerClosed):
+            with suppress(PeerClosed, MeshClosed):
                 await self._confirm(peer)
 
         self._confirming = scope = asyncio.timeout(self.config.close_timeout / 2)

@@ -33,7 +33,7 @@ from meshpeer.cli.common import (
     until_stopped,
 )
 from meshpeer.core.events import Event, PeerJoined, PeerState, PeerStateChanged
-from meshpeer.errors import ConnectionFailed, MeshClosed, MeshTimeout, PeerClosed
+from meshpeer.errors import MeshClosed, MeshTimeout, PeerClosed
 from meshpeer.manager import PeerManager
 from meshpeer.peer import Message, Peer
 from meshpeer.streams import Bell
@@ -188,7 +188,7 @@ class _Bot:
                 sent_at = perf_counter()
                 await peer.send(pair.row.messages_sent + 1)
                 pair.row.messages_sent += 1
-                with suppress(ConnectionFailed, MeshTimeout):
+                with suppress(MeshTimeout):
                     await peer.flush(_PATIENCE)
                     pair.round_trips.append(perf_counter() - sent_at)
                 with suppress(TimeoutError):

@@ -29,9 +29,8 @@ from meshpeer.cli.common import (
 from meshpeer.cli.seat import Seat
 from meshpeer.cli.view import JsonView, TextView, View
 from meshpeer.config import MeshConfig
-from meshpeer.core.events import Closed, Event, Joined, PeerJoined, PeerLeft, PeerState
+from meshpeer.core.events import Closed, Event, Joined, PeerJoined, PeerLeft
 from meshpeer.errors import (
-    ConnectionFailed,
     MeshClosed,
     MeshError,
     MeshTimeout,
@@ -314,13 +313,12 @@ class _Chat:
             await outbox.lines.join()
         async with asyncio.TaskGroup() as group:
             for peer in self._mesh.peers.values():
-                if peer.state is PeerState.CONNECTED:
-                    group.create_task(self._flush(peer))
+                group.create_task(self._flush(peer))
 
     async def _flush(self, peer: Peer) -> None:
         try:
             await peer.flush(PATIENCE)
         except (PeerClosed, MeshClosed):
             pass
-        except (ConnectionFailed, MeshTimeout) as exc:
+        except MeshTimeout as exc:
             self._view.notice(f"Not sure that all arrived: {exc}")
