@@ -625,7 +625,8 @@ class Delivery:
 
     def _refuse_larger(self, channel: _Sending, most: int) -> None:
         """Nothing of this channel was sent yet."""
-        place = 0
+        place = channel.next  # what was given up before has its numbers
+        channel.lost = range(0)
         for parts in channel.messages():
             items = [channel.queue.popleft() for _ in parts]
             place += len(parts)
@@ -897,6 +898,8 @@ def _out_of_place(text: str) -> ProtocolError:
 
 def _decoded(messages: Sequence[Sequence[bytes]], channel: str) -> list[UndeliveredMessage]:
     """What applications sent, of messages by their parts."""
+    if channel.startswith(frames.RESERVED):
+        return []
     decoded = (frames.decode_message(parts) for parts in messages)
     return [
         UndeliveredMessage(decode_value(kind, payload), channel)

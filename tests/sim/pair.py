@@ -176,7 +176,10 @@ class Pair:
         if which % 4:
             return
         end = self.ends[at]
+        arrived = [place for place in end.places if end.delivery.arrived((place,))]
         self._forgo(at, [(each.channel, each.data) for each in end.delivery.give_up()])
+        assert end.delivery.arrived(tuple(arrived)), "what had come true is taken back"
+        end.places = deque(arrived, maxlen=1000)
         assert not end.delivery.unacknowledged
         for line in list(end.lines.values()):
             self._gone(at, line)
