@@ -31,9 +31,11 @@ from meshpeer.errors import (
     MeshClosed,
     MeshError,
     MeshTimeout,
+    MessageTooLarge,
     PeerClosed,
     ProtocolError,
     RequestFailed,
+    TooManyChannels,
     TransferFailed,
 )
 from meshpeer.streams import Bell
@@ -626,8 +628,8 @@ class Files:
         self._check_open()
         try:
             return await _transfer(wire, source, offer, meter, self._chunk)
-        except (PeerClosed, MeshClosed):  # nobody to tell
-            raise
+        except (PeerClosed, MeshClosed, TooManyChannels, MessageTooLarge):
+            raise  # nobody to tell, or no way to
         except RequestFailed as exc:  # the other side has ended it
             raise TransferFailed(str(exc)) from None
         except BaseException as exc:

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from meshpeer.core.delivery import Outgoing
 from meshpeer.core.events import Event, Path, PeerState, UndeliveredMessage
-from meshpeer.core.frames import MAX_CHANNEL, OVERHEAD, Role, encode_message
+from meshpeer.core.frames import MAX_CHANNEL, OVERHEAD, RESERVED, Role, encode_message
 from meshpeer.core.values import encode_value
 from meshpeer.errors import (
     ChannelClosed,
@@ -40,9 +40,6 @@ __all__ = [
     "check_label",
     "encoded",
 ]
-
-RESERVED = "meshpeer."
-"""What the names of channels begin with that applications can't use."""
 
 
 class Message(Struct, frozen=True, eq=False):

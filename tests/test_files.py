@@ -24,6 +24,7 @@ from meshpeer.errors import (
     PeerClosed,
     ProtocolError,
     RequestFailed,
+    TooManyChannels,
     TransferFailed,
 )
 from meshpeer.files import (
@@ -1011,6 +1012,24 @@ class Liar:
 
     async def send(self, data: bytes) -> None:
         self.sent.set()
+
+
+class _Full(Liar):
+    """The other side takes no channel more."""
+
+    async def request(self, data: Any) -> Any:
+        self.asked.append(data)
+        raise TooManyChannels("one more than the other side takes")
+
+
+async def test_who_can_be_told_nothing_is_not_told_that_no_file_comes(tmp_path: Path) -> None:
+    files, wire = Files(), _Full([])
+    path = tmp_path / "file"
+    path.write_bytes(b"0123456789")
+    with pytest.raises(TooManyChannels):
+        await files.send(fake("bob"), wire, path)
+    await files.close()
+    assert [each["do"] for each in wire.asked] == ["offer"]
 
 
 @pytest.mark.parametrize(

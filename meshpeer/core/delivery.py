@@ -187,7 +187,7 @@ class _Sending:
     def clear(self) -> None:
         """Give up what has not arrived; what is accepted from now on follows it."""
         self.offset += sum(charge for _, charge in self.queue)
-        self.lost = range(self.acked, self.end)
+        self.lost = range(self.acked, self.end) or self.lost
         self.acked = self.next = self.most = self.end
         self.unacked.clear()
         self.queue.clear()

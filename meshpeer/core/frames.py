@@ -30,6 +30,7 @@ __all__ = [
     "MAX_PART",
     "MIN_PART",
     "OVERHEAD",
+    "RESERVED",
     "VERSION",
     "Ack",
     "Bye",
@@ -65,6 +66,8 @@ OVERHEAD = 128
 """What a message is charged beyond its bytes, with its first part: what keeping one takes."""
 MAX_CHANNEL = 255
 """Bytes of UTF-8 that the name of a channel may have."""
+RESERVED = "meshpeer."
+"""What the names of channels begin with that applications can't use."""
 MAX_CHANNELS = 200
 """Channels that one side may use: a `Start` that names all of them fits into a frame."""
 MAX_COUNT = 2**53 - 1

@@ -920,9 +920,17 @@ def test_what_did_not_arrive_when_the_other_side_is_gone() -> None:
     assert undelivered == [UndeliveredMessage(large, "c"), UndeliveredMessage("text", "c")]
     assert delivery.give_up() == []
     assert (delivery.unacknowledged, delivery.unsent) == (0, False)
-    assert delivery.arrived(mark), "nobody waits for it any more"
+    assert not delivery.arrived(mark), "it never will"
     delivery.accept(outgoing("later"))
     assert delivery.give_up() == [UndeliveredMessage("later", "c")]
+
+
+def test_what_goes_on_under_the_surface_is_not_told_as_undelivered() -> None:
+    """A piece of a file is no message of the application, which could not send it again."""
+    pair = connected()
+    pair.a.delivery.accept(outgoing(b"piece", "meshpeer.file"))
+    pair.a.delivery.accept(outgoing("mine"))
+    assert pair.a.delivery.give_up() == [UndeliveredMessage("mine", "c")]
 
 
 def test_what_was_given_up_is_skipped_when_both_come_together_again() -> None:
