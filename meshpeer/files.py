@@ -13,7 +13,7 @@ import os
 import stat
 import sys
 import unicodedata
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -64,6 +64,8 @@ CHUNK = 256 * 1024
 MAX_OFFERS = 16
 """How many offers wait for a `Files.receive`; further ones are refused."""
 
+_MAX_BROKEN = 1000
+"""Transfers of peers that left, of which is known whom to answer when they are back."""
 _HASH_STEP = 8 * 1024 * 1024
 """Bytes that a thread takes the sum of before a cancellation is looked at."""
 _REPORT_EVERY = 0.1
@@ -464,6 +466,14 @@ class _Incoming:
         if self.error is not None:
             raise self.error.with_traceback(None)
 
+    def unanswered(self) -> None:
+        """The peer never noticed that it was given up, and waits for an answer."""
+        why = "the receiver had given the sender up"
+        if self.accepted:
+            self._settle(why)
+        else:
+            self.offered.error(why)
+
     def again(self) -> None:
         """Let it come once more, from its beginning."""
         self.arrived = 0
@@ -568,6 +578,8 @@ class Files:
         """Tell the peer that a file does not come. The next one is not offered before that."""
         self._incoming: dict[Peer, _Incoming] = {}
         """The latest of each peer."""
+        self._broken: OrderedDict[tuple[str, str], _Incoming] = OrderedDict()
+        """What was under way from those that left, by peer id and incarnation."""
         self._offers: list[_Incoming] = []
         """Those that nobody has taken yet."""
         self._bell = Bell()
@@ -752,10 +764,22 @@ class Files:
             raise ProtocolError("bytes of a file that was not offered", code="bad_file")
         incoming.add(payload, taken)
 
+    def peer_joined(self, peer: Peer) -> None:
+        """The peer is there. One that left as far as we knew, and did not notice, hears that what
+        it sends came to its end here; what still comes of it is dropped."""
+        incoming = self._broken.pop((peer.id, peer.incarnation), None)
+        if incoming is not None:
+            self._incoming[peer] = incoming
+            incoming.unanswered()
+
     def peer_left(self, peer: Peer) -> None:
         """The peer is gone, and what it sent is over. Its partial file stays."""
         incoming = self._incoming.pop(peer, None)
         if incoming is not None:
+            if not incoming.over:
+                self._broken[peer.id, peer.incarnation] = incoming
+                if len(self._broken) > _MAX_BROKEN:
+                    self._broken.popitem(last=False)
             reason = peer.closed_reason or "closed"
             error = PeerClosed(f"peer {peer.id!r} is gone ({reason})", reason=reason)
             self._end(incoming, error)

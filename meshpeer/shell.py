@@ -761,7 +761,9 @@ class Shell:
                 budget = Budget(self.config.receive_window)
                 record = PeerRecord(event.name, event.metadata, budget)
                 self._records[event.peer_id] = record
-                self.peers[event.peer_id] = Peer(self, event.peer_id, event.incarnation, record)
+                peer = Peer(self, event.peer_id, event.incarnation, record)
+                self.peers[event.peer_id] = peer
+                self.files.peer_joined(peer)
             case PeerUpdated():
                 record = self._records[event.peer_id]
                 record.name, record.metadata = event.name, event.metadata
@@ -874,9 +876,10 @@ class Shell:
         The request counts as taken when its answer is accepted, which waits for room like all that
         goes to this peer: so no peer can have answers pile up that it does not read.
         """
-        if self._tasks is not None and self.peers.get(peer.id) is peer:
+        present = self.peers.get(peer.id)  # it may have left and come back meanwhile
+        if self._tasks is not None and present and present.incarnation == peer.incarnation:
             answer = encoded(data, FILES, self.max_message_size, role, request.request)
-            self._spawn(self._answer_file(peer, request, answer))
+            self._spawn(self._answer_file(present, request, answer))
 
     async def _answer_file(self, peer: Peer, request: Received, answer: Outgoing) -> None:
         try:

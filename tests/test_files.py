@@ -16,6 +16,7 @@ from typing import Any, cast
 import pytest
 
 from meshpeer.config import MeshConfig
+from meshpeer.core.messages import Member, MemberJoined, MemberLeft
 from meshpeer.errors import (
     ConfigError,
     IdentityReplaced,
@@ -50,6 +51,7 @@ class FakePeer:
 
     id: str
     closed_reason: str | None = None
+    incarnation: str = "the first"
 
 
 def fake(peer_id: str) -> Peer:
@@ -856,6 +858,32 @@ async def test_an_offer_of_a_peer_that_left_is_gone(pair: Pair) -> None:
         await pair.receive(timeout=0)
 
 
+@pytest.mark.parametrize("accepted", [True, False])
+async def test_who_was_given_up_and_did_not_notice_gets_its_answer(
+    pair: Pair, accepted: bool
+) -> None:
+    path, data = pair.file(10 * CHUNK)
+    sending = pair.send(path)
+    if accepted:
+        receiving = pair.receive()
+        async with arrived(pair.wire, 5):
+            pair.receiving.peer_left(pair.ann)
+            with pytest.raises(PeerClosed):
+                await receiving
+    else:
+        await pair.wire.something()
+        pair.receiving.peer_left(pair.ann)
+    pair.receiving.peer_joined(fake("eve"))
+    pair.wire.sender = fake("ann")
+    pair.receiving.peer_joined(pair.wire.sender)
+    with pytest.raises(TransferFailed, match="given the sender up"):
+        await sending
+    receiving = pair.receive()
+    again = await pair.send(path)
+    assert (await receiving).path.read_bytes() == data
+    assert (again.resumed_from > 0) is accepted
+
+
 async def test_only_files_of_the_sender_asked_for(pair: Pair) -> None:
     path, data = pair.file(5)
     cat = pair.connect(fake("cat"))
@@ -1095,6 +1123,27 @@ async def test_files_where_messages_are_small(tmp_path: Path, small: str) -> Non
         receiving = asyncio.create_task(b.receive_file(tmp_path / "there"))
         await (await a.wait_for_peer("b")).send_file(path)
         assert (await receiving).path.read_bytes() == path.read_bytes()
+
+
+async def test_an_offer_to_who_gives_the_sender_up_and_finds_it_again(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(CHUNK))
+    async with World() as world:
+        a, b = await world.pair()
+        sending = asyncio.create_task(a.peers["b"].send_file(path))
+        shell = b._shell
+        await shell.files._bell.wait()
+        assert shell.files._offers
+        # As when "a" was cut off for so long that its seat ran out, and only "b" saw it.
+        for event in (
+            MemberLeft("a", a.incarnation, "timeout"),
+            MemberJoined(Member("a", a.incarnation)),
+        ):
+            world.connection_of(b, "a").lose()
+            await asyncio.sleep(0)
+            shell.do(shell.node.signaling(event, shell.now()))
+        with pytest.raises(TransferFailed, match="given the sender up"):
+            await sending
 
 
 async def test_a_manager_that_closes_says_so_to_who_receives(tmp_path: Path) -> None:
