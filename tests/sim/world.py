@@ -79,7 +79,7 @@ from meshpeer.errors import (
     SignalingBacklog,
 )
 
-__all__ = ["MESH", "RELAY", "Conn", "Process", "World"]
+__all__ = ["MESH", "OVER_RELAY", "RELAY", "Conn", "Process", "World"]
 
 # Shorter waits than the defaults, so that a run has many of them.
 MESH = MeshConfig(retry_max=8.0, signaling_retry_max=4.0, upgrade_max=8.0)
