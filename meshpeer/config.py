@@ -305,7 +305,8 @@ class RelayConfig:
     relay forwards no data."""
     max_forwarded: int = 8 * 1024 * 1024
     """Bytes of data that may wait in the relay for one member that does not read, of all who
-    send to it together."""
+    send to it together; beyond it the member is cut off, and may come back. Each who sends has
+    ``forward_window``, so rooms in which more than 32 send to one over the relay want more."""
 
     def __post_init__(self) -> None:
         host: object = self.host

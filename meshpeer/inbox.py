@@ -123,9 +123,7 @@ class Inbox:
         return [stream for reader, _ in self._readers if (stream := reader()) is not None]
 
     def _taken(self, arrived: Arrived) -> Message:
-        arrived.readers -= 1
-        if arrived.readers <= 0:
-            self._settle(arrived)
+        self._release(arrived)
         received = arrived.received
         # Decoded for each reader, so that none shares its objects with another.
         return Message(
@@ -136,6 +134,12 @@ class Inbox:
             arrived.at,
             received.request,
         )
+
+    def _release(self, arrived: Arrived) -> None:
+        """One of its readers is done with it."""
+        arrived.readers -= 1
+        if arrived.readers <= 0:
+            self._settle(arrived)
 
     def _settle(self, arrived: Arrived) -> None:
         peer, charge = arrived.peer, arrived.received.charge
@@ -158,7 +162,7 @@ class Inbox:
         def settle() -> None:
             self._readers.remove(entry)
             for arrived in waiting:
-                self._taken(arrived)
+                self._release(arrived)
 
         # Garbage collection may come at any moment, so this waits for its turn.
         if not loop.is_closed():

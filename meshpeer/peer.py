@@ -183,6 +183,8 @@ class PeerRecord:
     requests: dict[int, asyncio.Future[Any]] = field(default_factory=dict)
     """The requests that wait for their answers."""
     undelivered: tuple[UndeliveredMessage, ...] = ()
+    complained: float = float("-inf")
+    """When the latest `BadInput` about its files was told."""
     channels: set[Channel] = field(default_factory=set)
     pings_sent: int = 0
     """Ping frames, and the number of the latest that was answered."""

@@ -112,6 +112,8 @@ _FRAME = 32 * 1024
 """Bytes that a frame of messages may have: what follows waits for it on the path."""
 _BURST = 64 * 1024
 """Bytes that a loop of `Peer.send` gets accepted before it lets others have their turn."""
+_COMPLAIN_EVERY = 1.0
+"""Seconds between two `BadInput` events about what a peer sends of files."""
 _MAX_CHANNELS = 256
 """Plain data channels that one peer may have open."""
 
@@ -859,16 +861,24 @@ class Shell:
 
     def _of_a_file(self, peer: Peer, message: Received) -> None:
         taken = partial(self._taken, peer, message)
+        answer = _FileAnswer(self, peer, message) if message.role is Role.REQUEST else None
         try:
-            if message.role is Role.REQUEST:
-                self.files.request(peer, message.value(), _FileAnswer(self, peer, message))
+            if answer is not None:
+                self.files.request(peer, message.value(), answer)
             elif message.kind is Kind.BYTES:
                 self.files.data(peer, message.payload, taken)
             else:
                 raise ProtocolError("a piece of a file is bytes", code="bad_file", field="payload")
         except ProtocolError as error:
-            self._told(BadInput(peer_id=peer.id, error=error))
-            taken()
+            # Nothing ends that could keep more of it from coming: it is told now and then.
+            record = self._records[peer.id]
+            if self.now() - record.complained >= _COMPLAIN_EVERY:
+                record.complained = self.now()
+                self._told(BadInput(peer_id=peer.id, error=error))
+            if answer is not None:
+                answer.error(str(error))
+            else:
+                taken()
 
     def answer_file(self, peer: Peer, request: Received, data: Any, role: Role) -> None:
         """Answer a request about a file; dropped when the peer is gone.

@@ -161,6 +161,8 @@ NodeOutput = Signal | Run | SendFrame | Ready | Probe | Deliver | Ponged | UseSe
 
 
 _UP = (LinkState.CONNECTED, LinkState.DISCONNECTED)
+_COMPLAIN_EVERY = 1.0
+"""Seconds between two `BadInput` events about what a peer sends over the relay."""
 _PINGS = 2**31
 """Nonces of ping frames from here on are the shell's, for `Ponged`."""
 # Only a service that forwards very late could need an older one than these.
@@ -176,6 +178,8 @@ class _Peer:
     told: PeerState = PeerState.NEW
     """The state that the application knows."""
     told_path: Path | None = None
+    complained: float = float("-inf")
+    """When the latest `BadInput` about what comes over the relay was told."""
     relayed: bool = False
     """Whether data comes over the relay, as the rest of the node knows it."""
     armed: float | None = None
@@ -538,7 +542,10 @@ class Node:
         try:
             self._frame(peer, RELAY, data, now, out)
         except ProtocolError as error:
-            out.append(self._bad(peer_id, error))
+            # Nothing ends that could keep such frames from coming: they are told now and then.
+            if now - peer.complained >= _COMPLAIN_EVERY:
+                peer.complained = now
+                out.append(self._bad(peer_id, error))
             peer.delivery.detach(RELAY)
             out += self._route_said(peer, peer.route.fault(now), now)
         else:

@@ -129,6 +129,9 @@ class RelayTransport(SignalingTransport):
         self._arrived = asyncio.Event()
         self._room = asyncio.Event()
         self._end: Exception | None = None
+        self._lost_unread = False
+        """Who receives has yet to hear that the connection was lost, and is back: until then it
+        would send on as if nothing had been lost."""
         self._closed = False
         self._hurried = False
         """The line was in doubt when it went down: there is another way now, or none."""
@@ -179,11 +182,13 @@ class RelayTransport(SignalingTransport):
 
     def forward_room(self, to: str) -> int:
         """Bytes of frames that may go to a member now; see `SignalingTransport.forward_room`."""
-        return 0 if self._end is not None else self._session.forward_room(to)
+        if self._end is not None or self._lost_unread:
+            return 0
+        return self._session.forward_room(to)
 
     def forward(self, to: str, to_incarnation: str, data: bytes) -> None:
         """Send a data frame; see `SignalingTransport.forward`. After the end it is dropped too."""
-        if self._end is None and self._session.state is not State.NEW:
+        if self._end is None and not self._lost_unread and self._session.state is not State.NEW:
             self._do(self._session.forward(to, to_incarnation, data))
 
     def doubt(self, *, network_changed: bool) -> None:
@@ -207,6 +212,8 @@ class RelayTransport(SignalingTransport):
         event = self._events.popleft()
         if isinstance(event, FrameIn):
             self._unread -= len(event.data)
+        elif isinstance(event, Welcome):
+            self._lost_unread = any(isinstance(each, SignalingLost) for each in self._events)
         self._room.set()
         return event
 
@@ -255,6 +262,7 @@ class RelayTransport(SignalingTransport):
                         self._line = None
                 case Lost(reason, retry_in):
                     self._log.info("signalling lost", reason=reason, retry_in=retry_in)
+                    self._lost_unread = True
                     self._tell(SignalingLost(reason, retry_in))
                 case Fail(error):
                     self._log.info("signalling ended", error=str(error))
