@@ -46,8 +46,9 @@ from meshpeer.errors import (
     Undelivered,
     UsageError,
 )
+from meshpeer.files import CHANNEL as FILES
 from meshpeer.manager import PeerManager
-from meshpeer.peer import Message, Peer
+from meshpeer.peer import Message, Peer, encoded
 from meshpeer.signaling.memory import MemoryHub
 from tests.fakes import DIRECT, TURN, FakeConnection, FakeNetwork
 from tests.virtual import virtual
@@ -618,6 +619,26 @@ async def test_a_loop_that_only_sends_lets_others_have_their_turn() -> None:
         counting.cancel()
         await asyncio.wait([counting])
         await take(got, 10_000)
+
+
+@virtual
+async def test_pieces_of_files_that_nobody_offered_are_refused_and_told_now_and_then() -> None:
+    async with World() as world:
+        a, b = await world.pair()
+        told: list[BadInput] = []
+        b.on(BadInput, told.append)
+        shell, peer = a._shell, a.peers["b"]
+        for _ in range(10):
+            await shell.send(peer, encoded(b"piece", FILES, 1000))
+            await shell.send(peer, encoded("no piece", FILES, 1000))
+        with pytest.raises(RequestFailed, match=r"(?i)nonsense|invalid|malformed"):
+            await shell.request(peer, {"do": "nonsense"}, FILES, 5)
+        await asyncio.sleep(0.5)
+        assert [(each.peer_id, each.error.code) for each in told] == [("a", "bad_file")]
+        await asyncio.sleep(1)
+        await shell.send(peer, encoded(b"piece", FILES, 1000))
+        await asyncio.sleep(0.1)
+        assert len(told) == 2
 
 
 # --- ICE restarts -----------------------------------------------------------------------------

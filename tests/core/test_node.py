@@ -921,6 +921,18 @@ def test_a_malformed_frame_over_the_relay_does_not_harm_a_direct_path() -> None:
     assert (node.out_path("c"), node.path_of("c")) == (1, Path.DIRECT)
 
 
+def test_who_sends_nothing_but_nonsense_over_the_relay_is_told_of_now_and_then() -> None:
+    node = relayed()
+    told = [
+        any(
+            isinstance(event, BadInput)
+            for event in events(node.forwarded("c", C1.incarnation, b"", at))
+        )
+        for at in (3.0, 3.1, 3.9, 4.0, 4.5, 5.0)
+    ]
+    assert told == [True, False, False, True, False, True]
+
+
 def test_who_was_connected_over_the_relay_is_never_new_again() -> None:
     """The side that is not dialled has no attempt that it could be connecting with."""
     node = relayed(member=A1)

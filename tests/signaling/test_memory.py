@@ -21,7 +21,7 @@ from meshpeer.core.messages import (
     Welcome,
 )
 from meshpeer.errors import MeshClosed, SignalingBacklog
-from meshpeer.signaling.base import SignalingLost
+from meshpeer.signaling.base import FrameIn, SignalingLost
 from meshpeer.signaling.memory import MemoryHub, MemoryTransport, RandomFaults
 
 QUICK = MeshConfig(signaling_retry_first=0.01, signaling_retry_max=0.02, max_pending_signals=100)
@@ -50,6 +50,29 @@ async def heard(transport: MemoryTransport, count: int) -> list[int]:
         assert isinstance(event, SignalIn)
         numbers.append(event.epoch)
     return numbers
+
+
+async def test_who_has_not_heard_of_a_loss_sends_nothing_on(memory_hub: MemoryHub) -> None:
+    ann, bob = await pair(memory_hub)
+    ann.forward("bob", "bob-one-1", b"before")
+    assert isinstance(await bob.receive(), FrameIn)
+    ann.cut()
+    bob.send(signal(1, to="ann"))
+    # It is back, as the signal that came since shows, but nobody has asked what happened.
+    while not any(isinstance(event, SignalIn) for event in ann._events):
+        await ann._arrived.wait()
+        ann._arrived.clear()
+        await asyncio.sleep(0)
+    assert ann.forward_room("bob") == 0
+    ann.forward("bob", "bob-one-1", b"as if nothing had happened")
+    assert isinstance(await ann.receive(), SignalingLost)
+    assert ann.forward_room("bob") == 0
+    assert isinstance(await ann.receive(), Welcome)
+    assert ann.forward_room("bob") > 0
+    ann.forward("bob", "bob-one-1", b"after")
+    event = await bob.receive()
+    assert isinstance(event, FrameIn)
+    assert event.data == b"after"
 
 
 async def test_a_fault_says_what_becomes_of_each_signal(memory_hub: MemoryHub) -> None:
