@@ -73,6 +73,8 @@ async def test_who_has_not_heard_of_a_loss_sends_nothing_on(memory_hub: MemoryHu
     event = await bob.receive()
     assert isinstance(event, FrameIn)
     assert event.data == b"after"
+    await ann.close()
+    await bob.close()
 
 
 async def test_a_fault_says_what_becomes_of_each_signal(memory_hub: MemoryHub) -> None:
