@@ -18,7 +18,15 @@ from typing import NamedTuple
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from playwright.async_api import Browser
 
-from meshpeer import Event, PeerManager, PeerState, PeerStateChanged, Relay, RelayConfig
+from meshpeer import (
+    Event,
+    MeshConfig,
+    PeerManager,
+    PeerState,
+    PeerStateChanged,
+    Relay,
+    RelayConfig,
+)
 from meshpeer.core.events import ConnectionReport
 from tests.browser.hosts import PYTHON_ADDRESS, Host
 from tests.browser.launch import Run
@@ -155,7 +163,9 @@ class Stage:
         peer_id = "a-python" if dialler == "python" else "z-python"
         async with self.page() as page, asyncio.TaskGroup() as tasks:
             await page.join(self.relay.url, room, _PAGE, trickle=trickle)
-            mesh = PeerManager(self.relay.url, room=room, peer_id=peer_id)
+            # The page receives no data through the relay, and the times are about the connection.
+            config = MeshConfig(relay_after=None)
+            mesh = PeerManager(self.relay.url, room=room, peer_id=peer_id, config=config)
             pair = Pair(page, mesh)
             tasks.create_task(pair.watch(mesh.events()))
             async with mesh:

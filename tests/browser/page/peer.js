@@ -1,13 +1,16 @@
 // A peer to test against: what docs/protocol.md asks of one, in the words of that page, and a stream
-// of numbered messages. It is no client for applications: it takes no messages in parts, asks for no
-// resends, and begins no ICE restart of its own accord.
+// of numbered messages. It is no client for applications: its messages have one part, on the channel
+// "default"; it does not send or receive data through the relay; and it begins no ICE restart of its
+// own accord.
 //
 // `tell`, which the test gives to the page, takes facts about what happens, each with its time.
 "use strict";
 
-const DATA = 0x11, PING = 0x13, PONG = 0x14, CREDIT = 0x15, BYE = 0x16;
-const WHOLE = 0x80, TEXT = 1;
-const OVERHEAD = 128, INITIAL_CREDIT = 65536, WINDOW = 1 << 24;
+const PARTS = 0x11, RESUME = 0x12, START = 0x13, OPEN = 0x14, ACK = 0x15, PING = 0x16, PONG = 0x17, BYE = 0x18;
+const ASK = 1;
+const WHOLE_TEXT = 0x07; // the flags of a part that is all of a plain text
+const MAX_PART = 16384, OVERHEAD = 128, WINDOW = 1 << 24;
+const CHANNEL = "default"; // the only one, so its number is 0
 const ACK_EVERY = 16;
 const COME_BACK = 500; // milliseconds
 const REPLACED = 4001, SUPERSEDED = 4002, REFUSED = 4003;
@@ -154,6 +157,7 @@ class Link {
   epoch = 0;
   connection = null;
   numbers = new Numbers();
+  delivery = new Delivery(this.numbers);
   #sent = 0;
   #streaming = null;
   #early = []; // candidates that overtook their description
@@ -177,9 +181,9 @@ class Link {
     });
   }
 
-  /** Sends a numbered message every so many milliseconds; what there is no connection for is lost. */
+  /** Sends a numbered message every so many milliseconds. */
   stream(interval) {
-    this.#streaming = setInterval(() => { const text = String(this.#sent++); this.connection?.send(text); }, interval);
+    this.#streaming = setInterval(() => this.delivery.send(String(this.#sent++)), interval);
   }
 
   /** Ends it, and returns how many there were. */
@@ -277,11 +281,6 @@ class Connection {
   #theirs = 0; // the newest that it offered
   #described = 0; // and that we described
   #generations = new Map(); // by the ufrag of our side
-  #spent = 0; // credit
-  #limit = INITIAL_CREDIT;
-  #taken = 0; // bytes, as credit counts them
-  #granted = 0;
-  #unsent = []; // waits for credit
 
   constructor(link) {
     this.link = link;
@@ -292,7 +291,7 @@ class Connection {
     channel.binaryType = "arraybuffer";
     channel.onopen = () => this.#opened();
     channel.onclose = () => note("closed", { peer: link.id });
-    channel.onmessage = (event) => this.#frame(new DataView(event.data));
+    channel.onmessage = (event) => this.#frame(new Uint8Array(event.data));
   }
 
   // --- negotiation ---
@@ -338,8 +337,8 @@ class Connection {
 
   // --- frames ---
 
-  say(frame) {
-    if (this.channel.readyState === "open") this.channel.send(frame);
+  say(...bytes) {
+    if (this.channel.readyState === "open") this.channel.send(new Uint8Array(bytes));
   }
 
   #opened() {
@@ -350,62 +349,225 @@ class Connection {
       const generation = this.#generations.get(local.usernameFragment);
       note("selected", { peer: link.id, generation, local: local.candidate, remote: remote.candidate });
     };
-    this.#grant();
+    link.delivery.attach(this, ASK);
     note("open", { peer: link.id, epoch: link.epoch });
   }
 
+  #frame(bytes) {
+    const fields = new Fields(bytes);
+    const type = fields.byte();
+    const { delivery, id } = this.link;
+    switch (type) {
+      case PARTS:
+        delivery.parts(this, fields);
+        break;
+      case RESUME:
+        delivery.resume(this, fields);
+        break;
+      case START:
+        delivery.start(this, fields);
+        break;
+      case OPEN:
+        delivery.open(this, fields);
+        break;
+      case ACK:
+        delivery.ack(fields);
+        break;
+      case PING: {
+        const nonce = fields.number();
+        delivery.acknowledge();
+        if (nonce) this.say(PONG, ...number(nonce));
+        break;
+      }
+      case PONG:
+        fields.number();
+        break;
+      case BYE:
+        note("bye", { peer: id });
+        break;
+      default:
+        throw new Error(`a frame that this page does not take: ${type}`);
+    }
+    must(fields.done, "nothing follows the last field");
+  }
+}
+
+/** Part 3: all messages between two incarnations, whatever connection they take. */
+class Delivery {
+  #in = null; // the connection that we want to receive on
+  #round = 0;
+  #started = false;
+  #known = false; // whether the other side has named its channel
+  #next = 0; // the part that is waited for
+  #taken = 0; // what all before it were charged
+  #out = null; // the connection that the other side wants to receive on
+  #theirRound = 0;
+  #waiting = []; // parts that are not acknowledged
+  #acknowledged = { seq: 0, offset: 0 }; // where they begin
+  #sent = { seq: 0, offset: 0 }; // and where those begin that were not sent on this connection
+  #limit = 0;
+
+  constructor(numbers) {
+    this.numbers = numbers;
+  }
+
   send(text) {
-    const channel = new TextEncoder().encode("default");
-    const payload = new TextEncoder().encode(text);
-    const frame = new Uint8Array([DATA, WHOLE | TEXT, channel.length, ...channel, ...payload]);
-    this.#unsent.push(frame);
+    this.#waiting.push(new TextEncoder().encode(text));
     this.#drain();
   }
 
-  #drain() {
-    while (this.#unsent.length && this.#spent + this.#unsent[0].length + OVERHEAD <= this.#limit) {
-      const frame = this.#unsent.shift();
-      this.#spent += frame.length + OVERHEAD;
-      this.say(frame);
+  attach(connection, ask) {
+    this.#in = connection;
+    this.#started = false;
+    connection.say(RESUME, ask, ...[++this.#round, MAX_PART, 1, WINDOW].flatMap(number), ...this.#limits());
+  }
+
+  resume(connection, fields) {
+    const ask = fields.byte();
+    const [round, , , window] = [fields.number(), fields.number(), fields.number(), fields.number()];
+    const limits = fields.list(() => fields.limit());
+    if (round <= this.#theirRound) return;
+    this.#theirRound = round;
+    this.#out = connection;
+    this.#limit = Math.max(this.#limit, window);
+    for (const limit of limits) this.#arrived(limit);
+    if (ask && this.#in !== connection) this.attach(connection, 0);
+    const { seq, offset } = (this.#sent = { ...this.#acknowledged });
+    const name = new TextEncoder().encode(CHANNEL);
+    connection.say(START, ...[round, 1, 0, seq, offset].flatMap(number), name.length, ...name);
+    this.acknowledge();
+    this.#drain();
+  }
+
+  start(connection, fields) {
+    const round = fields.number();
+    const channels = fields.list(() => [fields.number(), fields.number(), fields.number(), fields.name()]);
+    if (connection !== this.#in || round !== this.#round || this.#started) return;
+    this.#started = true;
+    for (const [channel, seq, offset, name] of channels) {
+      this.#meet(channel, name);
+      // Nothing is given up here while both live.
+      must(seq === this.#next && offset === this.#taken, "a start goes on where it should");
     }
   }
 
-  #grant() {
-    const limit = this.#taken + WINDOW;
-    if (limit < this.#granted + WINDOW / 16) return;
-    this.#granted = limit;
-    const frame = new DataView(new ArrayBuffer(17));
-    frame.setUint8(0, CREDIT);
-    frame.setBigUint64(1, BigInt(limit));
-    frame.setBigUint64(9, BigInt(WINDOW));
-    this.say(frame);
+  open(connection, fields) {
+    const [channel, name] = [fields.number(), fields.name()];
+    if (connection === this.#in && this.#started) this.#meet(channel, name);
   }
 
-  #frame(frame) {
-    switch (frame.getUint8(0)) {
-      case DATA: {
-        const payload = new Uint8Array(frame.buffer, 3 + frame.getUint8(2));
-        this.link.numbers.take(Number(new TextDecoder().decode(payload)));
-        this.#taken += frame.byteLength + OVERHEAD;
-        this.#grant();
-        break;
+  parts(connection, fields) {
+    const counts = connection === this.#in && this.#started;
+    while (!fields.done) {
+      const [channel, seq, count] = [fields.number(), fields.number(), fields.number()];
+      if (counts) must(this.#known && channel === 0 && seq <= this.#next, "parts come without a gap");
+      for (let at = seq; at < seq + count; at++) {
+        must(fields.byte() === WHOLE_TEXT, "a part is a text");
+        const payload = fields.take(fields.number());
+        if (!counts || at < this.#next) continue;
+        this.#next++;
+        this.#taken += payload.length + OVERHEAD;
+        this.numbers.take(Number(new TextDecoder().decode(payload)));
       }
-      case PING:
-        frame.setUint8(0, PONG);
-        this.say(frame);
-        break;
-      case PONG:
-        break;
-      case CREDIT:
-        this.#limit = Number(frame.getBigUint64(1));
-        this.#drain();
-        break;
-      case BYE:
-        note("bye", { peer: this.link.id });
-        break;
-      default:
-        note("error", { text: `a frame that this page does not take: ${frame.getUint8(0)}` });
     }
+    if (counts) this.acknowledge();
+  }
+
+  ack(fields) {
+    for (const limit of fields.list(() => fields.limit())) this.#arrived(limit);
+    this.#drain();
+  }
+
+  /** Says what has arrived, where the other side wants to hear it. */
+  acknowledge() {
+    if (this.#known) this.#out?.say(ACK, ...this.#limits());
+  }
+
+  #arrived([channel, next, limit]) {
+    const begin = this.#acknowledged;
+    must(channel === 0 && next <= begin.seq + this.#waiting.length, "what arrived was sent");
+    for (const part of this.#waiting.splice(0, Math.max(0, next - begin.seq))) step(begin, part);
+    // More than was sent on this connection: it arrived over the one before.
+    if (begin.seq > this.#sent.seq) this.#sent = { ...begin };
+    this.#limit = Math.max(this.#limit, limit);
+  }
+
+  #meet(channel, name) {
+    must(channel === 0 && name === CHANNEL, "the only channel is the default one");
+    this.#known = true;
+  }
+
+  #limits() {
+    return (this.#known ? [1, 0, this.#next, this.#taken + WINDOW] : [0]).flatMap(number);
+  }
+
+  #drain() {
+    if (this.#out === null) return;
+    for (;;) {
+      const part = this.#waiting[this.#sent.seq - this.#acknowledged.seq];
+      if (part === undefined || this.#sent.offset + part.length + OVERHEAD > this.#limit) return;
+      this.#out.say(PARTS, 0, ...number(this.#sent.seq), 1, WHOLE_TEXT, ...number(part.length), ...part);
+      step(this.#sent, part);
+    }
+  }
+}
+
+/** Goes on behind a part. */
+function step(place, part) {
+  place.seq++;
+  place.offset += part.length + OVERHEAD;
+}
+
+function must(so, what) {
+  if (!so) throw new Error(`not so: ${what}`);
+}
+
+/** The bytes of a number: unsigned LEB128. Bit operations would cut it to 32 bits. */
+function number(value) {
+  const bytes = [];
+  for (; value >= 0x80; value = Math.floor(value / 0x80)) bytes.push((value % 0x80) | 0x80);
+  return [...bytes, value];
+}
+
+/** What a frame has, in order. */
+class Fields {
+  #at = 0;
+
+  constructor(bytes) {
+    this.bytes = bytes;
+  }
+
+  get done() {
+    return this.#at === this.bytes.length;
+  }
+
+  take(size) {
+    must(this.#at + size <= this.bytes.length, "a frame has all its fields");
+    return this.bytes.subarray(this.#at, (this.#at += size));
+  }
+
+  byte() {
+    return this.take(1)[0];
+  }
+
+  number() {
+    for (let value = 0, scale = 1; ; scale *= 0x80) {
+      const byte = this.byte();
+      value += (byte & 0x7f) * scale;
+      if (byte < 0x80) return value;
+    }
+  }
+
+  name() {
+    return new TextDecoder().decode(this.take(this.byte()));
+  }
+
+  limit() {
+    return [this.number(), this.number(), this.number()];
+  }
+
+  list(item) {
+    return Array.from({ length: this.number() }, item);
   }
 }
 
