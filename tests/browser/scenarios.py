@@ -230,6 +230,15 @@ async def _offline(stage: Stage) -> Run:
         return pair.run(arrived, Flow(back, {"python": back, "page": back}).took(arrived))
 
 
+async def _lost(stage: Stage, dialler: Side) -> Run:
+    """One connection after another is closed by the page while messages are on their way."""
+    async with stage.pair(dialler) as pair, pair.streams() as streams:
+        for _ in range(2):
+            await pair.page.close_connection(pair.mesh.peer_id)
+            await streams.more(20)
+        return pair.run(await streams.end(), {})
+
+
 SCENARIOS: dict[str, Callable[[Stage], Awaitable[Run]]] = {
     "python dials": partial(_opening, dialler="python", trickle=True),
     "page dials": partial(_opening, dialler="page", trickle=True),
@@ -242,4 +251,6 @@ SCENARIOS: dict[str, Callable[[Stage], Awaitable[Run]]] = {
     "restart by both": partial(_restart, dialler="page", rounds=[{"python", "page"}]),
     "ten restarts": partial(_restart, dialler="page", rounds=[{"python"}, {"page"}] * 5),
     "page offline": _offline,
+    "connections lost, python dials": partial(_lost, dialler="python"),
+    "connections lost, page dials": partial(_lost, dialler="page"),
 }

@@ -35,3 +35,10 @@ def test_every_message_arrives_once_and_in_order(scenario: str) -> None:
     [run] = runs(scenario, 1)
     assert (run.lost, run.repeated, run.reordered) == (0, 0, 0)
     assert run.connections == 1, "it took another connection"
+
+
+@pytest.mark.parametrize("dialler", ["python", "page"])
+def test_nothing_is_lost_with_a_connection(dialler: str) -> None:
+    [run] = runs(f"connections lost, {dialler} dials", 1)
+    assert (run.lost, run.repeated, run.reordered) == (0, 0, 0)
+    assert run.connections == 3
