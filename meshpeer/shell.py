@@ -54,6 +54,7 @@ from meshpeer.core.node import (
     Ponged,
     Probe,
     Ready,
+    RequestsRefused,
     Run,
     SendFrame,
     Signal,
@@ -555,6 +556,8 @@ class Shell:
                     record = self._records[peer_id]
                     record.pings_answered = max(record.pings_answered, nonce)
                     record.bell.ring()
+                case RequestsRefused(peer_id, numbers):
+                    self._requests_refused(peer_id, numbers)
                 case Tell(event):
                     self._told(event)
                 case Signal(message):
@@ -858,6 +861,18 @@ class Shell:
             else:
                 waiting.set_exception(RequestFailed(str(answer.value())))
         self._taken(peer, answer)
+
+    def _requests_refused(self, peer_id: str, numbers: tuple[int, ...]) -> None:
+        record = self._records[peer_id]
+        for number in numbers:
+            waiting = record.requests.get(number)
+            if waiting is not None and not waiting.done():
+                waiting.set_exception(
+                    MessageTooLarge(
+                        f"{peer_id!r} does not take this request: it is larger than its limit, or "
+                        "on one channel more than it has room for"
+                    )
+                )
 
     def _of_a_file(self, peer: Peer, message: Received) -> None:
         taken = partial(self._taken, peer, message)

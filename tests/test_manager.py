@@ -447,6 +447,21 @@ async def test_a_request_fails_with_the_others_text_in_time_or_with_the_peer() -
         assert a._shell._records == {}
 
 
+@virtual
+async def test_a_request_that_turns_out_to_be_too_large_over_there_fails() -> None:
+    async with World() as world:
+        a = await world.start("a")
+        events = a.events()
+        b = await world.start("b", config=MeshConfig(max_message_size=5000, relay_after=None))
+        await event_of(events, PeerJoined)
+        asked = b.messages()
+        small = asyncio.create_task(a.peers["b"].request("small", timeout=None))
+        with pytest.raises(MessageTooLarge, match="'b' does not take this request"):
+            await a.peers["b"].request("x" * 5001, timeout=None)
+        await (await anext(asked)).reply("yes")
+        assert await small == "yes"
+
+
 # --- the relay as a path ----------------------------------------------------------------------
 
 

@@ -267,6 +267,7 @@ class Delivery:
         "_out",
         "_pong",
         "_refused",
+        "_refused_requests",
         "_round",
         "_since_ack",
         "_started",
@@ -294,6 +295,7 @@ class Delivery:
         self._to_ask = False
         self._asked: Mark | None = None
         self._refused: list[UndeliveredMessage] = []
+        self._refused_requests: list[int] = []
         # Receiving.
         self._incoming: list[_Receiving] = []
         self._in: int | None = None
@@ -528,10 +530,11 @@ class Delivery:
             channel.clear()
         return messages
 
-    def refused(self) -> list[UndeliveredMessage]:
+    def refused(self) -> tuple[list[UndeliveredMessage], list[int]]:
         """What was accepted before it was known that the other side does not take messages so
-        large; told once."""
-        refused, self._refused = self._refused, []
+        large, or so many channels; and the numbers of the requests among it. Told once."""
+        refused = self._refused, self._refused_requests
+        self._refused, self._refused_requests = [], []
         return refused
 
     # --- what arrives ---
@@ -617,7 +620,7 @@ class Delivery:
         self._max_message = resume.max_message
         self._max_channels = min(resume.max_channels, frames.MAX_CHANNELS)
         for channel in self._numbered[self._max_channels :]:
-            self._refused += _decoded(channel.messages(), channel.name)
+            self._refuse(channel.messages(), channel.name)
             del self._channels[channel.name]
         del self._numbered[self._max_channels :]
         for channel in self._numbered:
@@ -633,9 +636,13 @@ class Delivery:
             if len(frames.decode_message(parts)[2]) <= most:
                 channel.queue.extend(items)  # behind the others, so that all are where they were
             else:
-                self._refused += _decoded([parts], channel.name)
+                self._refuse([parts], channel.name)
                 channel.waiting -= sum(charge for _, charge in items)
                 channel.removed.append((place - 1, len(parts)))
+
+    def _refuse(self, messages: Sequence[Sequence[bytes]], channel: str) -> None:
+        self._refused += _decoded(messages, channel)
+        self._refused_requests += filter(None, map(frames.request_number, messages))
 
     def _check(self, limit: Limit) -> _Sending:
         channels = self._numbered

@@ -52,6 +52,7 @@ __all__ = [
     "encode_message",
     "encode_parts",
     "is_last",
+    "request_number",
     "run_head",
 ]
 
@@ -250,6 +251,12 @@ def encode_message(
 def is_last(part: bytes) -> bool:
     """Whether a message ends with this encoded part."""
     return bool(part[0] & LAST)
+
+
+def request_number(parts: Sequence[bytes]) -> int:
+    """The number of the request that these parts are; 0 when they are none."""
+    first = _read_parts(encode_parts((run_head(0, 0, 1), parts[0]))).runs[0].parts[0]
+    return first.number if first.role is Role.REQUEST else 0
 
 
 def decode_message(parts: Sequence[bytes]) -> tuple[Kind, Role, bytes]:

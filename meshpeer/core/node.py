@@ -73,6 +73,7 @@ __all__ = [
     "Ponged",
     "Probe",
     "Ready",
+    "RequestsRefused",
     "Run",
     "SendFrame",
     "Signal",
@@ -144,6 +145,15 @@ class Ponged:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestsRefused:
+    """These requests were accepted before it was known that the other side does not take them: they
+    are larger than it takes, or on one channel more."""
+
+    peer_id: str
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Tell:
     """Tell the application."""
 
@@ -157,7 +167,18 @@ class UseServers:
     servers: tuple[IceServer, ...]
 
 
-NodeOutput = Signal | Run | SendFrame | Ready | Probe | Deliver | Ponged | UseServers | Tell
+NodeOutput = (
+    Signal
+    | Run
+    | SendFrame
+    | Ready
+    | Probe
+    | Deliver
+    | Ponged
+    | RequestsRefused
+    | UseServers
+    | Tell
+)
 
 
 _UP = (LinkState.CONNECTED, LinkState.DISCONNECTED)
@@ -577,8 +598,11 @@ class Node:
                 # sent any more: it is answered here instead.
                 astray = delivery.answering and delivery.inbound != path
                 if delivery.resumed(path, frame):
-                    if refused := delivery.refused():
+                    refused, requests = delivery.refused()
+                    if refused:
                         out.append(self._undelivered(peer, refused))
+                    if requests:
+                        out.append(RequestsRefused(peer_id, tuple(requests)))
                     relay = path == RELAY
                     said = peer.route.asked(now, relay=relay, ask=frame.ask or astray)
                     out += self._route_said(peer, said, now)

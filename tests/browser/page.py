@@ -143,9 +143,9 @@ class PagePeer:
         """Begin Chromium's own ICE restart."""
         await self.run("([id]) => seat.links.get(id).restart()", peer_id)
 
-    async def close_connection(self, peer_id: str) -> None:
-        """Close the connection, with what is in its buffers."""
-        await self.run("([id]) => seat.links.get(id).connection.pc.close()", peer_id)
+    async def lose_connection(self, peer_id: str) -> None:
+        """Close the connection; its last ten frames to arrive are lost with it."""
+        await self.run("([id]) => seat.links.get(id).connection.lose(10)", peer_id)
 
     async def run(self, script: str, *arguments: Any) -> Any:
         """Call a function of JavaScript with a list of arguments."""

@@ -234,7 +234,7 @@ async def _lost(stage: Stage, dialler: Side) -> Run:
     """One connection after another is closed by the page while messages are on their way."""
     async with stage.pair(dialler) as pair, pair.streams() as streams:
         for _ in range(2):
-            await pair.page.close_connection(pair.mesh.peer_id)
+            await pair.page.lose_connection(pair.mesh.peer_id)
             await streams.more(20)
         return pair.run(await streams.end(), {})
 

@@ -325,7 +325,7 @@ class Pair:
             return
         astray = delivery.answering and delivery.inbound != line.path
         if delivery.resumed(line.path, frame):
-            refused = delivery.refused()
+            refused, _ = delivery.refused()
             most = self.ends[1 - at].config.max_message_size
             assert all(len(each.data) > most for each in refused)
             self._forgo(at, [(each.channel, each.data) for each in refused])

@@ -335,6 +335,12 @@ class Connection {
     this.link.seat.signal(this.link, { type: "candidates", candidates: last ? [] : [candidate], end: last, generation });
   }
 
+  /** Closes it when so many frames have come, which are not looked at. */
+  async lose(count) {
+    await new Promise((resolve) => (this.channel.onmessage = () => --count === 0 && resolve()));
+    this.pc.close();
+  }
+
   // --- frames ---
 
   say(...bytes) {
