@@ -29,7 +29,7 @@ from meshpeer.rtc import parts
 from meshpeer.rtc.base import LOW_BUFFER, Candidate, ConnectionObserver, RawChannel
 from meshpeer.rtc.gate import Turn
 from meshpeer.rtc.ice import IceEvents, IceTransport
-from meshpeer.rtc.sack import SackBursts
+from meshpeer.rtc.sack import DelayedSacks
 from meshpeer.rtc.servers import Server, parse_servers
 
 __all__ = ["AiortcConnection", "PeerConnection", "connection_factory"]
@@ -285,7 +285,7 @@ class AiortcConnection:
         # The only way to another minimum than aiortc's one second.
         setattr(self._sctp, "_update_rto", self._update_rto)  # noqa: B010
         setattr(self._sctp, "_t3_expired", self._t3_expired)  # noqa: B010
-        self._sacks = SackBursts(self._sctp)
+        self._sacks = DelayedSacks(self._sctp)
         ice = self._sctp.transport.transport
         assert isinstance(ice, IceTransport)
         self._ice = ice

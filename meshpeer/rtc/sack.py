@@ -1,10 +1,9 @@
 """SCTP's acknowledgements, one for every second packet instead of one for each.
 
-aiortc answers every packet of data with a SACK, and each costs the sender about as much as sending
-a packet does. RFC 9260, section 6.2, asks for one for every second packet, and that is what is sent
-here, without its wait of up to 200 ms for the second: a packet that no other follows within a turn
-or two of the event loop is acknowledged alone. A gap or a duplicate is told at once, so that what
-was lost is sent again as soon as before.
+aiortc answers every packet of data with a SACK, and each costs both sides about as much as another
+packet does. RFC 9260, section 6.2, asks for one for every second packet, and for one within 200 ms
+for a packet that no other follows. Here that is `DELAY`, long enough for an answer to go first. A
+gap or a duplicate is told at once, so that what was lost is sent again as soon as before.
 """
 
 from __future__ import annotations
@@ -15,23 +14,23 @@ from typing import Any
 
 from aiortc import RTCSctpTransport
 
-__all__ = ["MOST", "SackBursts"]
+__all__ = ["DELAY", "MOST", "DelayedSacks"]
 
 MOST = 2
-"""Packets of data that one SACK acknowledges at most. With more, aiortc's limit of four packets sent
-for each SACK that comes (RFC 9260, section 6.1, Max.Burst) holds the sender up."""
+"""Packets of data that one SACK acknowledges at most. With more, aiortc's limit of four packets
+sent for each SACK (RFC 9260, section 6.1, Max.Burst) would hold the sender up."""
+DELAY = 0.002
+"""Seconds that a packet waits for the next one."""
 
 
-class SackBursts:
+class DelayedSacks:
     """Sends the SACKs of one association. `close` ends it."""
 
     def __init__(self, sctp: RTCSctpTransport) -> None:
         self._sctp = sctp
         self._waiting = 0
         """Packets that are not acknowledged."""
-        self._seen = 0
-        """How many of them there were a turn before."""
-        self._turn: asyncio.Handle | None = None
+        self._timer: asyncio.TimerHandle | None = None
         setattr(sctp, "_send_sack", self._wanted)  # noqa: B010 - aiortc has no other way to it
 
     async def _wanted(self) -> None:
@@ -40,27 +39,23 @@ class SackBursts:
         self._waiting += 1
         if self._waiting >= MOST or sctp._sack_misordered or sctp._sack_duplicates:
             await self._send()
-        elif self._turn is None:
-            self._turn = asyncio.get_running_loop().call_soon(self._look)
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(DELAY, self._due)
 
-    def _look(self) -> None:
-        self._turn = None
-        if not self._waiting:
-            return
-        if self._waiting > self._seen:
-            self._seen = self._waiting
-            self._turn = asyncio.get_running_loop().call_soon(self._look)
-            return
-        _run(self._send())
+    def _due(self) -> None:
+        # It may have been set for a packet that is acknowledged: then this one has it sooner.
+        self._timer = None
+        if self._waiting:
+            _run(self._send())
 
     async def _send(self) -> None:
-        self._waiting = self._seen = 0
+        self._waiting = 0
         await RTCSctpTransport._send_sack(self._sctp)
 
     def close(self) -> None:
         """Send no more by itself."""
-        if self._turn is not None:
-            self._turn.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 def _run(sending: Coroutine[Any, Any, None]) -> None:
