@@ -383,7 +383,7 @@ class Shell:
             await asyncio.shield(self._runner)
         except asyncio.CancelledError:
             # Whoever cancels is in a hurry: nothing is waited for but the ends of what is open.
-            if self._confirming is not None:
+            if self._confirming is not None and not self._confirming.expired():
                 self._confirming.reschedule(self.now())
             await asyncio.wait([self._runner])
             raise
@@ -674,16 +674,20 @@ class Shell:
             # What is still to be done for it is pointless now, and what is being done as well.
             for waiting in [r for r in lane.queue if (r.incarnation, r.epoch) == key]:
                 lane.queue.remove(waiting)
-            if lane.key == key and lane.scope is not None:
-                lane.scope.reschedule(self.now())
+            if lane.key == key:
+                self._end_early(lane)
             if (record := self.record(run.peer_id, run.incarnation)) is not None:
                 record.bell.ring()
         elif lane.running is not None and _overtakes(run, lane.running):
-            assert lane.scope is not None
-            lane.scope.reschedule(self.now())
+            self._end_early(lane)
         lane.queue.append(run)
         if lane.idle and self._tasks is not None:
             lane.worker = self._spawn(self._work(run.peer_id, lane))
+
+    def _end_early(self, lane: _Lane) -> None:
+        """End the operation that runs, if one does and was not told to end before."""
+        if lane.scope is not None and not lane.scope.expired():
+            lane.scope.reschedule(self.now())
 
     async def _work(self, peer_id: str, lane: _Lane) -> None:
         while lane.queue:

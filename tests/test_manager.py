@@ -676,6 +676,23 @@ async def test_a_restart_is_told_and_its_candidates_go_to_its_generation() -> No
 
 
 @virtual
+async def test_an_operation_that_is_being_ended_may_be_ended_again() -> None:
+    async with World() as world:
+        a, _ = await world.pair()
+        world.network.hang.add("create_offer")
+        a.debug.force_ice_restart("b")
+        await asyncio.sleep(1)
+        ended = world.connection_of(a, "b")
+        a.debug.force_ice_restart("b")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # its timeout has run out, and it has yet to hear of it
+        ended.observer.connection_lost("just then")
+        world.network.hang.clear()
+        await a.wait_for_peer("b", timeout=30)
+        assert a.state is MeshState.JOINED
+
+
+@virtual
 async def test_the_path_is_that_of_the_selected_pair() -> None:
     async with World() as world:
         a, b = await world.pair()

@@ -96,10 +96,11 @@ async def meeting(
     coturns: int = 1,
     swapped: bool = False,
     seat_timeout: float = 30,
+    relay_path: bool = True,
 ) -> AsyncIterator[Meeting]:
     """Two peers, ready to join, in a network of their own that is gone at the end.
 
-    ``swapped``: the right one dials, not the left one.
+    ``swapped``: the right one dials, not the left one. ``relay_path``: data may go over the relay.
     """
     with Lab() as lab:
         relay_host = lab.host("relay")
@@ -111,7 +112,7 @@ async def meeting(
             ids = ("b", "a") if swapped else ("a", "b")
             # The relay last, so that all three load their modules at the same time.
             left, right = [
-                await run.peer(host, peer_id, relay, servers(running))
+                await run.peer(host, peer_id, relay, servers(running), relay_path=relay_path)
                 for host, peer_id in zip(homes, ids, strict=True)
             ]
             await run.relay(relay_host, seat_timeout=seat_timeout)

@@ -138,9 +138,13 @@ def main() -> None:
     parser.add_argument("--relay", required=True)
     parser.add_argument("--id", required=True)
     parser.add_argument("--servers", type=json.loads, required=True)
+    parser.add_argument("--no-relay-path", action="store_true")
     options = parser.parse_args()
-    servers = tuple(IceServer(**server) for server in options.servers)
-    asyncio.run(_run(options.relay, options.id, MeshConfig(ice_servers=servers)))
+    config = MeshConfig(
+        ice_servers=tuple(IceServer(**server) for server in options.servers),
+        relay_after=None if options.no_relay_path else MeshConfig().relay_after,
+    )
+    asyncio.run(_run(options.relay, options.id, config))
 
 
 if __name__ == "__main__":

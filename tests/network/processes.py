@@ -196,12 +196,20 @@ class Programs:
         return program
 
     async def peer(
-        self, node: Node, peer_id: str, relay: str, servers: list[dict[str, Any]]
+        self,
+        node: Node,
+        peer_id: str,
+        relay: str,
+        servers: list[dict[str, Any]],
+        *,
+        relay_path: bool = True,
     ) -> PeerProgram:
-        """A peer that waits to be told to ``join``."""
+        """A peer that waits to be told to ``join``; without ``relay_path`` no data of it goes over
+        the relay."""
         program = await self.run(
             *(node, sys.executable, "-m", "tests.network.peer"),
             *("--relay", relay, "--id", peer_id, "--servers", json.dumps(servers)),
+            *(() if relay_path else ("--no-relay-path",)),
             kind=PeerProgram,
             name=peer_id,
         )
