@@ -1093,12 +1093,13 @@ class Shell:
         path is gone."""
         record.pings_sent += 1
         nonce = record.pings_sent
-        path = self.node.out_path(peer.id)
+        delivery = self.node.delivery(peer.id)
+        path = delivery.out
         self.do(self.node.ping(peer.id, nonce))
         while record.pings_answered < nonce:
             if record.closed_reason is not None:
                 raise self._gone(peer)
-            if path is None or self.node.out_path(peer.id) != path:
+            if path is None or delivery.out != path:
                 return False
             await record.bell.wait()
         return True

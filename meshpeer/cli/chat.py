@@ -19,11 +19,10 @@ from meshpeer.cli.common import (
     LogLevelOption,
     Stop,
     configure_logging,
-    expected,
     input_fd,
     read_lines,
-    reason_of,
     run,
+    told_at_the_end,
     until_stopped,
 )
 from meshpeer.cli.seat import Seat
@@ -96,7 +95,7 @@ def chat(
     view = JsonView() if as_json else TextView()
 
     async def main() -> int:
-        try:
+        with told_at_the_end(view.closed):
             kept = Seat.read(seat) if seat else None
             if kept is not None:
                 _check_seat(kept, seat, room, relay, None if on_conflict == "rename" else peer_id)
@@ -109,12 +108,6 @@ def chat(
                 resume_token=kept.resume_token if kept else None,
             )
             await _Chat(mesh, view, relay, seat).run(exit_after)
-        except (MeshError, CommandError, BaseExceptionGroup) as exc:
-            error = expected(exc)
-            if isinstance(error, MeshError | CommandError):
-                view.closed(reason_of(error))
-            raise
-        view.closed("closed")
         return 0
 
     run(main)

@@ -35,6 +35,7 @@ __all__ = [
     "read_lines",
     "reason_of",
     "run",
+    "told_at_the_end",
     "until_stopped",
 ]
 
@@ -135,6 +136,19 @@ class Stop:
         if planned is None or at < planned:
             with suppress(RuntimeError):  # it has ended
                 self._scope.reschedule(at)
+
+
+@contextmanager
+def told_at_the_end(closed: Callable[[str], None]) -> Iterator[None]:
+    """Call ``closed`` with the one word for why it ended: that of the error, or ``closed``."""
+    try:
+        yield
+    except (MeshError, CommandError, BaseExceptionGroup) as exc:
+        error = expected(exc)
+        if isinstance(error, MeshError | CommandError):
+            closed(reason_of(error))
+        raise
+    closed("closed")
 
 
 @asynccontextmanager

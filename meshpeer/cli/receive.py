@@ -14,14 +14,13 @@ from meshpeer.cli.common import (
     LogLevel,
     LogLevelOption,
     configure_logging,
-    expected,
-    reason_of,
     run,
+    told_at_the_end,
     until_stopped,
 )
 from meshpeer.cli.transfer import Board, board
 from meshpeer.core.events import PeerStateChanged
-from meshpeer.errors import MeshClosed, MeshError, MeshTimeout, PeerClosed, TransferFailed
+from meshpeer.errors import MeshClosed, MeshTimeout, PeerClosed, TransferFailed
 from meshpeer.files import FileProgress, FileReceived
 from meshpeer.manager import PeerManager
 from meshpeer.peer import Peer
@@ -68,17 +67,11 @@ def receive(
     shown = board(as_json=as_json, sending=False)
 
     async def main() -> int:
-        try:
+        with told_at_the_end(shown.closed):
             mesh = PeerManager(relay, room=room, peer_id=peer_id, name=name)
             came = await _Receiver(mesh, shown, directory, sender).run(once=once)
             if once and not came:
                 raise CommandError("stopped before a file came", reason="stopped")
-        except (MeshError, CommandError, BaseExceptionGroup) as exc:
-            error = expected(exc)
-            if isinstance(error, MeshError | CommandError):
-                shown.closed(reason_of(error))
-            raise
-        shown.closed("closed")
         return 0
 
     run(main)

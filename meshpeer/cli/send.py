@@ -15,15 +15,15 @@ from meshpeer.cli.common import (
     LogLevel,
     LogLevelOption,
     configure_logging,
-    expected,
     printable,
     reason_of,
     run,
+    told_at_the_end,
     until_stopped,
 )
 from meshpeer.cli.transfer import Board, board
 from meshpeer.core.events import Closed, PeerState, PeerStateChanged
-from meshpeer.errors import MeshClosed, MeshError, PeerClosed, TransferFailed
+from meshpeer.errors import MeshClosed, PeerClosed, TransferFailed
 from meshpeer.files import FileSent
 from meshpeer.manager import PeerManager
 from meshpeer.peer import Peer
@@ -69,7 +69,7 @@ def send(
     shown = board(as_json=as_json, sending=True)
 
     async def main() -> int:
-        try:
+        with told_at_the_end(shown.closed):
             mesh = PeerManager(relay, room=room, peer_id=peer_id, name=name)
             sent = False
             async with until_stopped(), mesh:
@@ -80,12 +80,6 @@ def send(
                 sent = True
             if not sent:
                 raise CommandError("stopped before the file was sent", reason="stopped")
-        except (MeshError, CommandError, BaseExceptionGroup) as exc:
-            error = expected(exc)
-            if isinstance(error, MeshError | CommandError):
-                shown.closed(reason_of(error))
-            raise
-        shown.closed("closed")
         return 0
 
     run(main)

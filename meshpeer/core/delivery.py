@@ -820,16 +820,15 @@ class Delivery:
                 self._hungry.append(channel)
             self._feed()
 
-    def taken(self, number: int, charge: int) -> bool:
-        """The application took a message. Whether there is something to send for it."""
+    def taken(self, number: int, charge: int) -> None:
+        """The application took a message; `due` says whether that is worth a frame."""
         if number >= len(self._incoming):
-            return False  # of an incarnation that is back, after all of it was forgotten
+            return  # of an incarnation that is back, after all of it was forgotten
         channel = self._incoming[number]
         channel.taken = min(channel.taken + charge, channel.received)
         self._extend(channel)
         if self._hungry:
             self._feed()
-        return self._ack_now
 
     def _beyond(self, channel: _Receiving) -> int:
         """How much the channel has reserved of what all share."""

@@ -110,7 +110,7 @@ class SendFrame:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """There may be something to `Node.pull` for this peer, or room for more messages to it."""
+    """This peer's `Node.delivery` may have something to pull, or room for more messages."""
 
     peer_id: str
 
@@ -625,16 +625,6 @@ class Node:
             case _:
                 delivery.received(path, frame, now, [])
                 out.append(Ready(peer_id))
-
-    def pull(self, peer_id: str, size: int) -> bytes | None:
-        """The next frame to be sent to a peer, on `out_path`, of at most about ``size`` bytes; None
-        when there is none now. KeyError when the peer is not there."""
-        return self._peers[peer_id].delivery.pull(size)
-
-    def out_path(self, peer_id: str) -> int | None:
-        """Where what is pulled goes: an epoch, `RELAY`, or None. KeyError when the peer is not
-        there."""
-        return self._peers[peer_id].delivery.out
 
     def ping(self, peer_id: str, nonce: int) -> list[NodeOutput]:
         """Send a ping frame behind what was sent before, for `Ponged`; none when there is no path.

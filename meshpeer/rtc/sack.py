@@ -31,13 +31,15 @@ class DelayedSacks:
         self._waiting = 0
         """Packets that are not acknowledged."""
         self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
         setattr(sctp, "_send_sack", self._wanted)  # noqa: B010 - aiortc has no other way to it
 
     async def _wanted(self) -> None:
         """Stands for `RTCSctpTransport._send_sack`, which is called for each packet of data."""
         sctp = self._sctp
         self._waiting += 1
-        if self._waiting >= MOST or sctp._sack_misordered or sctp._sack_duplicates:
+        at_once = self._closed or sctp._sack_misordered or sctp._sack_duplicates
+        if at_once or self._waiting >= MOST:
             await self._send()
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(DELAY, self._due)
@@ -53,7 +55,8 @@ class DelayedSacks:
         await RTCSctpTransport._send_sack(self._sctp)
 
     def close(self) -> None:
-        """Send no more by itself."""
+        """No packet waits any more: what still comes while SCTP ends is acknowledged at once."""
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
 

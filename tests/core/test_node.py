@@ -184,7 +184,7 @@ def start(number: int, *channels: frames.Channel) -> bytes:
 def pulled(node: Node, peer_id: str = "c") -> list[frames.Frame]:
     """All that it has to send now."""
     out = []
-    while (data := node.pull(peer_id, 65_536)) is not None:
+    while (data := node.delivery(peer_id).pull(65_536)) is not None:
         out.append(frames.decode(data))
     return out
 
@@ -482,10 +482,10 @@ def test_a_report_about_an_epoch_that_has_not_begun_is_the_shells_fault() -> Non
 def test_messages_are_delivered_and_acknowledged() -> None:
     node = make(C1)
     connect(node, C1)
-    assert node.out_path("c") is None, "nobody has asked us to send"
+    assert node.delivery("c").out is None, "nobody has asked us to send"
     out = node.frame_received("c", C1.incarnation, 1, resume(1, ask=True), 0.5)
     assert out == [Ready("c")]
-    assert node.out_path("c") == 1
+    assert node.delivery("c").out == 1
     assert pulled(node) == [frames.Start(1, [])]
     node.frame_received("c", C1.incarnation, 1, start(1), 0.5)
     deliver, *rest = node.frame_received("c", C1.incarnation, 1, message({"a": 1}), 0.5)
@@ -645,7 +645,7 @@ def test_a_new_connection_goes_on_where_the_old_one_was() -> None:
     node.frame_received("c", C1.incarnation, 1, message("theirs"), 1.0)
     assert [type(frame) for frame in pulled(node)] == [frames.Start, frames.Parts, frames.Ping]
     node.connection_lost("c", C1.incarnation, 1, "cut", 2.0)
-    assert node.out_path("c") is None
+    assert node.delivery("c").out is None
     assert pulled(node) == []
     out = connect(node, C1, epoch=2, now=2.0)
     assert sent(out) == [ours(2, frames.Limit(0, 1, 1 << 19), ask=True)]
@@ -733,7 +733,7 @@ def test_without_a_direct_path_data_flows_over_the_relay() -> None:
     (report,) = reports(out)
     assert (report.state, report.path, report.ice_state) == (PeerState.CONNECTED, Path.RELAY, "new")
     assert out[-1] == Ready("c")
-    assert (node.out_path("c"), node.link("c").carried) == (RELAY, True)
+    assert (node.delivery("c").out, node.link("c").carried) == (RELAY, True)
     assert [type(frame) for frame in pulled(node)] == [frames.Start, frames.Parts, frames.Ping]
     node.forwarded("c", C1.incarnation, start(1), 3.2)
     out = node.forwarded("c", C1.incarnation, message("hello"), 3.2)
@@ -743,7 +743,7 @@ def test_without_a_direct_path_data_flows_over_the_relay() -> None:
 def test_who_is_asked_for_the_relay_goes_along() -> None:
     node = make(C1, window=WINDOW)
     out = node.forwarded("c", C1.incarnation, resume(1, ask=True), 1.0)
-    assert node.out_path("c") == RELAY
+    assert node.delivery("c").out == RELAY
     assert pulled(node) == [ours(1, ask=False), frames.Start(1, [])]
     (change,) = events(out)
     assert (change.path, change.reason) == (Path.RELAY, "the other side asks for the relay")
@@ -764,7 +764,7 @@ def test_never_over_the_relay(window: int, relay_after: float | None) -> None:
     assert node.forwarded("c", C1.incarnation, resume(1, ask=True), 61.0) == []
     assert node.forwarded("c", C1.incarnation, b"", 61.0) == []
     assert over_relay(out) == []
-    assert node.out_path("c") is None
+    assert node.delivery("c").out is None
     assert node.path_of("c") is None
 
 
@@ -777,9 +777,9 @@ def test_the_direct_path_takes_over() -> None:
     assert sent(out) == [ours(2, ask=True)]
     assert events(out) == [], "it is connected, as it was"
     assert [report.path for report in reports(out)] == [Path.DIRECT]
-    assert node.out_path("c") == RELAY, "until the other side wants it there"
+    assert node.delivery("c").out == RELAY, "until the other side wants it there"
     node.frame_received("c", C1.incarnation, 1, resume(2), 4.1)
-    assert node.out_path("c") == 1
+    assert node.delivery("c").out == 1
     assert [type(frame) for frame in pulled(node)] == [frames.Start, frames.Parts, frames.Ping]
     assert not node.link("c").carried
     assert over_relay(ticked(node, 6.0)) == []
@@ -871,7 +871,7 @@ def test_signalling_that_is_lost_takes_the_relay_with_it_and_brings_it_back() ->
     (change,) = events(out)
     assert (change.previous, change.state) == (PeerState.CONNECTED, PeerState.DISCONNECTED)
     assert (change.path, change.reason) == (None, "the relay can't be reached")
-    assert node.out_path("c") is None
+    assert node.delivery("c").out is None
     node.delivery("c").accept(outgoing("meanwhile"))
     assert pulled(node) == []
     assert node.forwarded("c", C1.incarnation, resume(9, ask=True), 4.5) == []
@@ -906,7 +906,7 @@ def test_a_malformed_frame_over_the_relay_ends_that_path_alone(data: bytes) -> N
     assert isinstance(told, BadInput)
     assert (change.state, change.reason) == (PeerState.DISCONNECTED, "a fault over the relay")
     assert node.link("c").state is LinkState.OFFERING, "the link goes on by itself"
-    assert node.out_path("c") is None
+    assert node.delivery("c").out is None
     assert over_relay(ticked(node, 4.9)) == []
     assert len(over_relay(ticked(node, 5.0))) == 1, "it is asked again after a while"
 
@@ -918,7 +918,7 @@ def test_a_malformed_frame_over_the_relay_does_not_harm_a_direct_path() -> None:
     out = node.forwarded("c", C1.incarnation, b"", 0.2)
     assert len(out) == 1
     assert isinstance(events(out)[0], BadInput)
-    assert (node.out_path("c"), node.path_of("c")) == (1, Path.DIRECT)
+    assert (node.delivery("c").out, node.path_of("c")) == (1, Path.DIRECT)
 
 
 def test_who_sends_nothing_but_nonsense_over_the_relay_is_told_of_now_and_then() -> None:
@@ -1261,7 +1261,7 @@ def test_no_deadline_is_missed(seed: int) -> None:
             case 11 if peer is not None:
                 node.forwarded(member.peer_id, peer.member.incarnation, drawn(rng), now)
                 if member.peer_id in node._peers:
-                    node.pull(member.peer_id, 1000)
+                    node.delivery(member.peer_id).pull(1000)
             case _:
                 now = max(now, node.next_deadline() or 0.0) if rng.random() < 0.8 else now + 0.1
                 node.tick(now)

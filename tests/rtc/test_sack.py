@@ -77,10 +77,12 @@ def test_a_gap_or_a_duplicate_is_told_at_once(sign: str) -> None:
 
 
 @virtual
-async def test_after_the_end_nothing_is_sent() -> None:
+async def test_after_the_end_nothing_waits() -> None:
     sctp = Association()
     sacks = DelayedSacks(sctp)  # type: ignore[arg-type]
     await sctp.packets(1)
     sacks.close()
     await asyncio.sleep(10)
     assert sctp.sent == 0
+    await sctp.packets(1)
+    assert sctp.sent == 1, "and no timer is set that would outlive it"

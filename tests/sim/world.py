@@ -503,17 +503,17 @@ class Process:
             return
         delivery = node.delivery(peer_id)
         known.accepted = deque(each for each in known.accepted if not delivery.arrived((each[2],)))
-        path = node.out_path(peer_id)
+        path = node.delivery(peer_id).out
         if path == OVER_RELAY:
             while (room := self.session.forward_room(peer_id)) > 0:
-                if (data := node.pull(peer_id, room)) is None:
+                if (data := node.delivery(peer_id).pull(room)) is None:
                     return
                 self.session_said(self.session.forward(peer_id, known.incarnation, data))
         elif path is not None:
             conn = self.conns[peer_id]
             assert conn.epoch == path, "data for a connection that is gone"
             while conn.buffered <= BUFFER:
-                if (data := node.pull(peer_id, 65_536)) is None:
+                if (data := node.delivery(peer_id).pull(65_536)) is None:
                     return
                 node.spoke(peer_id, self.world.now)
                 self.world.carry(conn, data)
