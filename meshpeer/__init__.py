@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         Joined,
         MeshState,
         MessagesUndelivered,
+        NoticeReceived,
         Path,
         PeerJoined,
         PeerLeft,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         ClosedError,
         ConfigError,
         ConnectionFailed,
+        Forbidden,
         IdentityReplaced,
         InvalidData,
         MeshClosed,
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
         RateLimited,
         RefusedError,
         RemoteError,
+        Removed,
         RequestFailed,
         RoomFull,
         SignalingBacklog,
@@ -65,6 +68,7 @@ if TYPE_CHECKING:
         TooManyChannels,
         TooManyRooms,
         TransferFailed,
+        Unauthorized,
         Undelivered,
         UnexpectedInput,
         UsageError,
@@ -72,7 +76,14 @@ if TYPE_CHECKING:
     from meshpeer.files import FileProgress, FileReceived, FileSent
     from meshpeer.manager import MeshStats, PeerManager, PeerStats
     from meshpeer.peer import Channel, ChannelOpened, Message, PathTest, Peer
-    from meshpeer.relay import Relay
+    from meshpeer.relay import (
+        Authenticator,
+        Grant,
+        JoinRequest,
+        JoinTokens,
+        Relay,
+        make_join_token,
+    )
     from meshpeer.signaling.base import SignalingTransport
     from meshpeer.signaling.memory import MemoryHub
     from meshpeer.signaling.websocket import WebSocketTransport
@@ -80,6 +91,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Authenticator",
     "BadInput",
     "CandidateInfo",
     "CandidatePair",
@@ -95,11 +107,15 @@ __all__ = [
     "FileProgress",
     "FileReceived",
     "FileSent",
+    "Forbidden",
+    "Grant",
     "IceServer",
     "IceServerOutcome",
     "IceServerReport",
     "IdentityReplaced",
     "InvalidData",
+    "JoinRequest",
+    "JoinTokens",
     "Joined",
     "MemoryHub",
     "MeshClosed",
@@ -112,6 +128,7 @@ __all__ = [
     "MessageTooLarge",
     "MessagesUndelivered",
     "NetworkError",
+    "NoticeReceived",
     "Path",
     "PathTest",
     "Peer",
@@ -130,6 +147,7 @@ __all__ = [
     "Relay",
     "RelayConfig",
     "RemoteError",
+    "Removed",
     "Replaced",
     "RequestFailed",
     "RoomFull",
@@ -141,12 +159,14 @@ __all__ = [
     "TooManyChannels",
     "TooManyRooms",
     "TransferFailed",
+    "Unauthorized",
     "Undelivered",
     "UndeliveredMessage",
     "UnexpectedInput",
     "UsageError",
     "WebSocketTransport",
     "__version__",
+    "make_join_token",
 ]
 
 # Where each name lives; looked through in this order, the light modules first.

@@ -6,8 +6,10 @@ Times are seconds, sizes are bytes, unless a name says otherwise. A value out of
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from typing import TYPE_CHECKING, Literal
 
 from meshpeer.errors import ConfigError
@@ -272,6 +274,41 @@ class RelayConfig:
     """The address to listen on. Loopback by default."""
     port: int = 3001
     """The port to listen on; 0 takes a free one."""
+    tls_cert: str | None = None
+    """A file with the certificate and its chain (PEM): the relay speaks ``wss`` and ``https``."""
+    tls_key: str | None = None
+    """A file with its private key (PEM)."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses or networks (``10.0.0.0/8``) of proxies whose ``X-Forwarded-For`` is believed. From
+    anybody else it is not looked at."""
+
+    open: bool = False
+    """Anybody who can reach the relay may join. On an address that is not loopback it does not
+    start without this, ``join_secret``, ``join_public_key`` or an `Authenticator`."""
+    join_secret: str | None = field(default=None, repr=False)
+    """Joins need a token signed with this (JWT, HS256): 32 bytes or more."""
+    join_public_key: str | None = None
+    """Joins need a token signed with the key that belongs to this one (JWT, EdDSA; PEM)."""
+    origins: tuple[str, ...] = ()
+    """Pages that may open a WebSocket besides the relay's own: ``https://app.example.org``; ``*``
+    is every page (RFC 6454). Clients that are no browsers send no origin."""
+    admin_user: str = "admin"
+    """Who may see the dashboard, the admin API and the metrics (HTTP Basic, RFC 7617)."""
+    admin_password: str | None = field(default=None, repr=False)
+    """None: a random one is made at each start (`Relay.admin_password`)."""
+    admin_attempts: int = 10
+    """Wrong admin passwords from one address a minute, before it is refused unheard."""
+
+    ice_servers: tuple[IceServer, ...] = ()
+    """STUN and TURN servers that every member is told. TURN servers here have credentials that do
+    not expire; for those that do see ``turn_secret``."""
+    turn_urls: tuple[str, ...] = ()
+    """TURN servers that share ``turn_secret`` with this relay: each member gets credentials of its
+    own (coturn's ``use-auth-secret``)."""
+    turn_secret: str | None = field(default=None, repr=False)
+    """The secret that is shared with ``turn_urls``."""
+    turn_lifetime: float = 3600.0
+    """How long TURN credentials are valid; new ones are sent when three quarters have passed."""
 
     seat_timeout: float = 30.0
     """How long a member whose socket dropped keeps its seat."""
@@ -281,11 +318,21 @@ class RelayConfig:
     """Seconds between WebSocket pings; a socket that does not answer within as long is shut."""
     restart_delay: float = 0.5
     """What the relay tells its clients to wait for when it goes down."""
+    report_interval: float = 15.0
+    """Members tell how their links stand when that changes, and this often; 0: they don't, and the
+    dashboard knows who is there and nothing of their links."""
 
     max_message_size: int = 256 * 1024
     """The largest message a client may send."""
     max_connections: int = 20_000
     """Sockets that may be open, joined or not; beyond it WebSockets are refused with HTTP 503."""
+    max_connections_per_address: int = 1_000
+    """The same from one address (of IPv6 from one /64), with HTTP 429. Behind a proxy that is not
+    in ``trusted_proxies`` all come from one."""
+    join_rate: float = 100.0
+    """Joins a second from one address, on average."""
+    join_burst: int = 1_000
+    """Joins from one address at once."""
     max_rooms: int = 10_000
     """Rooms with at least one seat."""
     max_members: int = 500
@@ -294,6 +341,11 @@ class RelayConfig:
     """Messages a second that one member may send, on average; an update counts as several."""
     message_burst: int = 2_000
     """Messages that one member may send at once."""
+    byte_rate: float = 64 * 1024 * 1024
+    """Bytes a second that one member may send, on average, data included; each message counts for
+    1 KiB more. What is over that is read later, so the member is slowed down and loses nothing."""
+    byte_burst: int = 8 * 1024 * 1024
+    """Bytes that one member may send at once."""
     max_replay: int = 1_000
     """Messages kept for a member until it has acknowledged them; beyond it, it can't resume."""
     max_replay_bytes: int = 4 * 1024 * 1024
@@ -314,14 +366,28 @@ class RelayConfig:
             # To asyncio the empty string means every interface: not what anybody means by it.
             raise ConfigError(f"RelayConfig.host must be an address or a name, not {host!r}")
         _whole(self, "port", 0, 65535)
+        self._check_access()
+        self._check_servers()
         _range(self, "seat_timeout", 0, 3600)
+        _range(self, "report_interval", 0, 3600)
         for name in ("join_timeout", "keepalive_interval"):
             _range(self, name, 0.1, 3600)
         _range(self, "restart_delay", 0, 3600)
         _whole(self, "max_message_size", 1024, 1 << 30)
-        for name in ("max_connections", "max_rooms", "max_members", "message_burst", "max_replay"):
+        for name in (
+            "max_connections",
+            "max_connections_per_address",
+            "max_rooms",
+            "max_members",
+            "join_burst",
+            "message_burst",
+            "max_replay",
+        ):
             _whole(self, name, 1, 10_000_000)
+        _range(self, "join_rate", 0.1, 10_000_000)
         _range(self, "message_rate", 0.1, 10_000_000)
+        _range(self, "byte_rate", 1024, 1 << 40)
+        _whole(self, "byte_burst", 64 * 1024, 1 << 32)
         _whole(self, "max_replay_bytes", 1024, 1 << 32)
         _whole(self, "max_unread", 1024, 1 << 32)
         _whole(self, "forward_window", 0, 1 << 30)
@@ -336,3 +402,78 @@ class RelayConfig:
                 f"RelayConfig.max_replay_bytes ({self.max_replay_bytes}) must fit into max_unread "
                 f"({self.max_unread}), or a client that resumes is cut off for what it missed"
             )
+
+    def _check_access(self) -> None:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ConfigError(
+                "RelayConfig.tls_cert and RelayConfig.tls_key must be given together, "
+                f"not only {'tls_key' if self.tls_cert is None else 'tls_cert'}"
+            )
+        proxies: object = self.trusted_proxies
+        if not isinstance(proxies, tuple):
+            raise ConfigError(
+                f"RelayConfig.trusted_proxies must be a tuple of addresses, not {proxies!r}"
+            )
+        for proxy in proxies:
+            try:
+                ip_network(proxy)
+            except ValueError as exc:
+                raise ConfigError(
+                    "RelayConfig.trusted_proxies must be addresses or networks like 10.0.0.0/8, "
+                    f"not {proxy!r}: {exc}"
+                ) from None
+        secret: object = self.join_secret
+        if secret is not None and (not isinstance(secret, str) or len(secret.encode()) < 32):
+            # Not its value, which is a secret. RFC 7518, section 3.2: as long as the hash.
+            raise ConfigError("RelayConfig.join_secret must be a str of 32 bytes or more")
+        if self.join_secret is not None and self.join_public_key is not None:
+            raise ConfigError(
+                "RelayConfig.join_secret and RelayConfig.join_public_key must not be given together"
+            )
+        if self.open and (self.join_secret is not None or self.join_public_key is not None):
+            raise ConfigError("RelayConfig.open must not be set where joins need a token")
+        origins: object = self.origins
+        if not isinstance(origins, tuple):
+            raise ConfigError(f"RelayConfig.origins must be a tuple of origins, not {origins!r}")
+        for origin in origins:
+            if not isinstance(origin, str) or not (
+                origin == "*" or re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin)
+            ):
+                raise ConfigError(
+                    "RelayConfig.origins must be like https://app.example.org, without a path, "
+                    f"or '*', not {origin!r}"
+                )
+        user: object = self.admin_user
+        if not isinstance(user, str) or not user or ":" in user:
+            raise ConfigError(f"RelayConfig.admin_user must be a name without ':', not {user!r}")
+        password: object = self.admin_password
+        if password is not None and (not isinstance(password, str) or len(password) < 8):
+            raise ConfigError("RelayConfig.admin_password must be a str of 8 characters or more")
+        _whole(self, "admin_attempts", 1, 1_000_000)
+
+    def _check_servers(self) -> None:
+        servers: object = self.ice_servers
+        if not isinstance(servers, tuple) or not all(isinstance(s, IceServer) for s in servers):
+            raise ConfigError(
+                f"RelayConfig.ice_servers must be a tuple of IceServer, not "
+                f"{type(servers).__name__}"
+            )
+        urls: object = self.turn_urls
+        if not isinstance(urls, tuple) or not all(
+            isinstance(url, str) and url.startswith(("turn:", "turns:")) for url in urls
+        ):
+            raise ConfigError(
+                "RelayConfig.turn_urls must be a tuple of addresses that begin with turn: or "
+                f"turns:, not {urls!r}"
+            )
+        if bool(urls) != bool(self.turn_secret):
+            raise ConfigError(
+                "RelayConfig.turn_urls and RelayConfig.turn_secret must be given together"
+            )
+        # What is sent has to fit the message: 16 servers of 8 addresses each.
+        if len(servers) + bool(urls) > 16 or len(urls) > 8:
+            raise ConfigError(
+                "RelayConfig must name 16 servers at most in all, and 8 turn_urls, not "
+                f"{len(servers)} and {len(urls)}"
+            )
+        _range(self, "turn_lifetime", 1, 86400)

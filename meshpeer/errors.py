@@ -12,7 +12,8 @@
     │   └── UnexpectedInput       a state machine was fed what its table does not list
     ├── ClosedError               what was called on is closed
     │   ├── MeshClosed            the manager
-    │   │   └── IdentityReplaced  a newer process took this peer id over
+    │   │   ├── IdentityReplaced  a newer process took this peer id over
+    │   │   └── Removed           the relay's operator took us out of the room
     │   ├── PeerClosed            the peer: it left, or a new incarnation took its place
     │   │   └── Undelivered       the same, and messages for it did not arrive
     │   └── ChannelClosed         the data channel
@@ -25,7 +26,9 @@
     │   ├── PeerIdTaken           the id belongs to another live process
     │   ├── RoomFull              the room has all the members it may have
     │   ├── TooManyRooms          the relay has all the rooms it may have
-    │   └── RateLimited           more messages than the relay takes
+    │   ├── RateLimited           more messages than the relay takes
+    │   ├── Unauthorized          no join token, or one that is not valid (any more)
+    │   └── Forbidden             a valid join token, but not for this
     ├── RemoteError               the other application's no
     │   ├── RequestFailed         it answered a request with an error
     │   └── TransferFailed        it refused a file, or what arrived is not what was sent
@@ -43,6 +46,7 @@ __all__ = [
     "ClosedError",
     "ConfigError",
     "ConnectionFailed",
+    "Forbidden",
     "IdentityReplaced",
     "InvalidData",
     "MeshClosed",
@@ -56,6 +60,7 @@ __all__ = [
     "RateLimited",
     "RefusedError",
     "RemoteError",
+    "Removed",
     "RequestFailed",
     "RoomFull",
     "SignalingBacklog",
@@ -64,6 +69,7 @@ __all__ = [
     "TooManyChannels",
     "TooManyRooms",
     "TransferFailed",
+    "Unauthorized",
     "Undelivered",
     "UnexpectedInput",
     "UsageError",
@@ -125,6 +131,10 @@ class MeshClosed(ClosedError):
 
 class IdentityReplaced(MeshClosed):
     """A newer process took this peer id over; this one does not come back."""
+
+
+class Removed(MeshClosed):
+    """The operator of the relay took us out of the room; this process does not come back."""
 
 
 class PeerClosed(ClosedError):
@@ -206,6 +216,14 @@ class RateLimited(RefusedError):
     """More messages in a second than the relay takes from one member."""
 
 
+class Unauthorized(RefusedError):
+    """The relay takes only who has a join token; there was none, or it is forged or expired."""
+
+
+class Forbidden(RefusedError):
+    """The join token is valid, but not for this room or this peer id."""
+
+
 class RemoteError(MeshError):
     """The application at the other side said no; the text is its."""
 
@@ -236,6 +254,8 @@ _REFUSALS: dict[str, type[RefusedError]] = {
     "room_full": RoomFull,
     "too_many_rooms": TooManyRooms,
     "rate_limited": RateLimited,
+    "unauthorized": Unauthorized,
+    "forbidden": Forbidden,
 }
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "Joined",
     "MeshState",
     "MessagesUndelivered",
+    "NoticeReceived",
     "Path",
     "PeerJoined",
     "PeerLeft",
@@ -245,6 +246,13 @@ class BadInput(Event):
     peer_id: str | None
     """Who sent it; None for the signalling service."""
     error: ProtocolError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoticeReceived(Event):
+    """The operator of the relay says something to everybody in the room."""
+
+    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

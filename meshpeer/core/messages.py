@@ -30,6 +30,7 @@ __all__ = [
     "MAX_CANDIDATES",
     "MAX_DEPTH",
     "MAX_METADATA",
+    "MAX_REPORTS",
     "MAX_SDP",
     "MAX_TEXT",
     "VERSION",
@@ -47,15 +48,19 @@ __all__ = [
     "Join",
     "Leave",
     "LinkMessage",
+    "LinkReport",
     "Member",
     "MemberJoined",
     "MemberLeft",
     "MemberUpdated",
     "Metadata",
+    "Notice",
     "Offer",
     "PeerId",
     "Refused",
     "RelayMessage",
+    "Report",
+    "RestartIce",
     "SignalIn",
     "SignalOut",
     "Stale",
@@ -80,6 +85,8 @@ MAX_SDP = 64 * 1024
 """Characters that a session description may have."""
 MAX_CANDIDATES = 100
 """ICE candidates that one message may carry."""
+MAX_REPORTS = 1000
+"""Links that one report may tell about."""
 MAX_DEPTH = 32
 """Arrays and objects inside each other that a client's message may have."""
 
@@ -92,6 +99,8 @@ _INCARNATION = r"^[A-Za-z0-9_-]{8,64}\Z"
 _TOKEN = r"^[A-Za-z0-9_-]{16,128}\Z"
 _CODE = r"^[a-z_]{1,64}\Z"
 _TEXT = rf"^[^{_BAD}]*\Z"
+# RFC 7515, section 7.1, and whatever else an embedding program takes: printable ASCII.
+_JOIN_TOKEN = r"^[!-~]{1,4096}\Z"
 _ICE_URL = rf"^(stun|turns?):[^\s{_BAD}]+\Z"
 _PATTERNS = {
     _ICE_URL: "that begins with stun:, turn: or turns:",
@@ -100,6 +109,7 @@ _PATTERNS = {
     _INCARNATION: "of 8 to 64 letters, digits, - and _",
     _TOKEN: "of 16 to 128 letters, digits, - and _",
     _CODE: "of 1 to 64 lower-case letters and _",
+    _JOIN_TOKEN: "of 1 to 4096 printable ASCII characters without spaces",
 }
 
 PeerId = Annotated[str, Meta(min_length=1, max_length=128, pattern=_LABEL)]
@@ -107,6 +117,7 @@ Room = Annotated[str, Meta(min_length=1, max_length=128, pattern=_LABEL)]
 DisplayName = Annotated[str, Meta(min_length=1, max_length=128, pattern=_LABEL)]
 Incarnation = Annotated[str, Meta(pattern=_INCARNATION)]
 Token = Annotated[str, Meta(pattern=_TOKEN)]
+JoinToken = Annotated[str, Meta(pattern=_JOIN_TOKEN)]
 Epoch = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Generation = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
@@ -141,6 +152,11 @@ class Join(Struct, frozen=True, tag="join"):
     attempt: Count = 0
     """Rises with every join of an incarnation, so that one that was long on its way is not taken
     for the latest."""
+    join_token: JoinToken | None = None
+    """What shows that this client may join, where the relay asks for it (a JWT, RFC 7519)."""
+
+    def __repr__(self) -> str:
+        return f"Join(room={self.room!r}, peer_id={self.peer_id!r})"
 
 
 class SignalOut(Struct, frozen=True, tag="signal"):
@@ -163,6 +179,54 @@ class Leave(Struct, frozen=True, tag="leave"):
     """Give the seat up."""
 
 
+class LinkReport(Struct, frozen=True, array_like=True):
+    """How a link stands, as one of its ends sees it; an array on the wire, to be short.
+
+    What is counted is counted from the beginning of the link, that is of this pair of incarnations.
+    A figure that was not measured is None.
+    """
+
+    peer_id: PeerId
+    """The other end."""
+    incarnation: Incarnation
+    state: Literal["new", "connecting", "connected", "disconnected", "failed", "closed"]
+    ice_state: Annotated[str, Meta(pattern=_CODE)]
+    path: Literal["direct", "turn", "relay"] | None = None
+    rtt: Seconds | None = None
+    """The latest round trip."""
+    reason: Annotated[str, Meta(max_length=200, pattern=_TEXT)] = ""
+    """Why it is in this state."""
+    failure: Annotated[str, Meta(max_length=200, pattern=_TEXT)] = ""
+    """Why the latest attempt, restart or path that failed did."""
+    restarts: Count = 0
+    """ICE restarts that took over."""
+    attempts: Count = 0
+    """Connections that were begun (epochs)."""
+    successes: Count = 0
+    """How many of them connected."""
+    failures: Count = 0
+    """How many of them ended without that. The rest is under way."""
+    connect_time: Annotated[float, Meta(ge=0)] | None = None
+    """Seconds from the beginning of an attempt to its success, of all successes together."""
+    fallbacks: Count = 0
+    """How often data went over to the relay."""
+    messages: Count = 0
+    """Messages that this end sent over a direct or a TURN path."""
+    bytes_sent: Count = 0
+    """Bytes of messages that this end sent, over any path."""
+    bytes_received: Count = 0
+
+
+class Report(Struct, frozen=True, tag="report"):
+    """How these links stand now; of others what was last said holds. ``closed`` ends one.
+
+    Sent where `Welcome.report_interval` asks for it: every link after each welcome, then those that
+    changed, soon after they did and at least so often. Not counted: the next one mends a loss.
+    """
+
+    links: Annotated[list[LinkReport], Meta(max_length=MAX_REPORTS)]
+
+
 # --- both ways ---------------------------------------------------------------------------------
 
 
@@ -182,6 +246,25 @@ class Member(Struct, frozen=True):
     incarnation: Incarnation
     name: DisplayName | None = None
     metadata: Metadata = {}
+
+
+class IceServerInfo(Struct, frozen=True):
+    """A STUN or TURN server (W3C WebRTC, RTCIceServer)."""
+
+    urls: Annotated[list[IceUrl], Meta(min_length=1, max_length=8)]
+    username: Secret | None = None
+    credential: Secret | None = None
+
+    def __repr__(self) -> str:
+        return f"IceServerInfo(urls={self.urls!r})"
+
+
+class IceServers(Struct, frozen=True, tag="ice_servers"):
+    """The servers to use from now on, in place of those that an earlier one named. Sent again
+    before credentials expire, which they do ``expires_in`` seconds after it was sent."""
+
+    servers: Annotated[list[IceServerInfo], Meta(max_length=16)]
+    expires_in: Seconds | None = None
 
 
 class Welcome(Struct, frozen=True, tag="welcome"):
@@ -212,6 +295,10 @@ class Welcome(Struct, frozen=True, tag="welcome"):
     members: list[Member] = []
     forward_window: Count = 0
     """Bytes of data that a member may have on its way to one other; 0: no data is forwarded."""
+    report_interval: Seconds = 0
+    """Seconds between two `Report`s at most; 0: none are wanted."""
+    ice_servers: IceServers | None = None
+    """The STUN and TURN servers to use from the first moment."""
 
 
 class MemberJoined(Struct, frozen=True, tag="joined"):
@@ -271,31 +358,25 @@ class Forwarded(Struct, frozen=True, tag="forwarded"):
     size: Count
 
 
+class Notice(Struct, frozen=True, tag="notice"):
+    """The operator of the relay has something to say to this room. Counted."""
+
+    text: Text
+
+
+class RestartIce(Struct, frozen=True, tag="restart_ice"):
+    """The operator asks for an ICE restart with this member, or with all. Counted."""
+
+    peer_id: PeerId | None = None
+
+
 class Goodbye(Struct, frozen=True, tag="goodbye"):
     """The relay closes this socket. ``replaced``: a newer incarnation has the seat, do not come
-    back. ``shutdown``: come back after ``retry_after`` seconds."""
+    back. ``removed``: the operator took the seat away, do not come back. ``shutdown``: come back
+    after ``retry_after`` seconds."""
 
     reason: Code
     retry_after: Seconds | None = None
-
-
-class IceServerInfo(Struct, frozen=True):
-    """A STUN or TURN server (W3C WebRTC, RTCIceServer)."""
-
-    urls: Annotated[list[IceUrl], Meta(min_length=1, max_length=8)]
-    username: Secret | None = None
-    credential: Secret | None = None
-
-    def __repr__(self) -> str:
-        return f"IceServerInfo(urls={self.urls!r})"
-
-
-class IceServers(Struct, frozen=True, tag="ice_servers"):
-    """The servers to use from now on, in place of those that an earlier one named. Sent again
-    before credentials expire, which they do ``expires_in`` seconds after it was sent."""
-
-    servers: Annotated[list[IceServerInfo], Meta(max_length=16)]
-    expires_in: Seconds | None = None
 
 
 # --- peer -> peer, inside a signal --------------------------------------------------------------
@@ -347,7 +428,7 @@ class Stale(Struct, frozen=True, tag="stale"):
     epoch: Epoch
 
 
-ClientMessage = Join | SignalOut | Update | Leave | Ack
+ClientMessage = Join | SignalOut | Update | Leave | Ack | Report
 RelayMessage = (
     Welcome
     | MemberJoined
@@ -357,6 +438,8 @@ RelayMessage = (
     | Refused
     | IceServers
     | Forwarded
+    | Notice
+    | RestartIce
     | Goodbye
     | Ack
 )

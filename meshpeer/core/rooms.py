@@ -64,12 +64,16 @@ __all__ = [
     "CLOSE_LEFT",
     "CLOSE_NOT_JOINED",
     "CLOSE_REFUSED",
+    "CLOSE_REMOVED",
     "CLOSE_REPLACED",
     "CLOSE_RESTART",
     "CLOSE_SUPERSEDED",
+    "Authenticate",
     "ConnId",
+    "Grant",
     "Note",
     "Output",
+    "Pause",
     "Rooms",
     "Send",
     "SendFrame",
@@ -92,6 +96,9 @@ CLOSE_NOT_JOINED: Final = 4004
 """No join within ``join_timeout``."""
 CLOSE_BEHIND: Final = 4005
 """It does not read, and more than ``max_forwarded`` waits for it. It may come back and resume."""
+
+CLOSE_REMOVED: Final = 4006
+"""The operator took the seat away: do not come back."""
 
 _ACK_EVERY: Final = 32
 _PAST: Final = 8
@@ -132,7 +139,33 @@ class Shut:
     reason: str
 
 
-Output = Send | SendFrame | Shut
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Read nothing from a socket for so many seconds: it sent more than its share."""
+
+    conn: ConnId
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Authenticate:
+    """Somebody wants to join: answer with `Rooms.granted` or `Rooms.denied`."""
+
+    conn: ConnId
+    join: Join
+
+
+Output = Send | SendFrame | Shut | Pause | Authenticate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """Whom an `Authenticator` lets in, and as whom."""
+
+    subject: str | None = None
+    """Who it is: may take over the ids of the same subject (``on_conflict="takeover"``)."""
+    name: str | None = None
+    """The display name that it has, whatever it says of itself; None: what it says."""
 
 
 class Note(Protocol):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from meshpeer.core.rooms import Grant
+from meshpeer.relay.access import Authenticator, JoinRequest, JoinTokens, make_join_token
 from meshpeer.relay.server import Relay
 
-__all__ = ["Relay"]
+__all__ = ["Authenticator", "Grant", "JoinRequest", "JoinTokens", "Relay", "make_join_token"]

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from meshpeer.core.forward import ForwardRoom, FrameIn
 from meshpeer.core.messages import (
     IceServers,
     Join,
+    LinkReport,
     MemberJoined,
     MemberLeft,
     MemberUpdated,
     Metadata,
+    Notice,
     Refused,
+    RestartIce,
     SignalIn,
     SignalOut,
     Welcome,
@@ -40,6 +44,8 @@ SignalingEvent = (
     | SignalIn
     | Refused
     | IceServers
+    | Notice
+    | RestartIce
     | FrameIn
     | ForwardRoom
     | SignalingLost
@@ -126,6 +132,13 @@ class SignalingTransport(ABC):
         dropped. Signals go first.
 
         Raises `InvalidData` for an empty frame, `MessageTooLarge` for more than 64 KiB.
+        """
+
+    def report(self, links: Sequence[LinkReport]) -> None:  # noqa: B027 - most ask for none
+        """Tell the service how these links stand, where `Welcome.report_interval` is set.
+
+        Dropped while the service is away; after its next `Welcome` all are told anew. By default
+        everything is dropped.
         """
 
     @abstractmethod
