@@ -124,8 +124,9 @@ RULES = [
     ),
     Rule(
         "relay.*",
-        "config errors log alarm thin core.rooms core.messages core.forward relay.*",
-        "websockets msgspec",
+        "config errors log alarm thin core.rooms core.messages core.forward core.limits"
+        " core.tracking relay.*",
+        "websockets msgspec jwt prometheus_client",
     ),
     Rule("testing.*", "*", "pytest pytest_asyncio msgspec"),
     Rule("cli.*", "*", "typer rich structlog uvloop msgspec click"),

@@ -8,11 +8,11 @@ resume), so that it can neither hold up the others nor the relay's memory.
 from __future__ import annotations
 
 import asyncio
-import http
 import itertools
 import json
 import logging
 import secrets
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,9 +26,12 @@ from websockets.http11 import Request, Response
 
 from meshpeer.alarm import Alarm
 from meshpeer.config import RelayConfig
-from meshpeer.core.rooms import ConnId, Output, Rooms, Send, Shut
+from meshpeer.core.rooms import ConnId, Output, Rooms, Send, SendFrame, Shut
 from meshpeer.errors import MeshClosed, NetworkError, UsageError
 from meshpeer.log import Log
+from meshpeer.relay.access import Authenticator
+from meshpeer.relay.admin import LIVE_PATH, Admin, RelayFigures
+from meshpeer.relay.http import Answer, to_response
 from meshpeer.thin import keep_waits_short
 
 __all__ = ["Relay"]
@@ -102,8 +105,11 @@ class Relay:
     ``GET /healthz`` answers with its figures. All state is in memory.
     """
 
-    def __init__(self, config: RelayConfig | None = None) -> None:
+    def __init__(
+        self, config: RelayConfig | None = None, *, authenticator: Authenticator | None = None
+    ) -> None:
         self._config = config or RelayConfig()
+        self._authenticator = authenticator
         self._rooms = Rooms(self._config, new_token=lambda: secrets.token_urlsafe(24), note=_note)
         self._high = min(_HIGH, self._config.max_unread // 2)
         self._clients: dict[ConnId, _Client] = {}
@@ -116,6 +122,16 @@ class Relay:
         self._alarm = Alarm(self._tick)
         self._closing = False
         self._started_at = 0.0
+        self._refused: Counter[str] = Counter()
+        self._accepted = self._cut_off = 0
+        self._messages_in = self._messages_out = self._bytes_in = self._bytes_out = 0
+        self._admin = Admin(
+            self._config,
+            self._rooms,
+            apply=self._apply,
+            figures=self._figures,
+            now=self._now,
+        )
 
     async def start(self) -> None:
         """Listen. Raises `NetworkError` when the address can't be had, `UsageError` a second time.
@@ -190,6 +206,21 @@ class Relay:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
         return f"ws://[{host}]:{port}" if ":" in host else f"ws://{host}:{port}"
 
+    @property
+    def admin_url(self) -> str:
+        """Where the dashboard is. Raises `MeshClosed` unless it listens."""
+        return f"{self.url.replace('ws', 'http', 1)}/admin-analytics"
+
+    @property
+    def admin_user(self) -> str:
+        """Who may see the dashboard: ``RelayConfig.admin_user``."""
+        return self._config.admin_user
+
+    @property
+    def admin_password(self) -> str:
+        """``RelayConfig.admin_password``, or the one that was made for this relay."""
+        return self._admin.password
+
     async def serve_forever(self) -> None:
         """Wait until the relay is closed. Cancelling it leaves the relay as it is: `close` it."""
         self._address()
@@ -235,17 +266,25 @@ class Relay:
 
     def _respond(self, socket: ServerConnection, request: Request) -> Response | None:
         """Answer plain HTTP; None lets the WebSocket handshake go on (RFC 6455, section 4.2)."""
-        path = request.path.partition("?")[0]
+        answer = self._answer(socket, request)
+        if answer is None:
+            return None
+        return to_response(answer, method=request.method)
+
+    def _answer(self, socket: ServerConnection, request: Request) -> Answer | None:
+        path, _, query = request.path.partition("?")
+        if request.method not in ("GET", "HEAD"):
+            return Answer(405, b"Use GET.\n", headers=(("Allow", "GET, HEAD"),))
         if path in ("/", "/ws"):
-            return self._refuse_too_many(socket)
-        if path != "/healthz":
-            return socket.respond(
-                http.HTTPStatus.NOT_FOUND, "The relay is at / and /ws, its health at /healthz.\n"
-            )
-        if request.method != "GET":
-            response = socket.respond(http.HTTPStatus.METHOD_NOT_ALLOWED, "Use GET.\n")
-            response.headers["Allow"] = "GET"
-            return response
+            return self._refuse_too_many()
+        if path == LIVE_PATH and "Upgrade" in request.headers:
+            return None
+        if path == "/healthz":
+            return self._health()
+        answer = self._admin.answer(path, query, request.headers, self._address_of(socket))
+        return answer or Answer(404, b"The relay is at / and /ws, its health at /healthz.\n")
+
+    def _health(self) -> Answer:
         figures = {
             "status": "ok",
             "rooms": self._rooms.rooms,
@@ -254,26 +293,45 @@ class Relay:
             "version": self._version,
             "uptime": round(self._loop.time() - self._started_at, 3),
         }
-        response = socket.respond(http.HTTPStatus.OK, json.dumps(figures) + "\n")
-        del response.headers["Content-Type"]
-        response.headers["Content-Type"] = "application/json"
-        response.headers["Cache-Control"] = "no-store"
-        return response
+        return Answer(200, json.dumps(figures).encode() + b"\n", "application/json")
 
-    def _refuse_too_many(self, socket: ServerConnection) -> Response | None:
+    def _now(self) -> float:
+        return self._loop.time()
+
+    def _address_of(self, socket: ServerConnection) -> str:
+        return str(socket.remote_address[0])
+
+    def _refuse_too_many(self) -> Answer | None:
         limit = self._config.max_connections
         if len(self._sockets) <= limit:
             return None
         _note("connection refused", limit=limit)
-        return socket.respond(
-            http.HTTPStatus.SERVICE_UNAVAILABLE,
-            f"This relay has {limit} connections, which is its limit. Try again later.\n",
+        text = f"This relay has {limit} connections, which is its limit. Try again later.\n"
+        return Answer(503, text.encode())
+
+    def _figures(self) -> RelayFigures:
+        return RelayFigures(
+            version=self._version,
+            uptime=self._loop.time() - self._started_at,
+            connections=len(self._sockets),
+            accepted=self._accepted,
+            refused=self._refused,
+            messages_in=self._messages_in,
+            messages_out=self._messages_out,
+            bytes_in=self._bytes_in,
+            bytes_out=self._bytes_out,
+            cut_off=self._cut_off,
         )
 
     async def _serve(self, socket: ServerConnection) -> None:
         if self._closing:
             return
         assert isinstance(socket, _Socket)
+        assert socket.request is not None
+        self._accepted += 1
+        if socket.request.path.partition("?")[0] == LIVE_PATH:
+            await self._admin.live(socket, self._address_of(socket))
+            return
         conn = next(self._ids)
         client = self._clients[conn] = _Client(socket)
         socket.on_full = partial(self._filled, conn, client)
@@ -283,6 +341,8 @@ class Relay:
             async with client.reading:
                 while client.close is None:
                     data = await socket.recv(decode=False)
+                    self._messages_in += 1
+                    self._bytes_in += len(data)
                     self._apply(self._rooms.received(conn, data, self._loop.time()))
         except (ConnectionClosed, TimeoutError):
             pass  # it is gone, or it was shut; what follows is the same
@@ -304,7 +364,9 @@ class Relay:
                 del self._clients[output.conn]
                 client.close = (output.code, output.reason)
                 client.reading.reschedule(self._loop.time())
-            elif not self._write(output.conn, client, output.data, text=isinstance(output, Send)):
+            elif isinstance(output, Send | SendFrame) and not self._write(
+                output.conn, client, output.data, text=isinstance(output, Send)
+            ):
                 # What follows from that joins the end of what is being carried out.
                 outputs += self._rooms.dropped(output.conn, self._loop.time())
         self._alarm.set(self._rooms.next_deadline())
@@ -316,10 +378,13 @@ class Relay:
         if unread > self._config.max_unread:
             _note("cut off: does not read", conn=conn, unread=unread)
             del self._clients[conn]
+            self._cut_off += 1
             transport.abort()
             return False
         # Writes to the transport at once, whatever its buffer holds; never waits.
         broadcast([client.socket], data, text=text)
+        self._messages_out += 1
+        self._bytes_out += len(data)
         return True
 
     def _filled(self, conn: ConnId, client: _Client, full: bool) -> None:
