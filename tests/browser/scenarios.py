@@ -137,10 +137,9 @@ class Stage:
     async def set(cls, host: Host) -> AsyncIterator[Stage]:
         """Start them; ``host`` is Chromium's, this process is on the other one."""
         with page_server(PYTHON_ADDRESS) as origin:
-            async with (
-                Relay(RelayConfig(host=PYTHON_ADDRESS, port=0)) as relay,
-                chromium(host) as browser,
-            ):
+            # The page is another server's, and nobody is asked for a token.
+            config = RelayConfig(host=PYTHON_ADDRESS, port=0, open=True, origins=(origin,))
+            async with Relay(config) as relay, chromium(host) as browser:
                 yield cls(relay, origin, browser, host)
 
     @asynccontextmanager
