@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench network soak browser docs clean
+.PHONY: help demo relay test lint types bench network soak browser docs clean
 
 help: ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -18,6 +18,9 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP) ## a relay and three bots as processes of their own, for about ten seconds
 	$(BIN)/meshpeer demo --seconds 10
+
+relay: $(STAMP) ## the server that peers meet at, on port 3001 of this machine, with its dashboard
+	$(BIN)/meshpeer relay
 
 test: lint types ## lint, type-check and run every test
 	$(BIN)/python -m pytest

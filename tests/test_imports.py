@@ -72,7 +72,9 @@ RULES = [
     Rule("core.delivery", f"{_CORE} core.frames core.values", "msgspec", pure=True),
     Rule("core.route", _CORE, pure=True),
     Rule("core.mesh", _CORE, "msgspec", pure=True),
-    Rule("core.rooms", f"{_CORE} core.forward", "msgspec", pure=True),
+    Rule("core.limits", "", pure=True),
+    Rule("core.tracking", "core.messages", "msgspec", pure=True),
+    Rule("core.rooms", f"{_CORE} core.forward core.limits core.tracking", "msgspec", pure=True),
     Rule("core.session", f"{_CORE} core.forward", "msgspec", pure=True),
     # What a node is made of.
     Rule(
@@ -129,7 +131,7 @@ RULES = [
         "websockets msgspec jwt prometheus_client",
     ),
     Rule("testing.*", "*", "pytest pytest_asyncio msgspec"),
-    Rule("cli.*", "*", "typer rich structlog uvloop msgspec click"),
+    Rule("cli.*", "*", "typer rich structlog uvloop msgspec click cryptography"),
     # The public names, each imported when it is first asked for.
     Rule("__init__", "errors config core.events manager peer files relay signaling.* rtc.base"),
     # A package's __init__ says what the package is.

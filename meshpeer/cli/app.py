@@ -14,6 +14,7 @@ from meshpeer.cli.doctor import doctor
 from meshpeer.cli.receive import receive
 from meshpeer.cli.relay import relay
 from meshpeer.cli.send import send
+from meshpeer.cli.token import token
 
 __all__ = ["app"]
 
@@ -26,6 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(relay)
+app.command()(token)
 app.command()(chat)
 app.command()(send)
 app.command()(receive)

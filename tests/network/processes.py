@@ -190,7 +190,8 @@ class Programs:
         """A relay. Its port, 443, is the one that every firewall lets through."""
         program = await self.run(
             *(node, sys.executable, "-m", "meshpeer.cli", "relay"),
-            *("--host", node.address, "--port", "443", "--seat-timeout", str(seat_timeout)),
+            *("--host", node.address, "--port", "443", "--open"),
+            *("--seat-timeout", str(seat_timeout)),
         )
         await program.until(lambda: len(program.lines) > 2, "relay")
         return program
