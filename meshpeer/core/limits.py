@@ -30,7 +30,7 @@ class Bucket:
     def level(self, now: float) -> float:
         """What it holds; below zero what is owed."""
         level = self._level + (now - self._at) * self._rate
-        return level if level < self._burst else self._burst
+        return min(self._burst, level)
 
     def take(self, cost: float, now: float) -> float:
         """Take ``cost``, whether it is there or not; the level after that."""
@@ -56,7 +56,7 @@ class Buckets(Generic[Key]):
     a full bucket each time, which it would have with one key more as well.
     """
 
-    __slots__ = ("_burst", "_buckets", "_limit", "_rate")
+    __slots__ = ("_buckets", "_burst", "_limit", "_rate")
 
     def __init__(self, rate: float, burst: float, limit: int) -> None:
         self._rate = rate

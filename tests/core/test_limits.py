@@ -1,4 +1,4 @@
-"""Token buckets take what is there and no more, forget what is full, and stay within their bound."""
+"""Token buckets take what is there, forget what is full, and stay within their bound."""
 
 from __future__ import annotations
 
