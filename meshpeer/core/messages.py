@@ -46,6 +46,7 @@ __all__ = [
     "IceServers",
     "Incarnation",
     "Join",
+    "JoinToken",
     "Leave",
     "LinkMessage",
     "LinkReport",

@@ -11,8 +11,8 @@ them is on its way to each member is counted, by what the relay says has left it
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -28,6 +28,7 @@ from meshpeer.core.forward import (
     encode_forward,
 )
 from meshpeer.core.messages import (
+    MAX_REPORTS,
     VERSION,
     Ack,
     Forwarded,
@@ -35,12 +36,16 @@ from meshpeer.core.messages import (
     IceServers,
     Join,
     Leave,
+    LinkReport,
     MemberJoined,
     MemberLeft,
     MemberUpdated,
     Metadata,
+    Notice,
     Refused,
     RelayMessage,
+    Report,
+    RestartIce,
     SignalIn,
     SignalOut,
     Update,
@@ -56,6 +61,7 @@ from meshpeer.errors import (
     MeshError,
     MessageTooLarge,
     ProtocolError,
+    Removed,
     SignalingBacklog,
     SignalingUnavailable,
     UnexpectedInput,
@@ -66,7 +72,9 @@ __all__ = [
     "ACK_AFTER",
     "ACK_EVERY",
     "ANSWER_TIMEOUT",
+    "MAX_REPORT",
     "MAX_SIGNAL",
+    "RESTART_PATIENCE",
     "TABLE",
     "Connect",
     "Disconnect",
@@ -92,17 +100,24 @@ MAX_SIGNAL = 192 * 1024
 
 A message that the relay shuts the socket for would be sent again after each resume, for ever.
 """
+MAX_REPORT = 64 * 1024
+"""Bytes that a report may have; what does not fit into one goes into several."""
+RESTART_PATIENCE = 60.0
+"""Seconds that a relay may take to start again, after it said that it would: until then it is tried
+again and again soon."""
 
 # What can be done about an id that is in use, by what was asked for.
 _ADVICE: Mapping[OnConflict, str] = {
     "reject": 'choose another id, or join with on_conflict="rename"',
-    "takeover": "to take it over, join with the resume token that process got",
+    "takeover": "to take it over, join with its resume token or a join token of its subject",
     "rename": "choose a shorter one",
 }
 
 # A waiting time that comes from the relay is held to these: nothing it says makes a client hammer.
 _SHORTEST_WAIT = 0.1
 _TAKEN_WAIT = 1.0
+# Between two tries of a relay that is being restarted; half of it to one and a half.
+_RESTART_WAIT = 0.5
 
 
 class State(StrEnum):
@@ -129,6 +144,7 @@ class Input(StrEnum):
     SEND = "send"
     UPDATE = "update"
     FORWARD = "forward"
+    REPORT = "report"
     HURRY = "hurry"
     CLOSE = "close"
     TICK = "tick"
@@ -141,6 +157,8 @@ class Input(StrEnum):
     SIGNAL = "message:signal"
     REFUSED = "message:refused"
     ICE_SERVERS = "message:ice_servers"
+    NOTICE = "message:notice"
+    RESTART_ICE = "message:restart_ice"
     GOODBYE = "message:goodbye"
     ACK = "message:ack"
     FORWARDED = "message:forwarded"
@@ -161,6 +179,7 @@ TABLE: Mapping[State, Mapping[Input, frozenset[State]]] = {
         Input.SEND: frozenset({_C}),
         Input.UPDATE: frozenset({_C}),
         Input.FORWARD: frozenset({_C}),
+        Input.REPORT: frozenset({_C}),
         Input.HURRY: frozenset({_C}),
         Input.TICK: frozenset({_C, _W}),
         Input.CLOSE: frozenset({_X}),
@@ -170,6 +189,7 @@ TABLE: Mapping[State, Mapping[Input, frozenset[State]]] = {
         Input.SEND: frozenset({_J}),
         Input.UPDATE: frozenset({_J}),
         Input.FORWARD: frozenset({_J}),
+        Input.REPORT: frozenset({_J}),
         Input.HURRY: frozenset({_J}),
         Input.TICK: frozenset({_J, _W}),
         Input.CLOSE: frozenset({_X}),
@@ -183,6 +203,7 @@ TABLE: Mapping[State, Mapping[Input, frozenset[State]]] = {
         Input.SEND: frozenset({_S}),
         Input.UPDATE: frozenset({_S}),
         Input.FORWARD: frozenset({_S}),
+        Input.REPORT: frozenset({_S}),
         Input.HURRY: frozenset({_S}),
         Input.TICK: frozenset({_S}),
         Input.CLOSE: frozenset({_X}),
@@ -193,6 +214,8 @@ TABLE: Mapping[State, Mapping[Input, frozenset[State]]] = {
         Input.SIGNAL: frozenset({_S}),
         Input.REFUSED: frozenset({_S}),
         Input.ICE_SERVERS: frozenset({_S}),
+        Input.NOTICE: frozenset({_S}),
+        Input.RESTART_ICE: frozenset({_S}),
         Input.GOODBYE: frozenset({_W, _X}),
         Input.ACK: frozenset({_S}),
         Input.FORWARDED: frozenset({_S}),
@@ -202,6 +225,7 @@ TABLE: Mapping[State, Mapping[Input, frozenset[State]]] = {
         Input.SEND: frozenset({_W}),
         Input.UPDATE: frozenset({_W}),
         Input.FORWARD: frozenset({_W}),
+        Input.REPORT: frozenset({_W}),
         Input.HURRY: frozenset({_C}),
         Input.TICK: frozenset({_W, _C}),
         Input.CLOSE: frozenset({_X}),
@@ -224,7 +248,7 @@ class Connect:
 class Transmit:
     """Send this on the connection."""
 
-    data: bytes
+    data: bytes = field(repr=False)  # a join has secrets in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +278,8 @@ class Tell:
         | SignalIn
         | Refused
         | IceServers
+        | Notice
+        | RestartIce
         | FrameIn
         | ForwardRoom
     )
@@ -304,6 +330,8 @@ class Session:
         self._backoff = Backoff(config.signaling_retry_first, config.signaling_retry_max, 1.0)
         self._wait = 0.0
         self._seated_at = 0.0
+        self._restarts_until = float("-inf")
+        """Until when a relay that said that it restarts is tried again soon."""
         self._last_failure: MeshError | None = None
         self._join: Join  # set by `open`, which every other input needs
         self._welcomed = False
@@ -319,6 +347,7 @@ class Session:
         self._in_join = 0
         # Data: what may be on its way to one member, and the bytes that are, by peer id.
         self._window = 0
+        self._wants_reports = False
         self._under_way: dict[str, int] = {}
 
     @property
@@ -406,6 +435,20 @@ class Session:
         self._under_way[to] = under_way
         return [TransmitFrame(data)]
 
+    def report(self, links: Sequence[LinkReport]) -> list[Output]:
+        """Tell how these links stand; dropped without a seat, or where no reports are wanted.
+
+        Raises `InvalidData` when one does not fit the schema.
+        """
+        self._take(Input.REPORT)
+        if self._state is not State.SEATED or not self._wants_reports or not links:
+            return []
+        report = Report(list(links))
+        if len(links) > MAX_REPORTS or (len(links) > 1 and len(encode(report)) > MAX_REPORT):
+            half = len(links) // 2
+            return self.report(links[:half]) + self.report(links[half:])
+        return [Transmit(self._checked(report))]
+
     def hurry(self, now: float) -> list[Output]:
         """The network has changed: what waits is tried now, and what is being tried is begun anew.
 
@@ -431,19 +474,25 @@ class Session:
 
     # --- what the connection does --------------------------------------------------------------
 
-    def connected(self, now: float) -> list[Output]:
-        """The connection that `Connect` asked for is there."""
+    def connected(self, now: float, join_token: str | None = None) -> list[Output]:
+        """The connection that `Connect` asked for is there; ``join_token`` is for this join alone.
+
+        Raises `InvalidData`, and changes nothing, when the token can't be one.
+        """
         self._take(Input.CONNECTED)
-        self._join = replace(self._join, received=self._received, attempt=self._join.attempt + 1)
+        join = replace(self._join, received=self._received, attempt=self._join.attempt + 1)
+        data = self._checked(join if join_token is None else replace(join, join_token=join_token))
+        self._join = join
+        self._restarts_until = float("-inf")
         self._received_acked = self._received
         self._in_join = self._acked + len(self._pending)
         self._set_state(State.JOINING, now)
-        return [Transmit(encode(self._join))]
+        return [Transmit(data)]
 
     def connection_failed(self, reason: str, now: float) -> list[Output]:
         """It can't be made; ``reason`` is a text that a person can act on."""
         self._take(Input.CONNECTION_FAILED)
-        return self._lose(reason, now)
+        return self._lose(reason, now, wait=self._restart_wait(now))
 
     def dropped(self, reason: str, now: float) -> list[Output]:
         """The connection is gone."""
@@ -478,7 +527,8 @@ class Session:
             else:
                 what = "accept a connection" if name is State.CONNECTING else "answer the join"
                 reason = f"{self._service} did not {what} within {ANSWER_TIMEOUT:g} seconds"
-                outputs += [Disconnect(), *self._lose(reason, now)]
+                lost = self._lose(reason, now, wait=self._restart_wait(now))
+                outputs += [Disconnect(), *lost]
         return outputs
 
     # --- the messages --------------------------------------------------------------------------
@@ -503,7 +553,15 @@ class Session:
                 return self._welcome(message, now)
             case Refused() if self._state is State.JOINING:
                 return self._refused(message, now)
-            case MemberJoined() | MemberLeft() | MemberUpdated() | SignalIn() | Refused():
+            case (
+                MemberJoined()
+                | MemberLeft()
+                | MemberUpdated()
+                | SignalIn()
+                | Refused()
+                | Notice()
+                | RestartIce()
+            ):
                 return self._counted(message, now)
             case IceServers():
                 return [Tell(message)]
@@ -527,7 +585,7 @@ class Session:
                 ),
                 now,
             )
-        for field, is_ours in (
+        for name, is_ours in (
             ("room", welcome.room == join.room),
             ("incarnation", welcome.incarnation == join.incarnation),
             ("peer_id", welcome.peer_id == join.peer_id or join.on_conflict == "rename"),
@@ -535,10 +593,9 @@ class Session:
         ):
             if not is_ours:
                 raise ProtocolError(
-                    f"{self._service} welcomed somebody else: {field} is "
-                    f"{getattr(welcome, field)!r}",
+                    f"{self._service} welcomed somebody else: {name} is {getattr(welcome, name)!r}",
                     code="out_of_place",
-                    field=f"$.{field}",
+                    field=f"$.{name}",
                 )
         # Also when not resumed: how far the count before this one got, or 0 when that is unknown.
         if welcome.resumed or welcome.received:
@@ -555,6 +612,7 @@ class Session:
             self._received = self._received_acked = 0
         self._transmitted = self._acked + len(self._pending)
         self._window = welcome.forward_window
+        self._wants_reports = welcome.report_interval > 0
         self._under_way.clear()
         self._join = replace(
             join,
@@ -572,7 +630,15 @@ class Session:
         return [Tell(welcome), *(Transmit(pending.data) for pending in self._pending)]
 
     def _counted(
-        self, message: MemberJoined | MemberLeft | MemberUpdated | SignalIn | Refused, now: float
+        self,
+        message: MemberJoined
+        | MemberLeft
+        | MemberUpdated
+        | SignalIn
+        | Refused
+        | Notice
+        | RestartIce,
+        now: float,
     ) -> list[Output]:
         self._received += 1
         outputs: list[Output] = [Tell(message)]
@@ -611,8 +677,8 @@ class Session:
                 # The holder's socket is down: it comes back, or its seat runs out.
                 wait = min(max(seconds, _SHORTEST_WAIT), _TAKEN_WAIT)
                 return [Disconnect(), *self._lose(error, now, wait=wait)]
-            case "rate_limited", _:
-                return [Disconnect(), *self._lose(error, now)]
+            case (("rate_limited" | "unavailable"), retry_after):
+                return [Disconnect(), *self._lose(error, now, after=retry_after or 0.0)]
             case _:
                 return self._fail(error, now)
 
@@ -620,11 +686,16 @@ class Session:
         if goodbye.reason == "replaced":
             text = f"a newer process has the peer id {self._join.peer_id!r}"
             return self._fail(IdentityReplaced(text, reason="replaced"), now)
+        if goodbye.reason == "removed":
+            text = f"the operator of {self._service} removed {self._join.peer_id!r} from the room"
+            return self._fail(Removed(text, reason="removed"), now)
         wait = None
         if goodbye.retry_after is not None:
             longest = self._config.signaling_retry_max
             whole = min(max(goodbye.retry_after, _SHORTEST_WAIT), longest)
             wait = whole * (0.5 + self._random())
+            if goodbye.reason == "shutdown":
+                self._restarts_until = now + RESTART_PATIENCE
         reason = f"{self._service} said goodbye ({goodbye.reason})"
         return [Disconnect(), *self._lose(reason, now, wait=wait)]
 
@@ -643,14 +714,28 @@ class Session:
         if state in (State.CONNECTING, State.JOINING):
             self._deadlines.set(state, now + ANSWER_TIMEOUT)
 
+    def _restart_wait(self, now: float) -> float | None:
+        """The wait before the next try of a relay that is being restarted; None when it is not."""
+        if now >= self._restarts_until:
+            return None
+        return min(_RESTART_WAIT * (0.5 + self._random()), self._config.signaling_retry_max)
+
     def _lose(
-        self, reason: str | MeshError, now: float, *, wait: float | None = None
+        self,
+        reason: str | MeshError,
+        now: float,
+        *,
+        wait: float | None = None,
+        after: float = 0.0,
     ) -> list[Output]:
-        """There is no connection now; try again after ``wait``, by default the backoff's."""
+        """There is no connection now; try again after ``wait``, by default the backoff's and
+        ``after``, which comes from the relay."""
         # A seat that did not last as long as it was waited for is no success: the wait grows.
         if self._state is State.SEATED and now - self._seated_at >= self._wait:
             self._backoff.reset()
-        self._wait = self._backoff.next(self._random()) if wait is None else wait
+        if wait is None:
+            wait = self._backoff.next(self._random()) + min(after, self._config.signaling_retry_max)
+        self._wait = wait
         error = SignalingUnavailable(reason) if isinstance(reason, str) else reason
         self._last_failure = error
         self._set_state(State.WAITING, now)
@@ -665,7 +750,7 @@ class Session:
         self._set_state(State.CLOSED, now)
         return [Disconnect(), Fail(error)]
 
-    def _checked(self, message: Join | SignalOut | Update) -> bytes:
+    def _checked(self, message: Join | SignalOut | Update | Report) -> bytes:
         """The bytes of ``message``, known to fit what the relay checks it with.
 
         What the relay can't decode it can't count, and the counts of both ends would differ.

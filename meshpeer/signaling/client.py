@@ -9,16 +9,18 @@ import asyncio
 import secrets
 from abc import abstractmethod
 from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from random import random
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
+from msgspec import ValidationError, convert
 from msgspec.structs import replace
 
 from meshpeer.alarm import Alarm
 from meshpeer.config import MeshConfig
 from meshpeer.core.forward import FrameIn
-from meshpeer.core.messages import Join, Metadata, SignalOut, Welcome
+from meshpeer.core.messages import Join, JoinToken, LinkReport, Metadata, SignalOut, Welcome
 from meshpeer.core.session import (
     Connect,
     Disconnect,
@@ -33,6 +35,7 @@ from meshpeer.core.session import (
 )
 from meshpeer.errors import (
     ClosedError,
+    ConfigError,
     MeshClosed,
     MeshError,
     SignalingUnavailable,
@@ -41,7 +44,15 @@ from meshpeer.errors import (
 from meshpeer.log import Log
 from meshpeer.signaling.base import SignalingEvent, SignalingLost, SignalingTransport
 
-__all__ = ["CHECK_TIMEOUT", "CLOSE_TIMEOUT", "MAX_EVENTS", "MAX_UNREAD", "RelayTransport", "Wire"]
+__all__ = [
+    "CHECK_TIMEOUT",
+    "CLOSE_TIMEOUT",
+    "MAX_EVENTS",
+    "MAX_UNREAD",
+    "JoinTokenSource",
+    "RelayTransport",
+    "Wire",
+]
 
 CHECK_TIMEOUT = 1.0
 """Seconds that a connection in doubt has to show that it works."""
@@ -51,6 +62,9 @@ MAX_EVENTS = 256
 """Events that wait to be received, and messages that wait to be sent, before reading pauses."""
 MAX_UNREAD = 1024 * 1024
 """Bytes of data frames that wait to be received, before reading pauses."""
+
+JoinTokenSource = str | Callable[[], Awaitable[str]]
+"""A join token, or what gives one for each connection, as one that expires needs."""
 
 
 class Wire(Protocol):
@@ -112,11 +126,22 @@ class _Line:
 class RelayTransport(SignalingTransport):
     """Runs a `Session` over the wires that `_connect` makes.
 
-    ``service`` names the other end in error texts.
+    ``service`` names the other end in error texts. ``join_token`` shows that we may join, where the
+    service asks for that; a callable is asked before each connection, within the time that it may
+    take. What it raises makes that attempt fail. Raises `ConfigError` for what can't be a token.
     """
 
-    def __init__(self, config: MeshConfig | None = None, *, service: str = "the relay") -> None:
+    def __init__(
+        self,
+        config: MeshConfig | None = None,
+        *,
+        service: str = "the relay",
+        join_token: JoinTokenSource | None = None,
+    ) -> None:
         self._config = config or MeshConfig()
+        if not (join_token is None or callable(join_token) or _is_token(join_token)):
+            raise ConfigError(_BAD_TOKEN.format("join_token"))
+        self._join_token = join_token
         self._session = Session(self._config, random=random, service=service)
         self._log = Log(part="signaling", service=service)
         self._runner: asyncio.Task[None] | None = None
@@ -190,6 +215,11 @@ class RelayTransport(SignalingTransport):
         """Send a data frame; see `SignalingTransport.forward`. After the end it is dropped too."""
         if self._end is None and not self._lost_unread and self._session.state is not State.NEW:
             self._do(self._session.forward(to, to_incarnation, data))
+
+    def report(self, links: Sequence[LinkReport]) -> None:
+        """Tell how links stand; see `SignalingTransport.report`. After the end it is dropped."""
+        if self._end is None and self._session.state is not State.NEW:
+            self._do(self._session.report(links))
 
     def doubt(self, *, network_changed: bool) -> None:
         """Check the connection now, or try at once to get one; see `SignalingTransport.doubt`."""
@@ -308,9 +338,12 @@ class RelayTransport(SignalingTransport):
         """One connection, from the attempt to its end."""
         loop = asyncio.get_running_loop()
         wire: Wire | None = None
+        token: str | None = None
         try:
             async with asyncio.timeout(None) as line.scope:
-                wire = await self._connect()
+                token = await self._token()
+                if not line.hung_up:
+                    wire = await self._connect()
         except TimeoutError:
             if not line.hung_up:
                 raise
@@ -326,7 +359,7 @@ class RelayTransport(SignalingTransport):
         try:
             if line.hung_up:
                 return
-            self._do(self._session.connected(loop.time()))
+            self._do(self._session.connected(loop.time(), token))
             async with asyncio.TaskGroup() as group:
                 writer = group.create_task(self._write(line, wire))
                 watcher = group.create_task(self._watch(line, wire))
@@ -339,6 +372,24 @@ class RelayTransport(SignalingTransport):
                 watcher.cancel()
         finally:
             await wire.abort()
+
+    async def _token(self) -> str | None:
+        """The join token of this attempt."""
+        source = self._join_token
+        if source is None or isinstance(source, str):
+            return source
+        try:
+            token: object = await source()
+        except (Exception, asyncio.CancelledError) as exc:
+            task = asyncio.current_task()
+            if isinstance(exc, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
+            # Not its text, which may have a token or a password in it.
+            why = f"no join token: join_token raised {type(exc).__name__}"
+            raise SignalingUnavailable(why) from exc
+        if not _is_token(token):
+            raise SignalingUnavailable(_BAD_TOKEN.format("what join_token returned"))
+        return token
 
     async def _watch(self, line: _Line, wire: Wire) -> None:
         """Look whether the wire works whenever that is doubted, and end it when it does not."""
@@ -429,3 +480,14 @@ class RelayTransport(SignalingTransport):
                 return
             line.wake.clear()
             await line.wake.wait()
+
+
+_BAD_TOKEN = "{} is no join token: it must be a str of 1 to 4096 printable ASCII characters"
+
+
+def _is_token(token: object) -> TypeGuard[str]:
+    try:
+        convert(token, JoinToken)
+    except ValidationError:
+        return False
+    return True

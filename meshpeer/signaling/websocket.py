@@ -26,7 +26,13 @@ from websockets.uri import WebSocketURI, parse_uri
 from meshpeer.config import MeshConfig
 from meshpeer.core.forward import MARK
 from meshpeer.errors import ConfigError, SignalingUnavailable
-from meshpeer.signaling.client import CHECK_TIMEOUT, CLOSE_TIMEOUT, RelayTransport, Wire
+from meshpeer.signaling.client import (
+    CHECK_TIMEOUT,
+    CLOSE_TIMEOUT,
+    JoinTokenSource,
+    RelayTransport,
+    Wire,
+)
 from meshpeer.thin import keep_waits_short
 
 __all__ = ["KEEPALIVE", "MAX_SIZE", "WebSocketTransport", "without_secrets"]
@@ -144,11 +150,22 @@ class _WebSocketWire:
 class WebSocketTransport(RelayTransport):
     """The relay's client. ``url`` is that of the relay: ``ws://`` or ``wss://``, host, port.
 
-    Raises `ConfigError` when ``url`` can't be one. Proxies named in the environment are used, but
-    not for a relay on this machine.
+    ``join_token`` shows that we may join, where the relay asks for it: a token, or an async
+    callable that gives one for each connection, as one that expires needs. If that raises, the
+    attempt has failed and another one follows. Who has no token that is valid is refused for good,
+    at a later connection as well: `Unauthorized`, `Forbidden`.
+
+    Raises `ConfigError` when ``url`` or ``join_token`` can't be one. Proxies named in the
+    environment are used, but not for a relay on this machine.
     """
 
-    def __init__(self, url: str, *, config: MeshConfig | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        config: MeshConfig | None = None,
+        join_token: JoinTokenSource | None = None,
+    ) -> None:
         self._uri = _parse(url)
         self._url = url
         # Without a user's password or a query, which may hold secrets.
@@ -156,7 +173,7 @@ class WebSocketTransport(RelayTransport):
         scheme = "wss" if self._uri.secure else "ws"
         path = "" if self._uri.path == "/" else self._uri.path
         self._shown = f"{scheme}://{host}:{self._uri.port}{path}"
-        super().__init__(config, service=f"the relay at {self._shown}")
+        super().__init__(config, service=f"the relay at {self._shown}", join_token=join_token)
 
     async def _connect(self) -> Wire:
         try:

@@ -28,12 +28,16 @@ from meshpeer.core.messages import (
     IceServers,
     Join,
     Leave,
+    LinkReport,
     Member,
     MemberJoined,
     MemberLeft,
     MemberUpdated,
+    Notice,
     Refused,
     RelayMessage,
+    Report,
+    RestartIce,
     SignalIn,
     SignalOut,
     Update,
@@ -45,7 +49,9 @@ from meshpeer.core.session import (
     ACK_AFTER,
     ACK_EVERY,
     ANSWER_TIMEOUT,
+    MAX_REPORT,
     MAX_SIGNAL,
+    RESTART_PATIENCE,
     TABLE,
     Connect,
     Disconnect,
@@ -60,13 +66,16 @@ from meshpeer.core.session import (
     TransmitFrame,
 )
 from meshpeer.errors import (
+    Forbidden,
     IdentityReplaced,
     InvalidData,
     MessageTooLarge,
     PeerIdTaken,
     RefusedError,
+    Removed,
     RoomFull,
     SignalingBacklog,
+    Unauthorized,
     UnexpectedInput,
 )
 
@@ -82,11 +91,13 @@ WELCOME = Welcome(
     session="s" * 16,
     seat_timeout=30.0,
     forward_window=WINDOW,
+    report_interval=15.0,
 )
 BOB = Member(peer_id="bob", incarnation="bob-one-1")
 SIGNAL_IN = SignalIn(
     sender="bob", incarnation="bob-one-1", to_incarnation="ann-one-1", epoch=1, body=Raw(b"{}")
 )
+REPORT = LinkReport(peer_id="bob", incarnation="bob-one-1", state="connected", ice_state="new")
 
 
 def signal(epoch: int = 1) -> SignalOut:
@@ -171,6 +182,7 @@ CALLS: dict[Input, Callable[[Ann], list[Output]]] = {
     Input.SEND: lambda ann: ann.session.send(signal()),
     Input.UPDATE: lambda ann: ann.session.update("Anna", None),
     Input.FORWARD: lambda ann: ann.session.forward("bob", "bob-one-1", b"frame"),
+    Input.REPORT: lambda ann: ann.session.report([REPORT]),
     Input.HURRY: lambda ann: ann.session.hurry(ann.now),
     Input.CLOSE: lambda ann: ann.session.close(ann.now),
     Input.TICK: lambda ann: ann.session.tick(ann.now + 100),
@@ -184,6 +196,8 @@ MESSAGES: dict[Input, RelayMessage | bytes] = {
     Input.SIGNAL: SIGNAL_IN,
     Input.REFUSED: Refused(code="room_full", text="full"),
     Input.ICE_SERVERS: IceServers(servers=[IceServerInfo(urls=["stun:stun.example.org"])]),
+    Input.NOTICE: Notice(text="a restart at noon"),
+    Input.RESTART_ICE: RestartIce(),
     Input.GOODBYE: Goodbye(reason="shutdown"),
     Input.ACK: Ack(received=0),
     Input.FORWARDED: Forwarded(to="bob", size=0),
@@ -344,7 +358,7 @@ def test_a_seat_that_does_not_last_does_not_reset_the_wait() -> None:
     ("on_conflict", "advice"),
     [
         ("reject", 'choose another id, or join with on_conflict="rename"'),
-        ("takeover", "to take it over, join with the resume token that process got"),
+        ("takeover", "to take it over, join with its resume token or a join token of its subject"),
         ("rename", "choose a shorter one"),
     ],
 )
@@ -392,11 +406,68 @@ def test_an_id_whose_holder_is_away_is_tried_again_soon(retry_after: float, wait
     assert ann.session.next_deadline() == ann.now + wait
 
 
-def test_too_many_joins_wait_like_a_failure() -> None:
+@pytest.mark.parametrize("code", ["rate_limited", "unavailable"])
+@pytest.mark.parametrize(
+    ("retry_after", "wait"), [(None, 0.5), (2.0, 2.5), (3600.0, 30.5)], ids=["-", "2 s", "1 h"]
+)
+def test_a_no_for_now_waits_like_a_failure_after_what_the_relay_asks_for(
+    code: str, retry_after: float | None, wait: float
+) -> None:
     ann = Ann().reach(State.JOINING)
-    assert ann.hears(Refused(code="rate_limited", text="slower")) == [Disconnect()]
-    assert str(ann.session.last_failure) == "slower"
-    assert ann.session.next_deadline() == ann.now + 0.5
+    refused = Refused(code=code, text="later", retry_after=retry_after)
+    assert ann.hears(refused) == [Disconnect()]
+    assert str(ann.session.last_failure) == "later"
+    assert ann.session.next_deadline() == ann.now + wait
+    ann.waits()
+    ann.connected()
+    ann.hears(refused)
+    assert ann.session.next_deadline() == ann.now + wait + 0.5, "the wait grows"
+
+
+@pytest.mark.parametrize(
+    ("code", "error"), [("unauthorized", Unauthorized), ("forbidden", Forbidden)]
+)
+def test_who_may_not_join_does_not_come_back(code: str, error: type[RefusedError]) -> None:
+    """At once, and at a later join too: the token has expired meanwhile."""
+    first, later = Ann().reach(State.JOINING), Ann().reach(State.SEATED)
+    later.dropped()
+    later.waits()
+    later.connected()
+    for ann in (first, later):
+        disconnect, fail = ann.hears(Refused(code=code, text="the join token has expired"))
+        assert disconnect == Disconnect()
+        assert isinstance(fail, Fail)
+        assert type(fail.error) is error
+        assert str(fail.error) == "the join token has expired"
+        assert ann.session.next_deadline() is None
+
+
+def test_a_join_token_is_of_one_join() -> None:
+    ann = Ann()
+    ann.open()
+    (output,) = ann.session.connected(ann.now, "secret-token-1")
+    assert said([output]) == [replaced(JOIN, join_token="secret-token-1")]
+    assert "secret" not in repr(output)
+    ann.hears(WELCOME)
+    ann.dropped()
+    ann.waits()
+    second = replaced(JOIN, token="t" * 16, session="s" * 16)
+    assert said(ann.session.connected(ann.now, "secret-token-2")) == [
+        replaced(second, join_token="secret-token-2")
+    ]
+    ann.dropped()
+    ann.waits()
+    assert said(ann.connected()) == [second]
+
+
+@pytest.mark.parametrize("token", ["", "a token", "x" * 4097, "töken", "new\nline"])
+def test_what_can_not_be_a_join_token_is_not_sent(token: str) -> None:
+    ann = Ann().reach(State.CONNECTING)
+    before = snapshot(ann.session)
+    with pytest.raises(InvalidData, match="join_token") as caught:
+        ann.session.connected(ann.now, token)
+    assert not token or token not in str(caught.value)
+    assert snapshot(ann.session) == before
 
 
 @pytest.mark.parametrize("on_conflict", ["reject", "takeover", "rename"])
@@ -413,6 +484,27 @@ def test_a_rejoin_that_is_refused_while_the_holder_lives_ends_the_session(on_con
     assert isinstance(fail, Fail)
     assert isinstance(fail.error, PeerIdTaken)
     assert str(fail.error) == "somebody took it; this process lost it while it was away"
+
+
+@pytest.mark.parametrize("state", [State.JOINING, State.SEATED])
+def test_who_was_removed_does_not_come_back(state: State) -> None:
+    ann = Ann().reach(state)
+    disconnect, fail = ann.hears(Goodbye(reason="removed"))
+    assert disconnect == Disconnect()
+    assert isinstance(fail, Fail)
+    assert isinstance(fail.error, Removed)
+    assert fail.error.reason == "removed"
+    assert "'ann'" in str(fail.error)
+    assert ann.session.next_deadline() is None
+
+
+@pytest.mark.parametrize("message", [Notice(text="a restart at noon"), RestartIce(peer_id="bob")])
+def test_what_the_operator_says_is_told_and_counted(message: RelayMessage) -> None:
+    ann = Ann().reach(State.SEATED)
+    assert ann.hears(message) == [Tell(message)]  # type: ignore[arg-type]
+    ann.dropped()
+    ann.waits()
+    assert said(ann.connected())[0].received == 1
 
 
 @pytest.mark.parametrize("state", [State.JOINING, State.SEATED])
@@ -449,6 +541,86 @@ def test_a_shutdown_says_when_to_come_back(
     assert disconnect == Disconnect()
     assert lost == Lost("the relay said goodbye (shutdown)", wait)
     assert ann.session.next_deadline() == ann.now + wait
+
+
+def goes_down(ann: Ann, reason: str = "shutdown", retry_after: float | None = 0.5) -> None:
+    ann.hears(Goodbye(reason=reason, retry_after=retry_after))
+    ann.waits()
+
+
+@pytest.mark.parametrize(("random", "wait"), [(0.0, 0.25), (0.5, 0.5), (0.999, 0.7495)])
+def test_a_relay_that_restarts_is_tried_soon_until_it_is_there(random: float, wait: float) -> None:
+    """The waits do not grow: within a second of its being there, everybody is back."""
+    ann = Ann(random=random).reach(State.SEATED)
+    goes_down(ann)
+    began = ann.now
+    while ann.now < began + RESTART_PATIENCE - 1:
+        ann.session.connection_failed("connection refused", ann.now)
+        assert ann.session.next_deadline() == pytest.approx(ann.now + wait)
+        ann.waits()
+    ann.connected()
+    assert ann.hears(WELCOME) == [Tell(WELCOME)]
+
+
+def test_a_relay_that_restarts_and_does_not_answer_is_tried_soon_too() -> None:
+    ann = Ann().reach(State.SEATED)
+    goes_down(ann)
+    began = ann.now
+    assert ann.waits() == [Disconnect()]
+    assert ann.now == began + ANSWER_TIMEOUT
+    assert ann.session.next_deadline() == ann.now + 0.25
+
+
+def test_a_relay_that_does_not_come_back_from_a_restart_is_waited_for_like_any_other() -> None:
+    ann = Ann().reach(State.SEATED)
+    goes_down(ann)
+    ann.now += RESTART_PATIENCE
+    waits = []
+    for _ in range(3):
+        ann.session.connection_failed("connection refused", ann.now)
+        before = ann.now
+        ann.waits()
+        waits.append(ann.now - before)
+    assert waits == [0.5, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("accepts", ["drops", "refuses", "says nothing"])
+def test_a_relay_that_accepts_after_a_restart_and_then_fails_is_not_hammered(accepts: str) -> None:
+    ann = Ann().reach(State.SEATED)
+    goes_down(ann)
+    ann.connected()
+    if accepts == "drops":
+        ann.dropped()
+    elif accepts == "refuses":
+        ann.hears(Refused(code="rate_limited", text="slower"))
+    else:
+        assert ann.waits() == [Disconnect()]
+    assert ann.session.next_deadline() == ann.now + 0.5
+    ann.waits()
+    ann.session.connection_failed("connection refused", ann.now)
+    assert ann.session.next_deadline() == ann.now + 1.0
+
+
+@pytest.mark.parametrize(("reason", "retry_after"), [("shutdown", None), ("maintenance", 0.5)])
+def test_only_a_restart_that_was_announced_is_waited_for_so(
+    reason: str, retry_after: float | None
+) -> None:
+    ann = Ann(random=0.5).reach(State.SEATED)
+    goes_down(ann, reason, retry_after)
+    waits = []
+    for _ in range(3):
+        ann.session.connection_failed("connection refused", ann.now)
+        before = ann.now
+        ann.waits()
+        waits.append(ann.now - before)
+    assert waits[1] == 2 * waits[0]
+
+
+def test_the_longest_wait_holds_for_a_restart_as_well() -> None:
+    ann = Ann(MeshConfig(signaling_retry_first=0.1, signaling_retry_max=0.1)).reach(State.SEATED)
+    goes_down(ann)
+    ann.session.connection_failed("connection refused", ann.now)
+    assert ann.session.next_deadline() == ann.now + 0.1
 
 
 # --- a loss, and what comes after -----------------------------------------------------------------
@@ -825,3 +997,67 @@ def test_a_frame_of_no_size_to_send_is_refused(frame: bytes, error: type[Excepti
         ann.session.forward("bob", "bob-one-1", frame)
     assert snapshot(ann.session) == before
     assert ann.session.forward("bob", "bob-one-1", bytes(MAX_FORWARD))
+
+
+# --- reports --------------------------------------------------------------------------------------
+
+
+def links(count: int, reason: str = "") -> list[LinkReport]:
+    return [
+        LinkReport(
+            peer_id=f"peer {number}",
+            incarnation="incarnation",
+            state="connected",
+            ice_state="connected",
+            reason=reason,
+        )
+        for number in range(count)
+    ]
+
+
+def test_a_report_is_sent_and_not_counted() -> None:
+    ann = Ann().reach(State.SEATED)
+    assert said(ann.session.report([REPORT])) == [Report([REPORT])]
+    assert ann.session.pending == 0
+    assert ann.session.report([]) == []
+    ann.dropped()
+    assert said(ann.comes_back()) == []
+
+
+@pytest.mark.parametrize("state", [State.CONNECTING, State.JOINING, State.WAITING])
+def test_a_report_without_a_seat_is_dropped(state: State) -> None:
+    ann = Ann().reach(state)
+    before = snapshot(ann.session)
+    assert ann.session.report([REPORT]) == []
+    assert snapshot(ann.session) == before
+
+
+@pytest.mark.parametrize("first", [0.0, 15.0])
+def test_whether_reports_are_wanted_the_latest_welcome_says(first: float) -> None:
+    ann = Ann()
+    ann.open()
+    ann.connected()
+    ann.hears(replaced(WELCOME, report_interval=first))
+    assert bool(ann.session.report([REPORT])) is (first > 0)
+    ann.dropped()
+    ann.comes_back(report_interval=15.0 - first)
+    assert bool(ann.session.report([REPORT])) is (first == 0)
+
+
+@pytest.mark.parametrize(
+    ("count", "reason", "reports"),
+    [(1000, "", 2), (1001, "", 2), (2600, "", 4), (250, "x" * 200, 2), (1000, "\u20ac" * 200, 16)],
+)
+def test_a_long_report_goes_in_parts(count: int, reason: str, reports: int) -> None:
+    ann = Ann().reach(State.SEATED)
+    outputs = ann.session.report(links(count, reason))
+    sizes = [len(output.data) for output in outputs if isinstance(output, Transmit)]
+    assert len(sizes) == len(outputs) == reports
+    assert max(sizes) <= MAX_REPORT
+    assert [link for report in said(outputs) for link in report.links] == links(count, reason)
+
+
+def test_a_report_that_the_relay_could_not_decode_is_not_sent() -> None:
+    ann = Ann().reach(State.SEATED)
+    with pytest.raises(InvalidData, match="can't be sent to the relay"):
+        ann.session.report([replaced(REPORT, reason="new\nline")])
