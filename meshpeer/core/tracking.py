@@ -11,15 +11,24 @@ id; what each end sends is added up.
 
 from __future__ import annotations
 
-from typing import Final, Literal
+import math
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Final, Literal, NamedTuple
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from meshpeer.core.messages import LinkReport
 
 __all__ = [
+    "FAIR_RTT",
     "MAX_ACTIVITY",
+    "MAX_SAMPLES",
+    "POOR_RTT",
+    "SAMPLE_INTERVAL",
     "Activity",
     "ConnectionInfo",
     "LinkInfo",
@@ -37,6 +46,28 @@ __all__ = [
 
 MAX_ACTIVITY: Final = 1_000
 """Events that are kept; older ones go."""
+
+MAX_SAMPLES: Final = 360
+"""Samples that are kept: an hour of them."""
+SAMPLE_INTERVAL: Final = 10.0
+"""Seconds between two samples."""
+FAIR_RTT: Final = 0.15
+"""Seconds of round trip from which on a link is no longer good."""
+POOR_RTT: Final = 0.4
+"""Seconds of round trip from which on a link is poor."""
+
+# What one report can add to the sums at most, of one link: a lie is not to be seen for ever.
+_MAX_EVENTS: Final = 10_000
+_MAX_MESSAGES: Final = 10**9
+_MAX_CONNECT_TIME: Final = 600.0
+"""Seconds for each success."""
+_MAX_ENDED: Final = 10_000
+_LEAST_RTT: Final = 1e-6
+_REFUSED_EVERY: Final = 1.0
+# So much activity of one member's own making is told of at once, and so much more in a second:
+# nobody can wash away what the operator wants to read.
+_SAID_AT_ONCE: Final = 200
+_SAID_A_SECOND: Final = 2.0
 
 Quality = Literal["good", "fair", "poor"]
 Presence = Literal["present", "away"]
@@ -209,9 +240,346 @@ class MeshStatus(Struct, frozen=True, rename="camel"):
     topology: list[RoomTopology]
 
 
+# room, peer id and incarnation of the end that reported, peer id and incarnation of the other
+_End = tuple[str, str, str, str, str]
+
+# The higher, the worse.
+_STATE_RANK: Final = {
+    "connected": 0,
+    "new": 1,
+    "connecting": 2,
+    "disconnected": 3,
+    "failed": 4,
+    "closed": 5,
+}
+_PATHS: Final = ("direct", "turn", "relay")
+_PATH_RANK: Final[dict[str | None, int]] = {None: 0, "direct": 1, "turn": 2, "relay": 3}
+_ICE_RANK: Final = {
+    "connected": 0,
+    "completed": 0,
+    "closed": 2,
+    "new": 3,
+    "gathering": 4,
+    "checking": 5,
+    "disconnected": 6,
+    "failed": 7,
+}
+"""(W3C WebRTC, RTCIceTransportState, and gathering.) A state that is not listed is 1."""
+_QUALITY_RANK: Final[dict[Quality | None, int]] = {None: 0, "good": 1, "fair": 2, "poor": 3}
+
+
+class _Member:
+    """One incarnation with a seat. Compared and hashed by identity."""
+
+    __slots__ = (
+        "address",
+        "away",
+        "incarnation",
+        "joined",
+        "links",
+        "name",
+        "peer_id",
+        "quiet_at",
+        "seen",
+        "subject",
+    )
+
+    def __init__(
+        self,
+        peer_id: str,
+        incarnation: str,
+        name: str | None,
+        address: str | None,
+        subject: str | None,
+        now: float,
+    ) -> None:
+        self.peer_id = peer_id
+        self.incarnation = incarnation
+        self.name = name
+        self.address = address
+        self.subject = subject
+        self.joined = now
+        self.seen = now
+        self.away = False
+        self.links: dict[str, _Link] | None = None
+        """By the peer id of the other end; made with the first."""
+        self.quiet_at = now
+        """When what it did is no longer held against it: see `_may_say`."""
+
+    def info(self, wall: float) -> MemberInfo:
+        return MemberInfo(
+            peer_id=self.peer_id,
+            incarnation=self.incarnation,
+            display_name=self.name,
+            subject=self.subject,
+            presence="away" if self.away else "present",
+            address=self.address,
+            joined=self.joined + wall,
+            last_seen=self.seen + wall,
+        )
+
+
+class _Side:
+    """What one end of a link said last."""
+
+    __slots__ = ("report", "since", "updated")
+
+    def __init__(self, report: LinkReport, now: float) -> None:
+        self.report = report
+        self.since = now
+        self.updated = now
+
+    def info(self, wall: float) -> LinkSide:
+        report = self.report
+        return LinkSide(
+            state=report.state,
+            ice_state=report.ice_state,
+            path=report.path,
+            rtt=report.rtt,
+            reason=report.reason,
+            failure=report.failure,
+            restarts=report.restarts,
+            attempts=report.attempts,
+            successes=report.successes,
+            failures=report.failures,
+            connect_time=report.connect_time,
+            fallbacks=report.fallbacks,
+            messages=report.messages,
+            bytes_sent=report.bytes_sent,
+            bytes_received=report.bytes_received,
+            since=self.since + wall,
+            updated=self.updated + wall,
+        )
+
+
+class _Link:
+    """What is said of a pair, and what follows from it: made with the first report of either."""
+
+    __slots__ = (
+        "a",
+        "a_side",
+        "b",
+        "b_side",
+        "beyond",
+        "bucket",
+        "counted",
+        "path",
+        "rtt",
+        "since",
+        "state",
+    )
+
+    def __init__(self, a: _Member, b: _Member, now: float) -> None:
+        self.a = a
+        self.b = b
+        self.a_side: _Side | None = None
+        self.b_side: _Side | None = None
+        self.state = ""
+        self.path: str | None = None
+        self.rtt: float | None = None
+        self.since = now
+        self.counted: str | None = None
+        """The path that it is counted for; None while it is not counted as connected."""
+        self.beyond = False
+        """It is counted, and one of its ends is away."""
+        self.bucket: float | None = None
+        """Under which of `Tracking._rtts` it is counted."""
+
+    def sides(self) -> list[_Side]:
+        """What the ends say that are present; when none of them says anything, what was said."""
+        a, b = self.a_side, self.b_side
+        sides = []
+        if a is not None and not self.a.away:
+            sides.append(a)
+        if b is not None and not self.b.away:
+            sides.append(b)
+        return sides or [side for side in (a, b) if side is not None]
+
+    @property
+    def spoken_of(self) -> bool:
+        """An end that is present has said something."""
+        return (self.a_side is not None and not self.a.away) or (
+            self.b_side is not None and not self.b.away
+        )
+
+    @property
+    def quality(self) -> Quality | None:
+        if self.state in ("disconnected", "failed"):
+            return "poor"
+        if self.counted is None or self.rtt is None:
+            return None
+        if self.rtt >= POOR_RTT:
+            return "poor"
+        return "fair" if self.rtt >= FAIR_RTT or self.path == "relay" else "good"
+
+    def other(self, member: _Member) -> _Member:
+        return self.b if member is self.a else self.a
+
+    def seen_by(self, member: _Member) -> _Side:
+        """What ``member`` says of it; where it says nothing, or is away, the other end."""
+        own, theirs = self.a_side, self.b_side
+        if member is self.b:
+            own, theirs = theirs, own
+        if own is None or (member.away and theirs is not None and not self.other(member).away):
+            own = theirs
+        assert own is not None
+        return own
+
+    def info(self, wall: float) -> LinkInfo:
+        return LinkInfo(
+            a=self.a.peer_id,
+            b=self.b.peer_id,
+            state=self.state,
+            path=self.path,
+            rtt=self.rtt,
+            quality=self.quality,
+            since=self.since + wall,
+            a_side=None if self.a_side is None else self.a_side.info(wall),
+            b_side=None if self.b_side is None else self.b_side.info(wall),
+        )
+
+
+class _Room:
+    """The seats of a room, and how many of its pairs are connected over which path."""
+
+    __slots__ = ("beyond", "members", "name", "paths", "present", "since", "version")
+
+    def __init__(self, name: str, now: float) -> None:
+        self.name = name
+        self.members: dict[str, _Member] = {}
+        self.present = 0
+        self.paths = dict.fromkeys(_PATHS, 0)
+        self.beyond = 0
+        """Pairs that are connected with one end away."""
+        self.since = now
+        self.version = 0
+
+    @property
+    def pairs(self) -> int:
+        """Pairs that can talk: `RoomInfo.links`."""
+        return _pairs(self.present) + self.beyond
+
+    def info(self, wall: float) -> RoomInfo:
+        return RoomInfo(
+            room_id=self.name,
+            members=len(self.members),
+            away=len(self.members) - self.present,
+            links=self.pairs,
+            direct=self.paths["direct"],
+            turn=self.paths["turn"],
+            relay=self.paths["relay"],
+            unconnected=self.pairs - sum(self.paths.values()),
+            since=self.since + wall,
+        )
+
+    def links(self) -> Iterator[_Link]:
+        """Each once."""
+        for member in self.members.values():
+            for link in (member.links or {}).values():
+                if link.a is member:
+                    yield link
+
+
+@dataclass(slots=True)
+class _Totals:
+    """What happened on all links, as far as it was told."""
+
+    attempts: int = 0
+    successes: int = 0
+    failures: int = 0
+    fallbacks: int = 0
+    messages: int = 0
+    timed: int = 0
+    """The successes of which the time was told."""
+    connect_time: float = 0.0
+    """Seconds that those took together."""
+
+    def add(self, report: LinkReport, before: LinkReport, *, dials: bool) -> None:
+        """What ``report`` tells more than the one before it, of the same end of the same link."""
+        self.messages += _rise(report.messages, before.messages, _MAX_MESSAGES)
+        if not dials:
+            return
+        self.attempts += _rise(report.attempts, before.attempts, _MAX_EVENTS)
+        self.failures += _rise(report.failures, before.failures, _MAX_EVENTS)
+        self.fallbacks += _rise(report.fallbacks, before.fallbacks, _MAX_EVENTS)
+        successes = _rise(report.successes, before.successes, _MAX_EVENTS)
+        self.successes += successes
+        if successes and report.connect_time is not None:
+            took = max(report.connect_time - (before.connect_time or 0.0), 0.0)
+            self.timed += successes
+            self.connect_time += min(took, successes * _MAX_CONNECT_TIME)
+
+
+def _figures(report: LinkReport) -> LinkReport:
+    """What it counted, and nothing else."""
+    return LinkReport(
+        peer_id="",
+        incarnation="",
+        state="closed",
+        ice_state="closed",
+        attempts=report.attempts,
+        successes=report.successes,
+        failures=report.failures,
+        connect_time=report.connect_time,
+        fallbacks=report.fallbacks,
+        messages=report.messages,
+    )
+
+
+_NOTHING: Final = LinkReport(peer_id="", incarnation="", state="closed", ice_state="closed")
+
+
+def _rise(value: int, before: int, most: int) -> int:
+    return min(max(value - before, 0), most)
+
+
+def _pairs(members: int) -> int:
+    return members * (members - 1) // 2
+
+
+class _Entry(NamedTuple):
+    at: float
+    kind: str
+    room: str | None
+    peer_id: str | None
+    other: str | None
+    text: str
+
+
 class Tracking:
     """The picture of every room. ``now`` is the core's clock; ``wall`` is what has to be added to
-    it for Unix time, at the moment of asking."""
+    it for Unix time, at the moment of asking.
+
+    What it is told of rooms and members has to fit together, as `Rooms` tells it; what a report
+    says may be anything. A join costs O(1), what happens to a member O(its links), a report O(the
+    links that it tells of).
+    """
+
+    def __init__(self) -> None:
+        self._rooms: dict[str, _Room] = {}
+        self._members = 0
+        self._version = 0
+        # Sums over all rooms, for `metrics` and for samples.
+        self._pairs = 0
+        self._paths = dict.fromkeys(_PATHS, 0)
+        self._rtts: dict[float, int] = {}
+        """How many connected links have which round trip, of two digits: a thousand at most."""
+        self._totals = _Totals()
+        # What the ends of links that are gone had counted: for a last report that comes late, and
+        # for a pair that meets again and goes on counting.
+        self._ended: OrderedDict[_End, LinkReport] = OrderedDict()
+        self._refusals: dict[str, int] = {}
+        self._refused_at: dict[str, tuple[float, int]] = {}
+        """By code: when it was activity last, and how many were refused by then."""
+        self._activity: deque[_Entry] = deque(maxlen=MAX_ACTIVITY)
+        self._latest = 0
+        self._samples: deque[Sample] = deque(maxlen=MAX_SAMPLES)
+        """Of which ``at`` is in the core's time."""
+        self._sampled = _Totals()
+        """The totals at the latest sample."""
+        self._sample_at: float | None = None
+
+    # --- what happens ----------------------------------------------------------------------------
 
     def joined(
         self,
@@ -225,27 +593,77 @@ class Tracking:
         subject: str | None = None,
     ) -> None:
         """A new seat, or a new incarnation in one (``replaced`` in the activity)."""
-        raise NotImplementedError
+        where = self._rooms.get(room)
+        if where is None:
+            where = self._rooms[room] = _Room(room, now)
+        earlier = where.members.get(peer_id)
+        if earlier is not None:
+            self._take_out(where, earlier)
+        where.members[peer_id] = _Member(peer_id, incarnation, name, address, subject, now)
+        self._members += 1
+        self._set_present(where, where.present + 1)
+        if self._sample_at is None:
+            self._sample_at = now + SAMPLE_INTERVAL
+        kind = "joined" if earlier is None else "replaced"
+        self._say(now, kind, room, peer_id, text=name or "")
+        self._changed(where)
 
     def dropped(self, room: str, peer_id: str, now: float) -> None:
         """The socket of a member is gone; its seat is kept."""
-        raise NotImplementedError
+        where, member = self._find(room, peer_id)
+        member.seen = now
+        self._say(now, "dropped", room, peer_id)
+        self._set_away(where, member, True, now)
+        self._changed(where)
 
     def returned(self, room: str, peer_id: str, now: float, *, address: str | None = None) -> None:
         """The same incarnation is back on another socket."""
-        raise NotImplementedError
+        where, member = self._find(room, peer_id)
+        member.seen = now
+        member.address = address
+        self._say(now, "returned", room, peer_id)
+        self._set_away(where, member, False, now)
+        self._changed(where)
 
     def updated(self, room: str, peer_id: str, name: str | None, now: float) -> None:
         """Another display name."""
-        raise NotImplementedError
+        where, member = self._find(room, peer_id)
+        member.seen = now
+        member.name = name
+        if _may_say(member, now):
+            self._say(now, "updated", room, peer_id, text=name or "")
+        self._changed(where)
 
     def left(self, room: str, peer_id: str, reason: str, now: float) -> None:
         """The seat is gone: ``left``, ``timeout`` or ``removed``."""
-        raise NotImplementedError
+        where, member = self._find(room, peer_id)
+        self._take_out(where, member)
+        if not where.members:
+            del self._rooms[room]
+        self._say(now, "left", room, peer_id, text=reason)
+        self._changed(where)
 
     def reported(self, room: str, peer_id: str, links: list[LinkReport], now: float) -> None:
-        """A member told how its links stand. What is about nobody in the room is not looked at."""
-        raise NotImplementedError
+        """A member told how its links stand.
+
+        Of what is about nobody in the room only the counts are looked at, and only of a link that
+        ended lately.
+        """
+        where, member = self._find(room, peer_id)
+        member.seen = now
+        for report in links:
+            other = where.members.get(report.peer_id)
+            if other is member:
+                continue
+            if other is None or other.incarnation != report.incarnation:
+                key = (room, peer_id, member.incarnation, report.peer_id, report.incarnation)
+                self._count_ended(key, report)
+                continue
+            link = None if member.links is None else member.links.get(report.peer_id)
+            if link is None:
+                link = _new_link(member, other, now)
+            self._take(where, link, member, report, now)
+        self._changed(where)
 
     def refused(
         self,
@@ -256,8 +674,19 @@ class Tracking:
         room: str | None = None,
         peer_id: str | None = None,
     ) -> None:
-        """A join, a message or a connection was refused: counted by code; joins are activity."""
-        raise NotImplementedError
+        """A join, a message or a connection was refused: counted by code.
+
+        It is activity as well, each code once a second at most; the text then says how many more
+        there were.
+        """
+        count = self._refusals[code] = self._refusals.get(code, 0) + 1
+        self._version += 1
+        at, before = self._refused_at.get(code, (-math.inf, 0))
+        if now - at >= _REFUSED_EVERY:
+            self._refused_at[code] = (now, count)
+            more = count - before - 1
+            text = f"{code}: {text}" + (f" (and {more} more since the last)" if more else "")
+            self._say(now, "refused", room, peer_id, text=text)
 
     def acted(
         self,
@@ -270,54 +699,371 @@ class Tracking:
         text: str = "",
     ) -> None:
         """The operator did something."""
-        raise NotImplementedError
+        self._say(now, kind, room, peer_id, other, text)
+        self._version += 1
+
+    def next_deadline(self) -> float | None:
+        """When `tick` is wanted: for the next sample; None while nobody is there."""
+        return self._sample_at
+
+    def tick(self, now: float) -> None:
+        """Time has passed."""
+        if self._sample_at is None or now < self._sample_at:
+            return
+        # After the last member has left there is one more sample, which says so.
+        self._sample_at = now + SAMPLE_INTERVAL if self._members else None
+        totals, before = self._totals, self._sampled
+        self._sampled = replace(totals)
+        timed = totals.timed - before.timed
+        while self._samples and self._samples[0].at <= now - MAX_SAMPLES * SAMPLE_INTERVAL:
+            self._samples.popleft()
+        self._samples.append(
+            Sample(
+                at=now,
+                members=self._members,
+                direct=self._paths["direct"],
+                turn=self._paths["turn"],
+                relay=self._paths["relay"],
+                unconnected=self._pairs - sum(self._paths.values()),
+                attempts=totals.attempts - before.attempts,
+                successes=totals.successes - before.successes,
+                failures=totals.failures - before.failures,
+                connection_time=(
+                    (totals.connect_time - before.connect_time) / timed if timed else None
+                ),
+                rtt=_median(self._rtts),
+            )
+        )
+        self._version += 1
+
+    # --- what is asked ---------------------------------------------------------------------------
 
     @property
     def version(self) -> int:
         """Rises with every change."""
-        raise NotImplementedError
+        return self._version
+
+    @property
+    def latest(self) -> int:
+        """The number of the latest `Activity`; 0 before the first."""
+        return self._latest
 
     @property
     def refusals(self) -> dict[str, int]:
         """How often each code was refused."""
-        raise NotImplementedError
+        return dict(self._refusals)
 
     def metrics(self) -> Metrics:
         """The mesh in numbers. Costs O(1)."""
-        raise NotImplementedError
+        totals = self._totals
+        active = self._paths["direct"] + self._paths["turn"]
+        return Metrics(
+            total_p2p_attempts=totals.attempts,
+            successful_p2p_connections=totals.successes,
+            failed_p2p_connections=totals.failures,
+            active_p2p_connections=active,
+            average_connection_time=totals.connect_time / totals.timed if totals.timed else None,
+            mesh_upgrade_rate=active / self._pairs if self._pairs else None,
+            p2p_message_count=totals.messages,
+            fallback_count=totals.fallbacks,
+        )
 
     def status(self, wall: float) -> MeshStatus:
         """All of it."""
-        raise NotImplementedError
+        return MeshStatus(
+            metrics=self.metrics(),
+            connections=[
+                _connection(room.name, member, wall)
+                for room in self._rooms.values()
+                for member in room.members.values()
+            ],
+            topology=[_topology(room, wall) for room in self._rooms.values()],
+        )
 
     def rooms(self, wall: float) -> list[RoomInfo]:
         """Every room, the largest first."""
-        raise NotImplementedError
+        rooms = sorted(self._rooms.values(), key=lambda room: len(room.members), reverse=True)
+        return [room.info(wall) for room in rooms]
 
     def room(self, room: str, wall: float) -> RoomTopology | None:
         """One room as a graph; None when there is none of that name."""
-        raise NotImplementedError
+        where = self._rooms.get(room)
+        return None if where is None else _topology(where, wall)
 
     def room_version(self, room: str) -> int:
         """Rises with every change in this room; 0 when there is none of that name."""
-        raise NotImplementedError
+        where = self._rooms.get(room)
+        return 0 if where is None else where.version
 
-    def peers(self, wall: float) -> list[PeerInfo]:
-        """Every member with its links."""
-        raise NotImplementedError
+    def peers(self, wall: float, room: str | None = None) -> list[PeerInfo]:
+        """Every member of ``room``, or of all, with its links."""
+        if room is None:
+            rooms = list(self._rooms.values())
+        else:
+            rooms = [self._rooms[room]] if room in self._rooms else []
+        peers = []
+        for where in rooms:
+            # Each link is in the lists of both its members.
+            links = {link: link.info(wall) for link in where.links()}
+            peers += [
+                PeerInfo(
+                    room_id=where.name,
+                    member=member.info(wall),
+                    links=[links[link] for link in (member.links or {}).values()],
+                )
+                for member in where.members.values()
+            ]
+        return peers
 
     def activity(self, wall: float, after: int = 0) -> list[Activity]:
         """What happened after that number, the oldest first."""
-        raise NotImplementedError
+        first = self._latest - len(self._activity) + 1
+        start = max(first, after + 1)
+        return [
+            Activity(
+                number=number,
+                at=entry.at + wall,
+                kind=entry.kind,
+                room_id=entry.room,
+                peer_id=entry.peer_id,
+                other_peer_id=entry.other,
+                text=entry.text,
+            )
+            for number, entry in enumerate(islice(self._activity, start - first, None), start)
+        ]
 
     def history(self, wall: float) -> list[Sample]:
         """A sample for every ten seconds of the last hour, the oldest first."""
-        raise NotImplementedError
+        return [structs.replace(sample, at=sample.at + wall) for sample in self._samples]
 
-    def next_deadline(self) -> float | None:
-        """When `tick` is wanted: for the next sample; None while nobody is there."""
-        raise NotImplementedError
+    # --- links -----------------------------------------------------------------------------------
 
-    def tick(self, now: float) -> None:
-        """Time has passed."""
-        raise NotImplementedError
+    def _take(
+        self, where: _Room, link: _Link, member: _Member, report: LinkReport, now: float
+    ) -> None:
+        """What ``member`` says of ``link`` from now on."""
+        dials = member is link.a
+        side = link.a_side if dials else link.b_side
+        if side is None:
+            # A pair that met before goes on counting where it stood.
+            other = link.b if dials else link.a
+            before = self._ended.pop(_end(where.name, member, other), _NOTHING)
+            side = _Side(report, now)
+            if dials:
+                link.a_side = side
+            else:
+                link.b_side = side
+            news = True
+        else:
+            before = side.report
+            news = (report.state, report.path, report.rtt) != (
+                before.state,
+                before.path,
+                before.rtt,
+            )
+            side.report = report
+            side.updated = now
+            if report.state != before.state:
+                side.since = now
+                if before.state == "closed":
+                    # Another link of the same pair: it counts from zero.
+                    before = _NOTHING
+        self._totals.add(report, before, dials=dials)
+        if news:
+            self._settle(where, link, member, now)
+
+    def _settle(self, where: _Room, link: _Link, by: _Member, now: float) -> None:
+        """Say and count anew how a link stands, after ``by`` reported, went away or came back."""
+        self._uncount(where, link)
+        sides = link.sides()
+        worst = max(sides, key=_badness)
+        state = worst.report.state
+        path = max((side.report.path for side in sides), key=_PATH_RANK.__getitem__)
+        rtts = [side.report.rtt for side in sides if side.report.rtt is not None]
+        link.rtt = sum(rtts) / len(rtts) if rtts else None
+        if state != link.state:
+            link.since = now
+        if (state, path) != (link.state, link.path):
+            link.state, link.path = state, path
+            if _may_say(by, now):
+                text = f"connected over {path}" if state == "connected" and path else state
+                if worst.report.reason:
+                    text += f": {worst.report.reason}"
+                self._say(now, "link", where.name, link.a.peer_id, link.b.peer_id, text)
+        if state == "connected" and path is not None and link.spoken_of:
+            self._count(where, link, path)
+
+    def _count(self, where: _Room, link: _Link, path: str) -> None:
+        """The link is connected."""
+        link.counted = path
+        where.paths[path] += 1
+        self._paths[path] += 1
+        if link.a.away or link.b.away:
+            link.beyond = True
+            where.beyond += 1
+            self._pairs += 1
+        if link.rtt is not None:
+            bucket = link.bucket = float(f"{link.rtt:.1e}") if link.rtt >= _LEAST_RTT else 0.0
+            self._rtts[bucket] = self._rtts.get(bucket, 0) + 1
+
+    def _uncount(self, where: _Room, link: _Link) -> None:
+        """The opposite; nothing happens when it is not counted."""
+        if link.counted is None:
+            return
+        where.paths[link.counted] -= 1
+        self._paths[link.counted] -= 1
+        link.counted = None
+        if link.beyond:
+            link.beyond = False
+            where.beyond -= 1
+            self._pairs -= 1
+        if link.bucket is not None:
+            self._rtts[link.bucket] -= 1
+            if not self._rtts[link.bucket]:
+                del self._rtts[link.bucket]
+            link.bucket = None
+
+    def _count_ended(self, key: _End, report: LinkReport) -> None:
+        """A report of a link that ended, or of one that never was."""
+        before = self._ended.get(key)
+        if before is None:
+            return
+        _, peer_id, _, other_id, _ = key
+        self._totals.add(report, before, dials=peer_id < other_id)
+        if report.state == "closed":
+            del self._ended[key]
+        else:
+            self._ended[key] = _figures(report)
+
+    # --- rooms -----------------------------------------------------------------------------------
+
+    def _find(self, room: str, peer_id: str) -> tuple[_Room, _Member]:
+        where = self._rooms[room]
+        return where, where.members[peer_id]
+
+    def _changed(self, where: _Room) -> None:
+        self._version += 1
+        where.version = self._version
+
+    def _set_present(self, where: _Room, present: int) -> None:
+        self._pairs += _pairs(present) - _pairs(where.present)
+        where.present = present
+
+    def _set_away(self, where: _Room, member: _Member, away: bool, now: float) -> None:
+        if member.away == away:
+            return
+        member.away = away
+        self._set_present(where, where.present + (-1 if away else 1))
+        for link in (member.links or {}).values():
+            self._settle(where, link, member, now)
+
+    def _take_out(self, where: _Room, member: _Member) -> None:
+        """An incarnation is gone, and its links with it."""
+        for link in (member.links or {}).values():
+            self._uncount(where, link)
+            for side, end, other in (
+                (link.a_side, link.a, link.b),
+                (link.b_side, link.b, link.a),
+            ):
+                if side is not None and side.report.state != "closed":
+                    self._ended[_end(where.name, end, other)] = _figures(side.report)
+            other = link.b if member is link.a else link.a
+            assert other.links is not None
+            del other.links[member.peer_id]
+        while len(self._ended) > _MAX_ENDED:
+            self._ended.popitem(last=False)
+        del where.members[member.peer_id]
+        self._members -= 1
+        if not member.away:
+            self._set_present(where, where.present - 1)
+
+    def _say(
+        self,
+        now: float,
+        kind: str,
+        room: str | None,
+        peer_id: str | None,
+        other: str | None = None,
+        text: str = "",
+    ) -> None:
+        self._latest += 1
+        self._activity.append(_Entry(now, kind, room, peer_id, other, text))
+
+
+def _may_say(member: _Member, now: float) -> bool:
+    """True when what a member does is to be activity: it did not do too much of late."""
+    quiet_at = max(member.quiet_at, now)
+    if quiet_at - now > (_SAID_AT_ONCE - 1) / _SAID_A_SECOND:
+        return False
+    member.quiet_at = quiet_at + 1 / _SAID_A_SECOND
+    return True
+
+
+def _end(room: str, member: _Member, other: _Member) -> _End:
+    return (room, member.peer_id, member.incarnation, other.peer_id, other.incarnation)
+
+
+def _new_link(member: _Member, other: _Member, now: float) -> _Link:
+    a, b = (member, other) if member.peer_id < other.peer_id else (other, member)
+    link = _Link(a, b, now)
+    for end, far in ((a, b), (b, a)):
+        if end.links is None:
+            end.links = {}
+        end.links[far.peer_id] = link
+    return link
+
+
+def _badness(side: _Side) -> tuple[int, int]:
+    return _STATE_RANK[side.report.state], _PATH_RANK[side.report.path]
+
+
+def _topology(room: _Room, wall: float) -> RoomTopology:
+    return RoomTopology(
+        room_id=room.name,
+        members=[member.info(wall) for member in room.members.values()],
+        links=[link.info(wall) for link in room.links()],
+    )
+
+
+def _connection(room: str, member: _Member, wall: float) -> ConnectionInfo:
+    links = [link for link in (member.links or {}).values() if link.state != "closed"]
+    connected = [link for link in links if link.counted is not None]
+    p2p = [link.other(member).peer_id for link in connected if link.counted != "relay"]
+    rtts: dict[float, int] = {}
+    for link in connected:
+        if link.rtt is not None:
+            rtts[link.rtt] = rtts.get(link.rtt, 0) + 1
+    return ConnectionInfo(
+        peer_id=member.peer_id,
+        display_name=member.name,
+        room_id=room,
+        p2p_peers=sorted(p2p),
+        ice_state=max(
+            (link.seen_by(member).report.ice_state for link in links),
+            key=lambda state: _ICE_RANK.get(state, 1),
+            default=None,
+        ),
+        path=max((link.counted for link in connected), key=_PATH_RANK.__getitem__, default=None),
+        rtt=_median(rtts),
+        connection_quality=max(
+            (link.quality for link in links), key=_QUALITY_RANK.__getitem__, default=None
+        ),
+        is_p2p_active=bool(p2p),
+        last_seen=member.seen + wall,
+    )
+
+
+def _median(counts: dict[float, int]) -> float | None:
+    """Of values that occur so often each; None of none."""
+    total = sum(counts.values())
+    if not total:
+        return None
+    lower = None
+    passed = 0
+    for value in sorted(counts):
+        passed += counts[value]
+        if lower is None and passed * 2 >= total:
+            lower = value
+        if lower is not None and passed * 2 > total:
+            return (lower + value) / 2
+    raise AssertionError("not reached")
