@@ -74,7 +74,8 @@ Presence = Literal["present", "away"]
 
 
 class Metrics(Struct, frozen=True, rename="camel"):
-    """The mesh in numbers, since the relay started."""
+    """The mesh in numbers. What is counted is so of all links that this relay was told of, from
+    their beginning, those included that ended."""
 
     total_p2p_attempts: int = msgspec.field(name="totalP2PAttempts")
     successful_p2p_connections: int = msgspec.field(name="successfulP2PConnections")
@@ -82,10 +83,11 @@ class Metrics(Struct, frozen=True, rename="camel"):
     active_p2p_connections: int = msgspec.field(name="activeP2PConnections")
     """Pairs that are connected now, over a direct path or TURN."""
     average_connection_time: float | None
-    """Seconds, over all successes."""
+    """Seconds from the beginning of an attempt to its success, over all successes of which the
+    time was told."""
     mesh_upgrade_rate: float | None
-    """Of all pairs of members that could talk now, the share (0 to 1) that is connected over a
-    direct path or TURN; None without a pair."""
+    """Of all pairs that can talk now (`RoomInfo.links` of all rooms), the share (0 to 1) that is
+    connected over a direct path or TURN; None without a pair."""
     p2p_message_count: int = msgspec.field(name="p2pMessageCount")
     fallback_count: int
     """How often a pair went over to the relay."""
@@ -100,12 +102,13 @@ class ConnectionInfo(Struct, frozen=True, rename="camel"):
     p2p_peers: list[str] = msgspec.field(name="p2pPeers")
     """Whom it is connected to over a direct path or TURN."""
     ice_state: str | None
-    """The worst of its links; None without one."""
+    """The worst of its links that are not closed; None without one."""
     path: str | None
     """The worst of its connected links: relay, turn, direct."""
     rtt: float | None
-    """Seconds, the median of its links."""
+    """Seconds, the median of its connected links."""
     connection_quality: Quality | None
+    """The worst of its links that are not closed."""
     is_p2p_active: bool = msgspec.field(name="isP2PActive")
     last_seen: float
     """Unix time."""
@@ -136,17 +139,26 @@ class LinkSide(Struct, frozen=True, rename="camel"):
 
 
 class LinkInfo(Struct, frozen=True, rename="camel"):
-    """A link between two members of a room: ``a`` is the smaller id, the one that dials."""
+    """A link between two members of a room: ``a`` is the smaller id, the one that dials.
+
+    What both sides give is given of the sides whose members are present and have reported; when
+    there is none, it is what was said last. The link is *connected*, and counted as such, when a
+    member that is present has reported, all that have say ``connected``, and a path is named.
+    """
 
     a: str
     b: str
     state: str
-    """The worse of both sides."""
+    """The worse of both sides: closed, failed, disconnected, connecting, new, connected."""
     path: str | None
-    """The worse of both sides."""
+    """The worse of both sides: relay, turn, direct."""
     rtt: float | None
+    """Seconds, the mean of both sides."""
     quality: Quality | None
+    """``poor`` when it is disconnected or failed, or takes 0.4 s; ``fair`` when it takes 0.15 s or
+    goes over the relay; None when it is anything else than these and connected, or not measured."""
     since: float | None
+    """Unix time at which it came into this state, as far as this relay was told."""
     a_side: LinkSide | None
     """None: it has reported nothing of it."""
     b_side: LinkSide | None
@@ -181,9 +193,11 @@ class RoomInfo(Struct, frozen=True, rename="camel"):
 
     room_id: str
     members: int
+    """Those that are away as well."""
     away: int
     links: int
-    """Pairs that could be linked: n(n-1)/2."""
+    """Pairs that can talk: all of members that are present, n(n-1)/2, and those with a member that
+    is away which are connected all the same. The next four add up to it."""
     direct: int
     turn: int
     relay: int
@@ -229,7 +243,7 @@ class Sample(Struct, frozen=True, rename="camel"):
     failures: int
     connection_time: float | None
     rtt: float | None
-    """Seconds, the median of all connected links that measured it."""
+    """Seconds, the median of all connected links that measured it, to two digits."""
 
 
 class MeshStatus(Struct, frozen=True, rename="camel"):
@@ -495,7 +509,10 @@ class _Totals:
     """Seconds that those took together."""
 
     def add(self, report: LinkReport, before: LinkReport, *, dials: bool) -> None:
-        """What ``report`` tells more than the one before it, of the same end of the same link."""
+        """What ``report`` tells more than the one ``before`` it, of the same end of the pair."""
+        if before.state == "closed" and report.state != "closed":
+            # Another link of the same pair: it counts from zero.
+            before = _NOTHING
         self.messages += _rise(report.messages, before.messages, _MAX_MESSAGES)
         if not dials:
             return
@@ -510,13 +527,36 @@ class _Totals:
             self.connect_time += min(took, successes * _MAX_CONNECT_TIME)
 
 
+def _without_names(report: LinkReport) -> LinkReport:
+    """All but whom it is about, which the link knows: that takes a quarter less memory."""
+    return LinkReport(
+        "",
+        "",
+        report.state,
+        _SHARED.get(report.ice_state, report.ice_state),
+        report.path,
+        report.rtt,
+        report.reason,
+        report.failure,
+        report.restarts,
+        report.attempts,
+        report.successes,
+        report.failures,
+        report.connect_time,
+        report.fallbacks,
+        report.messages,
+        report.bytes_sent,
+        report.bytes_received,
+    )
+
+
 def _figures(report: LinkReport) -> LinkReport:
-    """What it counted, and nothing else."""
+    """What counts on from it, and nothing else."""
     return LinkReport(
         peer_id="",
         incarnation="",
-        state="closed",
-        ice_state="closed",
+        state=report.state,
+        ice_state="",
         attempts=report.attempts,
         successes=report.successes,
         failures=report.failures,
@@ -526,11 +566,17 @@ def _figures(report: LinkReport) -> LinkReport:
     )
 
 
-_NOTHING: Final = LinkReport(peer_id="", incarnation="", state="closed", ice_state="closed")
+_SHARED: Final = {state: state for state in _ICE_RANK}
+_NOTHING: Final = LinkReport(peer_id="", incarnation="", state="closed", ice_state="")
 
 
 def _rise(value: int, before: int, most: int) -> int:
     return min(max(value - before, 0), most)
+
+
+def _two_digits(rtt: float) -> float:
+    """Rounded, so that there are few different ones; below a microsecond it is 0."""
+    return float(f"{rtt:.1e}") if rtt >= _LEAST_RTT else 0.0
 
 
 def _pairs(members: int) -> int:
@@ -753,6 +799,11 @@ class Tracking:
         """How often each code was refused."""
         return dict(self._refusals)
 
+    @property
+    def connection_times(self) -> tuple[float, int]:
+        """Seconds that successes took, together, and of how many it was told."""
+        return self._totals.connect_time, self._totals.timed
+
     def metrics(self) -> Metrics:
         """The mesh in numbers. Costs O(1)."""
         totals = self._totals
@@ -780,15 +831,19 @@ class Tracking:
             topology=[_topology(room, wall) for room in self._rooms.values()],
         )
 
-    def rooms(self, wall: float) -> list[RoomInfo]:
-        """Every room, the largest first."""
+    def rooms(self, wall: float, limit: int | None = None) -> list[RoomInfo]:
+        """Every room, the largest first; or the ``limit`` largest."""
         rooms = sorted(self._rooms.values(), key=lambda room: len(room.members), reverse=True)
-        return [room.info(wall) for room in rooms]
+        return [room.info(wall) for room in rooms[:limit]]
 
-    def room(self, room: str, wall: float) -> RoomTopology | None:
-        """One room as a graph; None when there is none of that name."""
+    def room(self, room: str, wall: float, limit: int | None = None) -> RoomTopology | None:
+        """One room as a graph; None when there is none of that name.
+
+        Of more than ``limit`` links, those that are not connected come first, then the others as
+        far as there is room.
+        """
         where = self._rooms.get(room)
-        return None if where is None else _topology(where, wall)
+        return None if where is None else _topology(where, wall, limit)
 
     def room_version(self, room: str) -> int:
         """Rises with every change in this room; 0 when there is none of that name."""
@@ -848,29 +903,25 @@ class Tracking:
             # A pair that met before goes on counting where it stood.
             other = link.b if dials else link.a
             before = self._ended.pop(_end(where.name, member, other), _NOTHING)
-            side = _Side(report, now)
+            side = _Side(_without_names(report), now)
             if dials:
                 link.a_side = side
             else:
                 link.b_side = side
-            news = True
+            news, measured = True, None
         else:
             before = side.report
-            news = (report.state, report.path, report.rtt) != (
-                before.state,
-                before.path,
-                before.rtt,
-            )
-            side.report = report
+            measured = before.rtt
+            news = report.state != before.state or report.path != before.path
+            side.report = _without_names(report)
             side.updated = now
             if report.state != before.state:
                 side.since = now
-                if before.state == "closed":
-                    # Another link of the same pair: it counts from zero.
-                    before = _NOTHING
         self._totals.add(report, before, dials=dials)
         if news:
             self._settle(where, link, member, now)
+        elif report.rtt != measured:
+            self._measure(link, link.sides())
 
     def _settle(self, where: _Room, link: _Link, by: _Member, now: float) -> None:
         """Say and count anew how a link stands, after ``by`` reported, went away or came back."""
@@ -879,8 +930,6 @@ class Tracking:
         worst = max(sides, key=_badness)
         state = worst.report.state
         path = max((side.report.path for side in sides), key=_PATH_RANK.__getitem__)
-        rtts = [side.report.rtt for side in sides if side.report.rtt is not None]
-        link.rtt = sum(rtts) / len(rtts) if rtts else None
         if state != link.state:
             link.since = now
         if (state, path) != (link.state, link.path):
@@ -892,6 +941,25 @@ class Tracking:
                 self._say(now, "link", where.name, link.a.peer_id, link.b.peer_id, text)
         if state == "connected" and path is not None and link.spoken_of:
             self._count(where, link, path)
+        self._measure(link, sides)
+
+    def _measure(self, link: _Link, sides: list[_Side]) -> None:
+        """The round trip of a link, and how it is counted."""
+        rtts = [side.report.rtt for side in sides if side.report.rtt is not None]
+        rtt = link.rtt = sum(rtts) / len(rtts) if rtts else None
+        bucket = None
+        if rtt is not None and link.counted is not None:
+            bucket = _two_digits(rtt)
+        if bucket == link.bucket:
+            return
+        counts = self._rtts
+        if link.bucket is not None:
+            counts[link.bucket] -= 1
+            if not counts[link.bucket]:
+                del counts[link.bucket]
+        if bucket is not None:
+            counts[bucket] = counts.get(bucket, 0) + 1
+        link.bucket = bucket
 
     def _count(self, where: _Room, link: _Link, path: str) -> None:
         """The link is connected."""
@@ -902,12 +970,9 @@ class Tracking:
             link.beyond = True
             where.beyond += 1
             self._pairs += 1
-        if link.rtt is not None:
-            bucket = link.bucket = float(f"{link.rtt:.1e}") if link.rtt >= _LEAST_RTT else 0.0
-            self._rtts[bucket] = self._rtts.get(bucket, 0) + 1
 
     def _uncount(self, where: _Room, link: _Link) -> None:
-        """The opposite; nothing happens when it is not counted."""
+        """The opposite; nothing happens when it is not counted. `_measure` is to follow."""
         if link.counted is None:
             return
         where.paths[link.counted] -= 1
@@ -917,11 +982,6 @@ class Tracking:
             link.beyond = False
             where.beyond -= 1
             self._pairs -= 1
-        if link.bucket is not None:
-            self._rtts[link.bucket] -= 1
-            if not self._rtts[link.bucket]:
-                del self._rtts[link.bucket]
-            link.bucket = None
 
     def _count_ended(self, key: _End, report: LinkReport) -> None:
         """A report of a link that ended, or of one that never was."""
@@ -930,10 +990,7 @@ class Tracking:
             return
         _, peer_id, _, other_id, _ = key
         self._totals.add(report, before, dials=peer_id < other_id)
-        if report.state == "closed":
-            del self._ended[key]
-        else:
-            self._ended[key] = _figures(report)
+        self._ended[key] = _figures(report)
 
     # --- rooms -----------------------------------------------------------------------------------
 
@@ -961,11 +1018,12 @@ class Tracking:
         """An incarnation is gone, and its links with it."""
         for link in (member.links or {}).values():
             self._uncount(where, link)
+            self._measure(link, [])
             for side, end, other in (
                 (link.a_side, link.a, link.b),
                 (link.b_side, link.b, link.a),
             ):
-                if side is not None and side.report.state != "closed":
+                if side is not None:
                     self._ended[_end(where.name, end, other)] = _figures(side.report)
             other = link.b if member is link.a else link.a
             assert other.links is not None
@@ -1017,11 +1075,14 @@ def _badness(side: _Side) -> tuple[int, int]:
     return _STATE_RANK[side.report.state], _PATH_RANK[side.report.path]
 
 
-def _topology(room: _Room, wall: float) -> RoomTopology:
+def _topology(room: _Room, wall: float, limit: int | None = None) -> RoomTopology:
+    links = list(room.links())
+    if limit is not None and len(links) > limit:
+        links.sort(key=lambda link: link.counted is not None)
     return RoomTopology(
         room_id=room.name,
         members=[member.info(wall) for member in room.members.values()],
-        links=[link.info(wall) for link in room.links()],
+        links=[link.info(wall) for link in links[:limit]],
     )
 
 
