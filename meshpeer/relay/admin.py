@@ -159,6 +159,7 @@ class Admin:
         now, key = self._now(), address_key(address)
         if (wait := self._wrong.wait(key, now)) > 0:
             seconds = str(math.ceil(wait))
+            self._count("admin_rate_limited", "too many wrong admin passwords", address)
             text = f"Too many wrong passwords came from your address. Try again in {seconds} s.\n"
             return Answer(429, text.encode(), headers=(("Retry-After", seconds),))
         # Both are compared, in full, whatever they are: by their digests, which are of one length.
@@ -167,8 +168,13 @@ class Admin:
         if hmac.compare_digest(password, self._credentials[1]) and matches:
             return None
         self._wrong.take(key, now)
+        self._count("admin_unauthorized", "a wrong admin password", address)
         _log.warning("wrong admin password", address=address)
         return Answer(401, b"That is not the user or not the password.\n", headers=(_CHALLENGE,))
+
+    def _count(self, code: str, text: str, address: str) -> None:
+        self._rooms.tracking.refused(code, f"{text} from {address}", self._now())
+        self._live.changed()
 
     # --- what is there ---------------------------------------------------------------------------
 
@@ -185,17 +191,11 @@ class Admin:
             room = _parameters(query, "room").get("room")
             if room is not None:
                 _check_room(room)
-            peers = [peer for peer in tracking.peers(wall) if room in (None, peer.room_id)]
-            return _json({"peers": peers})
+            return _json({"peers": tracking.peers(wall, room)})
         if name == "activity":
             after = _number("after", _parameters(query, "after").get("after", "0"))
-            entries = tracking.activity(wall)
-            return _json(
-                {
-                    "activity": [entry for entry in entries if entry.number > after],
-                    "latest": entries[-1].number if entries else 0,
-                }
-            )
+            activity = tracking.activity(wall, after)
+            return _json({"activity": activity, "latest": tracking.latest})
         if name == "session":
             _parameters(query)
             return _json({"ticket": self._live.ticket(), "expiresIn": TICKET_LIFETIME})

@@ -20,7 +20,8 @@ change after a quiet time at once, and no more than twice a second.
               (the 200 largest, `RoomInfo`), ``roomCount``, ``refused`` (how often each code).
               Every five seconds at least
 ``room``      ``roomId``, ``room`` (`RoomTopology`; null: there is none of that name). After each
-              ``watch``, and when something changed in that room
+              ``watch``, and when something changed in that room. Has 5000 links at most, those
+              that are not connected first
 ``activity``  ``entries`` (`Activity`) since the last ones, the latest 200 at most
 ``history``   ``samples`` (`Sample`) since the last ones
 ``done``      ``id``, ``ok``, ``text``: what became of an action, for people
@@ -64,7 +65,6 @@ from meshpeer.core.tracking import (
     RoomInfo,
     RoomTopology,
     Sample,
-    Tracking,
 )
 from meshpeer.errors import ConfigError
 from meshpeer.log import Log
@@ -100,6 +100,7 @@ would see what was true a minute ago."""
 _BEHIND: Final = 30.0
 """Seconds that it may be behind."""
 _MAX_ROOMS: Final = 200
+_MAX_LINKS: Final = 5_000
 _MAX_ENTRIES: Final = 200
 
 _log = Log(part="relay")
@@ -189,9 +190,10 @@ class _Telling:
     """What is true at one moment, encoded once for all pages."""
 
     def __init__(
-        self, tracking: Tracking, figures: Callable[[], RelayFigures], now: float, wall: float
+        self, rooms: Rooms, figures: Callable[[], RelayFigures], now: float, wall: float
     ) -> None:
-        self._tracking = tracking
+        self._known = rooms
+        self._tracking = rooms.tracking
         self._figures = figures
         self.now = now
         self.wall = wall
@@ -200,22 +202,20 @@ class _Telling:
 
     @cached_property
     def overview(self) -> bytes:
-        tracking = self._tracking
-        rooms = tracking.rooms(self.wall)
         return msgspec.json.encode(
             _Overview(
                 now=self.now + self.wall,
                 relay=self._figures(),
-                metrics=tracking.metrics(),
-                rooms=rooms[:_MAX_ROOMS],
-                room_count=len(rooms),
-                refused=tracking.refusals,
+                metrics=self._tracking.metrics(),
+                rooms=self._tracking.rooms(self.wall, _MAX_ROOMS),
+                room_count=self._known.rooms,
+                refused=self._tracking.refusals,
             )
         )
 
     def room(self, name: str) -> bytes:
         if name not in self._rooms:
-            room = self._tracking.room(name, self.wall)
+            room = self._tracking.room(name, self.wall, _MAX_LINKS)
             self._rooms[name] = msgspec.json.encode(_Room(room_id=name, room=room))
         return self._rooms[name]
 
@@ -403,7 +403,7 @@ class Live:
 
     def _telling(self) -> _Telling:
         now = self._now()
-        return _Telling(self._rooms.tracking, self._figures, now, time.time() - now)
+        return _Telling(self._rooms, self._figures, now, time.time() - now)
 
     def _ring(self) -> None:
         telling = self._telling()

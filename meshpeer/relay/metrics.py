@@ -113,14 +113,12 @@ class _Figures(Collector):
             "mesh_successes", "Attempts that connected.", metrics.successful_p2p_connections
         )
         yield _counter("mesh_failures", "Attempts that failed.", metrics.failed_p2p_connections)
-        successes = metrics.successful_p2p_connections
+        seconds, count = tracking.connection_times
         yield SummaryMetricFamily(
             "meshpeer_mesh_connection_seconds",
             "How long the attempts that connected took.",
-            count_value=successes,
-            # Rounded: what is multiplied again could else be less than it was by the last bit,
-            # which is a restart to Prometheus.
-            sum_value=round((metrics.average_connection_time or 0.0) * successes, 6),
+            count_value=count,
+            sum_value=seconds,
         )
         yield _counter(
             "mesh_messages", "Messages over a direct path or TURN.", metrics.p2p_message_count
