@@ -202,6 +202,11 @@ class WebSocketTransport(RelayTransport):
                     f"{url} takes no more connections now (HTTP status 503): the relay is full, "
                     "going down, or missing behind its proxy"
                 )
+            case InvalidStatus() if exc.response.status_code == HTTPStatus.TOO_MANY_REQUESTS:
+                return (
+                    f"{url} takes no more connections from this address now (HTTP status 429): "
+                    "others here have them, or a proxy that the relay does not trust is between"
+                )
             case InvalidStatus():
                 return (
                     f"what answers at {url} is not a relay (HTTP status "

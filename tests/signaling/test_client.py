@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+import structlog
 from msgspec import Raw
 
 from meshpeer.config import MeshConfig
@@ -16,10 +20,12 @@ from meshpeer.core.messages import (
     Goodbye,
     Join,
     Leave,
+    LinkReport,
     Member,
     MemberJoined,
     Refused,
     RelayMessage,
+    Report,
     SignalIn,
     SignalOut,
     Welcome,
@@ -27,15 +33,19 @@ from meshpeer.core.messages import (
     encode,
 )
 from meshpeer.errors import (
+    ConfigError,
+    Forbidden,
     IdentityReplaced,
     MeshClosed,
+    Removed,
     RoomFull,
     SignalingUnavailable,
+    Unauthorized,
     UnexpectedInput,
 )
 from meshpeer.signaling import client as client_module
 from meshpeer.signaling.base import SignalingLost
-from meshpeer.signaling.client import MAX_EVENTS, MAX_UNREAD, RelayTransport
+from meshpeer.signaling.client import MAX_EVENTS, MAX_UNREAD, JoinTokenSource, RelayTransport
 
 JOIN = Join(version=VERSION, room="lobby", peer_id="ann", incarnation="ann-one-1", token="t" * 32)
 WELCOME = Welcome(
@@ -47,6 +57,7 @@ WELCOME = Welcome(
     session="s" * 32,
     seat_timeout=30.0,
     forward_window=256 * 1024,
+    report_interval=15.0,
 )
 SIGNAL = SignalOut(to="bob", to_incarnation="bob-one-1", epoch=1, body=Raw(b"{}"))
 JOINED = MemberJoined(member=Member(peer_id="bob", incarnation="bob-one-1"))
@@ -127,8 +138,8 @@ class FakeWire:
 
 
 class FakeTransport(RelayTransport):
-    def __init__(self, **config: Any) -> None:
-        super().__init__(MeshConfig(signaling_retry_first=0.01, **config))
+    def __init__(self, join_token: JoinTokenSource | None = None, **config: Any) -> None:
+        super().__init__(MeshConfig(signaling_retry_first=0.01, **config), join_token=join_token)
         self.asked = asyncio.Event()
         self.answers: asyncio.Queue[FakeWire | Exception] = asyncio.Queue()
         self.cancelled = 0
@@ -149,6 +160,9 @@ class FakeTransport(RelayTransport):
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+
+SECRET = "a-join-token-that-nobody-may-read"
 
 
 async def seated(**config: Any) -> tuple[FakeTransport, FakeWire]:
@@ -539,3 +553,215 @@ async def test_doubt_tries_at_once_what_waits_and_begins_anew_what_hangs() -> No
     assert transport.cancelled == 1
     await transport.close()
     transport.doubt(network_changed=True)
+
+
+# --- join tokens ---------------------------------------------------------------------------------
+
+
+async def test_a_join_token_is_in_every_join() -> None:
+    transport, wire = await seated(join_token=SECRET)
+    again = transport.connects()
+    wire.breaks()
+    assert (await again.heard.get()).join_token == SECRET
+    await transport.close()
+
+
+async def test_who_gives_join_tokens_is_asked_before_each_connection() -> None:
+    given: list[str] = []
+
+    async def give() -> str:
+        assert not transport.asked.is_set(), "the connection is made when the token is there"
+        await asyncio.sleep(0)
+        given.append(f"token-{len(given)}")
+        return given[-1]
+
+    transport = FakeTransport(give)
+    wire = transport.connects()
+    opening = asyncio.create_task(transport.open(JOIN))
+    for number in range(3):
+        assert (await wire.heard.get()).join_token == f"token-{number}"
+        transport.asked.clear()
+        later = transport.connects()
+        wire.breaks()
+        wire = later
+    wire.say(WELCOME)
+    await opening
+    await transport.close()
+
+
+async def raises_what_has_the_token() -> str:
+    raise ValueError(f"could not sign {SECRET}")
+
+
+async def is_cancelled_by_itself() -> str:
+    raise asyncio.CancelledError
+
+
+async def times_out() -> str:
+    raise TimeoutError
+
+
+async def gives_no_text() -> Any:
+    return 7
+
+
+async def gives_what_can_not_be_one() -> str:
+    return f"{SECRET}\n"
+
+
+def is_not_async() -> Any:
+    return SECRET
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (raises_what_has_the_token, "no join token: join_token raised ValueError"),
+        (is_cancelled_by_itself, "no join token: join_token raised CancelledError"),
+        (times_out, "no join token: join_token raised TimeoutError"),
+        (is_not_async, "no join token: join_token raised TypeError"),
+        (gives_no_text, "what join_token returned is no join token: it must be a str"),
+        (gives_what_can_not_be_one, "what join_token returned is no join token"),
+    ],
+)
+async def test_without_a_join_token_the_attempt_has_failed_and_another_follows(
+    source: Callable[[], Awaitable[str]], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    tries = 0
+    twice = asyncio.Event()
+
+    async def give() -> str:
+        nonlocal tries
+        tries += 1
+        if tries == 3:
+            twice.set()
+            return SECRET
+        return await source()
+
+    transport = FakeTransport(give)
+    with structlog.testing.capture_logs() as entries:
+        opening = asyncio.create_task(transport.open(JOIN))
+        await twice.wait()
+        assert isinstance(transport.last_failure, SignalingUnavailable)
+        failure = str(transport.last_failure)
+        assert failure.startswith(said)
+        wire = transport.connects()
+        wire.say(WELCOME)
+        assert await opening == WELCOME
+        await transport.close()
+    for text in (failure, str(entries), caplog.text, repr(transport), str(vars(wire))):
+        assert SECRET not in text
+
+
+async def test_a_join_token_that_never_comes_costs_one_attempt() -> None:
+    asked: asyncio.Queue[int] = asyncio.Queue()
+    given_up = 0
+
+    async def give() -> str:
+        nonlocal given_up
+        await asked.put(given_up)
+        if given_up < 2:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                given_up += 1
+        return SECRET
+
+    transport = FakeTransport(give)
+    wire = transport.connects()
+    opening = asyncio.create_task(transport.open(JOIN))
+    for number in range(2):
+        assert await asked.get() == number
+        transport.doubt(network_changed=True)  # what is being tried is begun anew
+    wire.say(WELCOME)
+    assert await opening == WELCOME
+    assert given_up == 2
+    assert (await wire.heard.get()).join_token == SECRET
+    await transport.close()
+
+
+async def test_a_join_token_that_comes_too_late_makes_no_connection() -> None:
+    asked, late = asyncio.Event(), asyncio.Event()
+
+    async def give() -> str:
+        asked.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await late.wait()
+        return SECRET
+
+    transport = FakeTransport(give)
+    opening = asyncio.create_task(transport.open(JOIN))
+    await asked.wait()
+    closing = asyncio.create_task(transport.close())
+    await asyncio.sleep(0)
+    late.set()
+    await closing
+    assert not transport.asked.is_set()
+    with pytest.raises(MeshClosed):
+        await opening
+
+
+@pytest.mark.parametrize("token", ["", "two words", "x" * 4097, b"bytes", 7])
+def test_what_can_not_be_a_join_token(token: Any) -> None:
+    with pytest.raises(ConfigError, match="join_token is no join token: it must be") as caught:
+        FakeTransport(token)
+    assert not token or str(token) not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "error"), [("unauthorized", Unauthorized), ("forbidden", Forbidden)]
+)
+async def test_who_may_not_join_any_more_does_not_come_back(
+    code: str, error: type[Exception]
+) -> None:
+    async def give() -> str:
+        return SECRET
+
+    transport, wire = await seated(join_token=give)
+    again = transport.connects()
+    again.say(Refused(code=code, text="the join token has expired"))
+    wire.breaks()
+    assert isinstance(await transport.receive(), SignalingLost)
+    for _ in range(2):
+        with pytest.raises(error, match="has expired"):
+            await transport.receive()
+    await transport.close()
+
+
+async def test_who_was_removed_is_told_so() -> None:
+    transport, wire = await seated()
+    wire.say(Goodbye(reason="removed"))
+    with pytest.raises(Removed):
+        await transport.receive()
+    with pytest.raises(Removed):
+        transport.send(SIGNAL)
+    await transport.close()
+
+
+# --- reports -------------------------------------------------------------------------------------
+
+LINK = LinkReport(peer_id="bob", incarnation="bob-one-1", state="connected", ice_state="connected")
+
+
+async def test_reports_go_out_while_there_is_a_seat() -> None:
+    transport = FakeTransport()
+    transport.report([LINK])
+    wire = transport.connects()
+    wire.say(WELCOME)
+    await transport.open(JOIN)
+    assert isinstance(await wire.heard.get(), Join)
+    transport.report([LINK])
+    assert await wire.heard.get() == Report([LINK])
+    wire.breaks()
+    assert isinstance(await transport.receive(), SignalingLost)
+    transport.report([LINK])
+    again = transport.connects()
+    assert isinstance(await again.heard.get(), Join)
+    again.say(WELCOME)
+    assert await transport.receive() == WELCOME
+    transport.send(SIGNAL)
+    assert await again.heard.get() == SIGNAL, "what was told meanwhile is dropped"
+    await transport.close()
+    transport.report([LINK])

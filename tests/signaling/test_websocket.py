@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
@@ -209,6 +210,45 @@ async def test_a_relay_that_is_full_is_told_from_what_is_no_relay() -> None:
         text = await failure(relay.url)
         assert text.startswith(f"{relay.url} takes no more connections now (HTTP status 503)")
         await transport.close()
+
+
+async def test_too_many_connections_from_one_address_are_told_from_what_is_no_relay() -> None:
+    answer = b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n"
+    async with listening(answer) as port:
+        text = await failure(f"ws://127.0.0.1:{port}")
+    assert text.startswith(f"ws://127.0.0.1:{port} takes no more connections from this address")
+
+
+@pytest.mark.parametrize("token", ["", "two words", 7])
+def test_what_can_not_be_a_join_token(token: Any) -> None:
+    with pytest.raises(ConfigError, match="join_token"):
+        WebSocketTransport("ws://localhost:3001", join_token=token)
+
+
+async def test_the_relay_gets_the_join_token() -> None:
+    async with said_hello() as (url, joins):
+        transport = WebSocketTransport(url, join_token="a-join-token")
+        opening = asyncio.create_task(transport.open(JOIN))
+        assert (await joins.get()).join_token == "a-join-token"
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        await transport.close()
+
+
+@asynccontextmanager
+async def said_hello() -> AsyncIterator[tuple[str, asyncio.Queue[Join]]]:
+    """A relay that says nothing, and the joins that came."""
+    joins: asyncio.Queue[Join] = asyncio.Queue()
+
+    async def handle(websocket: ServerConnection) -> None:
+        join = decode_client(await websocket.recv())
+        assert isinstance(join, Join)
+        await joins.put(join)
+        await websocket.wait_closed()
+
+    async with serve(handle, "127.0.0.1", 0) as server:
+        yield f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}", joins
 
 
 async def test_no_log_has_a_frame(relay: Relay, caplog: pytest.LogCaptureFixture) -> None:
