@@ -34,6 +34,8 @@ __all__ = ["Authenticator", "JoinRequest", "JoinTokens", "make_join_token"]
 _LEEWAY: Final = 5.0
 """Seconds that the clocks of who makes tokens and of the relay may differ."""
 _LONGEST: Final = 10 * 366 * 86400.0
+_MAX_TOKEN: Final = 4096
+"""Characters of a token that a join may carry."""
 _REQUIRED: Final = ("sub", "exp")
 
 
@@ -180,13 +182,20 @@ def make_join_token(
     if secret is None:
         if private_key is None:
             raise ConfigError(both)
-        return jwt.encode(claims, _private_key(private_key), algorithm="EdDSA")
-    if private_key is not None:
-        raise ConfigError(both)
-    # RFC 7518, section 3.2: as long as the hash.
-    if len(secret.encode()) < 32:
-        raise ConfigError("secret must be of 32 bytes or more")
-    return jwt.encode(claims, secret, algorithm="HS256")
+        token = jwt.encode(claims, _private_key(private_key), algorithm="EdDSA")
+    else:
+        if private_key is not None:
+            raise ConfigError(both)
+        # RFC 7518, section 3.2: as long as the hash.
+        if len(secret.encode()) < 32:
+            raise ConfigError("secret must be of 32 bytes or more")
+        token = jwt.encode(claims, secret, algorithm="HS256")
+    if len(token) > _MAX_TOKEN:
+        raise ConfigError(
+            f"the token has {len(token)} characters, and a relay takes {_MAX_TOKEN}: take "
+            "shorter names"
+        )
+    return token
 
 
 def _refusal(why: str) -> Unauthorized:
