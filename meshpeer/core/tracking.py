@@ -790,11 +790,6 @@ class Tracking:
         return self._version
 
     @property
-    def latest(self) -> int:
-        """The number of the latest `Activity`; 0 before the first."""
-        return self._latest
-
-    @property
     def refusals(self) -> dict[str, int]:
         """How often each code was refused."""
         return dict(self._refusals)
@@ -930,15 +925,15 @@ class Tracking:
         worst = max(sides, key=_badness)
         state = worst.report.state
         path = max((side.report.path for side in sides), key=_PATH_RANK.__getitem__)
+        news = state != link.state or (state == "connected" and path != link.path)
         if state != link.state:
             link.since = now
-        if (state, path) != (link.state, link.path):
-            link.state, link.path = state, path
-            if _may_say(by, now):
-                text = f"connected over {path}" if state == "connected" and path else state
-                if worst.report.reason:
-                    text += f": {worst.report.reason}"
-                self._say(now, "link", where.name, link.a.peer_id, link.b.peer_id, text)
+        link.state, link.path = state, path
+        if news and _may_say(by, now):
+            text = f"connected over {path}" if state == "connected" and path else state
+            if worst.report.reason:
+                text += f": {worst.report.reason}"
+            self._say(now, "link", where.name, link.a.peer_id, link.b.peer_id, text)
         if state == "connected" and path is not None and link.spoken_of:
             self._count(where, link, path)
         self._measure(link, sides)
