@@ -195,7 +195,10 @@ class Admin:
         if name == "activity":
             after = _number("after", _parameters(query, "after").get("after", "0"))
             activity = tracking.activity(wall, after)
-            return _json({"activity": activity, "latest": tracking.latest})
+            # Where nothing is new the last one is not above ``after``, and may be below: a relay
+            # that was started again begins at 1.
+            last = (activity or tracking.activity(wall))[-1:]
+            return _json({"activity": activity, "latest": last[0].number if last else 0})
         if name == "session":
             _parameters(query)
             return _json({"ticket": self._live.ticket(), "expiresIn": TICKET_LIFETIME})
