@@ -379,8 +379,10 @@ def _say_where(server: Relay, config: RelayConfig) -> None:
     print(f"relay      {server.url}")
     print(f"health     {server.url.replace('ws', 'http', 1)}/healthz")
     print(f"dashboard  {server.admin_url}")
-    # The password follows with what makes it.
-    _ = config
+    if config.admin_password is None:
+        print(f"admin      {server.admin_user}, password {server.admin_password}")
+    else:
+        print(f"admin      {server.admin_user}, with the password that was configured")
     print("Ctrl-C stops it.", flush=True)
 
 

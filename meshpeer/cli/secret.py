@@ -21,7 +21,7 @@ from meshpeer.errors import ConfigError
 __all__ = ["read_secret", "read_text", "usage_errors", "warn_of_readers"]
 
 _LONGEST: Final = 64 * 1024
-_FIELD: Final = re.compile(r"\b(?:RelayConfig|IceServer)\.(\w+)")
+_FIELD: Final = re.compile(r"\b(?:RelayConfig|IceServer)\.(\w+)|^(\w+)")
 
 
 def read_secret(option: str, path: Path | None, variable: str) -> str | None:
@@ -71,14 +71,18 @@ def warn_of_readers(option: str, path: Path) -> None:
 def usage_errors(options: Mapping[str, str]) -> Iterator[None]:
     """End with status 2 and a sentence when the body raises `ConfigError`.
 
-    ``options`` names the options of those fields that have another name than theirs.
+    ``options`` names the options of the arguments that it speaks of, and of those fields of a
+    config that are not called like theirs.
     """
     try:
         yield
     except ConfigError as exc:
 
-        def option(field: re.Match[str]) -> str:
-            return options.get(field[1]) or f"--{field[1].replace('_', '-')}"
+        def option(found: re.Match[str]) -> str:
+            field, word = found.groups()
+            if field is None:
+                return options.get(word, word)
+            return options.get(field) or f"--{field.replace('_', '-')}"
 
         print(f"meshpeer: {_FIELD.sub(option, str(exc))}", file=sys.stderr)
         raise typer.Exit(2) from None

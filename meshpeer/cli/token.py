@@ -18,6 +18,13 @@ __all__ = ["token"]
 _WHAT: Final = "What the token says"
 _WITH: Final = "What it is signed with"
 _NEW: Final = "Instead of a token"
+_OPTIONS: Final = {
+    "secret": "--secret-file (or MESHPEER_JOIN_SECRET)",
+    "private_key": "--private-key-file",
+    **{name: f"--{name.replace('_', '-')}" for name in ("subject", "room", "name", "peer_id")},
+    "lifetime": "--lifetime",
+}
+"""What gives the arguments of `make_join_token`."""
 
 
 def token(
@@ -92,7 +99,7 @@ def token(
 
     `meshpeer token --subject ann --room lobby --secret-file join-secret`
     """
-    with usage_errors({}):
+    with usage_errors(_OPTIONS):
         if new_secret or new_key is not None:
             if (subject, secret_file, private_key_file) != (None, None, None) or (
                 new_secret and new_key is not None
