@@ -1,0 +1,119 @@
+// The key figures, the curves, and the relay's own figures.
+
+import { Chart, drawSparkline } from "./charts.js";
+import { byId, el, keyed, setHidden, setText, svg } from "./dom.js";
+import { NONE, bytes, count, counted, percent, short } from "./format.js";
+import { pairs } from "./parts.js";
+
+const share = (part, all) => (all > 0 ? part / all : null);
+const pairsOf = (sample) => sample.direct + sample.turn + sample.relay + sample.unconnected;
+const activeOf = (sample) => sample.direct + sample.turn;
+const successOf = (sample) => share(sample.successes, sample.successes + sample.failures);
+
+/** The sum over all rooms, unless some are not told about. */
+function sum(overview, name) {
+  if (overview.rooms.length < overview.roomCount) return null;
+  return overview.rooms.reduce((all, room) => all + room[name], 0);
+}
+
+const FIGURES = [
+  { title: "Rooms", value: (o) => count(o.roomCount) },
+  {
+    title: "Members",
+    value: (o) => count(sum(o, "members")),
+    about: (o) => (sum(o, "away") ? `${count(sum(o, "away"))} away` : ""),
+    curve: (sample) => sample.members,
+  },
+  {
+    title: "Active P2P",
+    value: (o) => count(o.metrics.activeP2PConnections),
+    about: (o) => (sum(o, "links") === null ? "pairs" : `of ${counted(sum(o, "links"), "pair")}`),
+    curve: activeOf,
+  },
+  {
+    title: "Upgrade rate",
+    value: (o) => percent(o.metrics.meshUpgradeRate),
+    about: () => "of the pairs are P2P",
+    curve: (sample) => share(activeOf(sample), pairsOf(sample)),
+  },
+  {
+    title: "Success rate",
+    value: (o) => percent(share(o.metrics.successfulP2PConnections, o.metrics.successfulP2PConnections + o.metrics.failedP2PConnections)),
+    about: (o) => `${count(o.metrics.failedP2PConnections)} failed of ${count(o.metrics.totalP2PAttempts)}`,
+    curve: successOf,
+    dots: true,
+  },
+  {
+    title: "Connection time",
+    value: (o) => short(o.metrics.averageConnectionTime),
+    about: () => "on average",
+    curve: (sample) => sample.connectionTime,
+    dots: true,
+  },
+  { title: "P2P messages", value: (o) => count(o.metrics.p2pMessageCount), about: () => "not over the relay" },
+  { title: "Fallbacks", value: (o) => count(o.metrics.fallbackCount), about: () => "to the relay" },
+];
+
+const CHARTS = [
+  { title: "Success rate", colour: "direct", value: successOf, format: percent, top: 1, dots: true },
+  { title: "Connection time", colour: "turn", value: (sample) => sample.connectionTime, format: short, smallest: 0.01, dots: true },
+  { title: "Round trip, median", colour: "accent", value: (sample) => sample.rtt, format: short, smallest: 0.001 },
+  { title: "Members", colour: "plain", value: (sample) => sample.members, format: count, smallest: 1 },
+];
+
+export class Figures {
+  #tiles = new Map();
+  #charts = CHARTS.map((about) => new Chart(about));
+
+  constructor() {
+    for (const figure of FIGURES) {
+      const value = el("dd", { className: "value" }, NONE);
+      const about = el("dd", { className: "about" });
+      const curve = svg("svg", { class: "spark", width: 60, height: 22, viewBox: "0 0 60 22", "aria-hidden": "true" });
+      byId("figures").append(el("div", {}, el("dt", {}, figure.title), value, about, curve));
+      this.#tiles.set(figure, { value, about, curve });
+    }
+    byId("curves").append(...this.#charts.map((chart) => chart.element));
+  }
+
+  update(overview) {
+    for (const [figure, { value, about }] of this.#tiles) {
+      setText(value, figure.value(overview));
+      setText(about, figure.about?.(overview) ?? "");
+    }
+    this.#relay(overview);
+  }
+
+  draw(history, now) {
+    for (const [figure, { curve }] of this.#tiles) {
+      if (figure.curve) drawSparkline(curve, history.slice(-180), figure.curve, figure.dots);
+    }
+    for (const chart of this.#charts) chart.update(history, now);
+  }
+
+  #relay({ relay, refused }) {
+    pairs(byId("relay-figures"), [
+      ["Sockets open", count(relay.connections)],
+      ["Sockets accepted", count(relay.accepted)],
+      ["Cut off, did not read", count(relay.cutOff)],
+      ["Messages in", `${count(relay.messagesIn)} (${bytes(relay.bytesIn)})`],
+      ["Messages out", `${count(relay.messagesOut)} (${bytes(relay.bytesOut)})`],
+    ]);
+    const all = [
+      ...Object.entries(refused),
+      ...Object.entries(relay.refused).map(([why, times]) => [`sockets: ${why}`, times]),
+    ].filter(([, times]) => times);
+    all.sort((a, b) => b[1] - a[1] || (a[0] < b[0] ? -1 : 1));
+    keyed(
+      byId("refusals"),
+      all,
+      ([code]) => code,
+      ([code]) => el("li", {}, el("span", { className: "code" }, code.replaceAll("_", " ")), el("span", { className: "number" }), el("i", { aria: { hidden: "true" } })),
+      (item, [, times]) => {
+        setText(item.children[1], count(times));
+        item.children[2].style.width = `${(times / all[0][1]) * 100}%`;
+      },
+    );
+    setHidden(byId("refusals-empty"), all.length > 0);
+  }
+}
