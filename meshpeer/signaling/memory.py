@@ -20,7 +20,7 @@ from typing import Final, Self
 from meshpeer.alarm import Alarm
 from meshpeer.config import MeshConfig, RelayConfig
 from meshpeer.core.messages import SignalOut
-from meshpeer.core.rooms import Output, Rooms, Shut
+from meshpeer.core.rooms import Output, Rooms, Send, SendFrame, Shut
 from meshpeer.errors import MeshError, SignalingUnavailable
 from meshpeer.signaling.client import RelayTransport
 
@@ -281,7 +281,7 @@ class MemoryHub:
             drained=partial(self._drained, conn),
             max_unread=self._config.max_unread,
         )
-        self._rooms.opened(conn, asyncio.get_running_loop().time())
+        self._rooms.opened(conn, asyncio.get_running_loop().time(), "memory")
         self._alarm.set(self._rooms.next_deadline())
         return wire
 
@@ -311,12 +311,17 @@ class MemoryHub:
             if isinstance(output, Shut):
                 del self._wires[output.conn]
                 wire.end(f"the memory hub shut the connection ({output.reason})", lose_unread=False)
-            elif wire.deliver(output.data):
-                if wire.full:
-                    self._rooms.full(output.conn)
-            else:
-                wire.end("too much was left unread", lose_unread=True)
-                del self._wires[output.conn]
-                # What follows from that joins the end of what is being done.
-                outputs += self._rooms.dropped(output.conn, asyncio.get_running_loop().time())
+            elif isinstance(output, Send | SendFrame):
+                self._deliver(output.conn, wire, output.data, outputs)
+            # The members of a hub are one process: a `Pause` would protect nobody.
         self._alarm.set(self._rooms.next_deadline())
+
+    def _deliver(self, conn: int, wire: _MemoryWire, data: bytes, outputs: list[Output]) -> None:
+        if wire.deliver(data):
+            if wire.full:
+                self._rooms.full(conn)
+        else:
+            wire.end("too much was left unread", lose_unread=True)
+            del self._wires[conn]
+            # What follows from that joins the end of what is being done.
+            outputs += self._rooms.dropped(conn, asyncio.get_running_loop().time())

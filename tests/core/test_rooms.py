@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
+from collections.abc import Callable
 from typing import get_args
 
 import msgspec
@@ -18,8 +19,10 @@ from meshpeer.core.messages import (
     Ack,
     ClientMessage,
     Goodbye,
+    IceServers,
     Join,
     Leave,
+    LinkReport,
     Member,
     MemberJoined,
     MemberLeft,
@@ -33,7 +36,8 @@ from meshpeer.core.messages import (
     decode_relay,
     encode,
 )
-from meshpeer.core.rooms import ConnId, Output, Rooms, Send, Shut
+from meshpeer.core.rooms import Authenticate, ConnId, Output, Pause, Rooms, Send, Shut
+from meshpeer.core.tracking import Tracking
 
 INC_A = "incarnation-a"
 INC_B = "incarnation-b"
@@ -44,15 +48,103 @@ INC_C = "incarnation-c"
 _tokens = itertools.count()
 
 
+class Told(Tracking):
+    """Tracking that keeps what it was told, and wants no `tick`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[object, ...]] = []
+
+    def take(self) -> list[tuple[object, ...]]:
+        """What it was told since this was asked for the last time."""
+        calls, self.calls = self.calls, []
+        return calls
+
+    def joined(
+        self,
+        room: str,
+        peer_id: str,
+        incarnation: str,
+        name: str | None,
+        now: float,
+        *,
+        address: str | None = None,
+        subject: str | None = None,
+    ) -> None:
+        self.calls.append(("joined", room, peer_id, incarnation, name, now, address, subject))
+        super().joined(room, peer_id, incarnation, name, now, address=address, subject=subject)
+
+    def dropped(self, room: str, peer_id: str, now: float) -> None:
+        self.calls.append(("dropped", room, peer_id, now))
+        super().dropped(room, peer_id, now)
+
+    def returned(self, room: str, peer_id: str, now: float, *, address: str | None = None) -> None:
+        self.calls.append(("returned", room, peer_id, now, address))
+        super().returned(room, peer_id, now, address=address)
+
+    def updated(self, room: str, peer_id: str, name: str | None, now: float) -> None:
+        self.calls.append(("updated", room, peer_id, name, now))
+        super().updated(room, peer_id, name, now)
+
+    def left(self, room: str, peer_id: str, reason: str, now: float) -> None:
+        self.calls.append(("left", room, peer_id, reason, now))
+        super().left(room, peer_id, reason, now)
+
+    def reported(self, room: str, peer_id: str, links: list[LinkReport], now: float) -> None:
+        self.calls.append(("reported", room, peer_id, links, now))
+        super().reported(room, peer_id, links, now)
+
+    def refused(
+        self,
+        code: str,
+        text: str,
+        now: float,
+        *,
+        room: str | None = None,
+        peer_id: str | None = None,
+    ) -> None:
+        self.calls.append(("refused", code, text, now, room, peer_id))
+        super().refused(code, text, now, room=room, peer_id=peer_id)
+
+    def acted(
+        self,
+        kind: str,
+        now: float,
+        *,
+        room: str,
+        peer_id: str | None = None,
+        other: str | None = None,
+        text: str = "",
+    ) -> None:
+        self.calls.append(("acted", kind, now, room, peer_id, other, text))
+        super().acted(kind, now, room=room, peer_id=peer_id, other=other, text=text)
+
+    def next_deadline(self) -> float | None:
+        return None
+
+    def tick(self, now: float) -> None:
+        pass
+
+
 class Bench:
     """Rooms, and what every socket was sent. ``now`` is moved by hand."""
 
-    def __init__(self, config: RelayConfig | None = None) -> None:
+    def __init__(
+        self,
+        config: RelayConfig | None = None,
+        *,
+        authenticate: bool = False,
+        ice_servers: Callable[[str, str | None], IceServers | None] | None = None,
+    ) -> None:
         self.notes: list[str] = []
+        self.told = Told()
         self.rooms = Rooms(
             config or RelayConfig(),
             new_token=lambda: f"token-{next(_tokens):012}",
             note=lambda event, **facts: self.notes.append(f"{event} {facts}"),
+            authenticate=authenticate,
+            ice_servers=ice_servers,
+            tracking=self.told,
         )
         self.now = 0.0
         self.conns = itertools.count(1)
@@ -60,39 +152,47 @@ class Bench:
         self.got: dict[ConnId, list[RelayMessage]] = defaultdict(list)
         self.raw: dict[ConnId, list[bytes]] = defaultdict(list)
         self.shut: dict[ConnId, int] = {}
+        self.asked: list[tuple[ConnId, Join]] = []
+        self.pauses: list[tuple[ConnId, float]] = []
 
-    def _apply(self, outputs: list[Output]) -> None:
+    def apply(self, outputs: list[Output]) -> None:
         for output in outputs:
             assert output.conn in self.open, f"{output} is for a socket that is not open"
-            if isinstance(output, Send):
-                self.raw[output.conn].append(output.data)
-                self.got[output.conn].append(decode_relay(output.data))
-            else:
-                assert isinstance(output, Shut)
-                assert len(output.reason.encode()) <= 123  # RFC 6455, section 5.5
-                self.shut[output.conn] = output.code
-                self.open.discard(output.conn)
+            match output:
+                case Send(conn, data):
+                    self.raw[conn].append(data)
+                    self.got[conn].append(decode_relay(data))
+                case Shut(conn, code, reason):
+                    assert len(reason.encode()) <= 123  # RFC 6455, section 5.5
+                    self.shut[conn] = code
+                    self.open.discard(conn)
+                case Authenticate(conn, join):
+                    self.asked.append((conn, join))
+                case Pause(conn, seconds):
+                    self.pauses.append((conn, seconds))
+                case _:
+                    raise AssertionError(f"{output} is not for these tests")
 
-    def socket(self) -> ConnId:
+    def socket(self, address: str = "192.0.2.1") -> ConnId:
         conn = next(self.conns)
         self.open.add(conn)
-        self.rooms.opened(conn, self.now)
+        self.rooms.opened(conn, self.now, address)
         return conn
 
     def say(self, conn: ConnId, message: ClientMessage | bytes | str) -> list[RelayMessage]:
         """Let a client say something; what it was sent in turn."""
         data = message if isinstance(message, bytes | str) else encode(message)
         before = len(self.got[conn])
-        self._apply(self.rooms.received(conn, data, self.now))
+        self.apply(self.rooms.received(conn, data, self.now))
         return self.got[conn][before:]
 
     def drop(self, conn: ConnId) -> None:
         self.open.discard(conn)
-        self._apply(self.rooms.dropped(conn, self.now))
+        self.apply(self.rooms.dropped(conn, self.now))
 
     def tick(self, by: float = 0) -> None:
         self.now += by
-        self._apply(self.rooms.tick(self.now))
+        self.apply(self.rooms.tick(self.now))
 
     def join(self, peer_id: str, **fields: object) -> tuple[ConnId, RelayMessage]:
         conn = self.socket()
@@ -769,7 +869,7 @@ def test_a_shutdown_says_when_to_come_back() -> None:
     bob, _ = bench.member("bob", incarnation=INC_B)
     bench.drop(bob)
     idle = bench.socket()
-    bench._apply(bench.rooms.shut_down(bench.now))
+    bench.apply(bench.rooms.shut_down(bench.now))
     for conn in (ann, idle):
         assert bench.take(conn)[-1] == Goodbye(reason="shutdown", retry_after=3)
         assert bench.shut[conn] == 1012
@@ -801,7 +901,8 @@ def test_notes_tell_what_happened_and_never_a_token(bench: Bench) -> None:
 
 
 def test_the_tables_list_every_message() -> None:
-    assert set(Rooms._JOINING) == set(Rooms._SEATED) == set(get_args(ClientMessage))
+    tables = (Rooms._JOINING, Rooms._CHECKING, Rooms._SEATED)
+    assert all(set(table) == set(get_args(ClientMessage)) for table in tables)
 
 
 _json = st.recursive(

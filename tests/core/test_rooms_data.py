@@ -34,9 +34,11 @@ from meshpeer.core.rooms import (
     CLOSE_BEHIND,
     ConnId,
     Output,
+    Pause,
     Rooms,
     Send,
     SendFrame,
+    Shut,
 )
 from tests.core.test_rooms import INC_A, INC_B, join
 from tests.core.test_rooms import signal as signal_to
@@ -57,6 +59,7 @@ class Relay:
         self.conns = itertools.count(1)
         self.got: dict[ConnId, list[RelayMessage | FrameIn]] = defaultdict(list)
         self.shut: dict[ConnId, int] = {}
+        self.paused: list[Pause] = []
         self.passed: dict[tuple[ConnId, str], int] = defaultdict(int)
 
     def apply(self, outputs: list[Output]) -> None:
@@ -69,8 +72,11 @@ class Relay:
                 self.got[output.conn].append(message)
                 if isinstance(message, Forwarded):
                     self.passed[output.conn, message.to] += message.size
-            else:
+            elif isinstance(output, Shut):
                 self.shut[output.conn] = output.code
+            else:
+                assert isinstance(output, Pause)
+                self.paused.append(output)
 
     def say(self, conn: ConnId, data: bytes) -> None:
         self.apply(self.rooms.received(conn, data, 0))

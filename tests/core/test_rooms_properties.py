@@ -327,7 +327,7 @@ class RoomsMachine(RuleBasedStateMachine):
         assert all(rooms._rooms.values()), "an empty room"
         assert len(seats) == rooms.members
         assert rooms.connections == len(self.open)
-        assert not rooms._joining.keys() & rooms._seated.keys()
+        assert not rooms._strangers.keys() & rooms._seated.keys()
         assert len(rooms._away) + len(rooms._seated) == len(seats)
         for seat in seats:
             assert rooms._rooms[seat.room][seat.peer_id] is seat
@@ -335,8 +335,9 @@ class RoomsMachine(RuleBasedStateMachine):
                 assert seat in rooms._away
             else:
                 assert rooms._seated[seat.conn] is seat
-            assert len(seat.replay) <= min(seat.sent, self.config.max_replay)
-            assert seat.replay_bytes == sum(map(len, seat.replay))
+            replay = seat.replay or ()
+            assert len(replay) <= min(seat.sent, self.config.max_replay)
+            assert seat.replay_bytes == sum(map(len, replay))
 
     @invariant()
     def nothing_arrives_twice_or_out_of_order(self) -> None:
