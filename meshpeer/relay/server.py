@@ -1,8 +1,10 @@
 """The relay's sockets: WebSocket and HTTP around `meshpeer.core.rooms`.
 
-One task a socket reads, decides through `Rooms`, and writes to whoever it concerns. Writing never
-waits: a member that does not read is cut off at ``max_unread`` bytes (and may come back and
-resume), so that it can neither hold up the others nor the relay's memory.
+A message that comes is decided on by `Rooms` and written to whoever it concerns, at once. Writing
+never waits: a member that does not read is cut off at ``max_unread`` bytes (and may come back and
+resume), so that it can neither hold up the others nor the relay's memory. Whom a socket is, and
+whether it may be here at all, is looked at when it comes (`connected`), when its request is there
+(`_answer`), and when it joins (`_authenticate`).
 """
 
 from __future__ import annotations
@@ -13,26 +15,49 @@ import json
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
-from websockets.asyncio.server import Server, ServerConnection, broadcast, serve
-from websockets.exceptions import ConnectionClosed
+import msgspec
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.datastructures import MultipleValuesError
+from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
 
 from meshpeer.alarm import Alarm
 from meshpeer.config import RelayConfig
-from meshpeer.core.rooms import ConnId, Output, Rooms, Send, SendFrame, Shut
-from meshpeer.errors import MeshClosed, NetworkError, UsageError
+from meshpeer.core.limits import address_key
+from meshpeer.core.messages import DisplayName, Join
+from meshpeer.core.rooms import (
+    ConnId,
+    Grant,
+    Output,
+    Pause,
+    Rooms,
+    Send,
+    SendFrame,
+    Shut,
+)
+from meshpeer.errors import (
+    ConfigError,
+    Forbidden,
+    MeshClosed,
+    NetworkError,
+    Unauthorized,
+    UsageError,
+)
 from meshpeer.log import Log
-from meshpeer.relay.access import Authenticator
+from meshpeer.relay.access import Authenticator, JoinRequest, JoinTokens
+from meshpeer.relay.addresses import Origins, Proxies, is_loopback, plain_address
 from meshpeer.relay.admin import LIVE_PATH, Admin, RelayFigures
 from meshpeer.relay.http import Answer, to_response
-from meshpeer.thin import keep_waits_short
+from meshpeer.relay.keepalive import Keepalive
+from meshpeer.relay.sockets import Socket
+from meshpeer.relay.tls import Certificate
+from meshpeer.relay.turn import ice_servers_for
 
 __all__ = ["Relay"]
 
@@ -41,80 +66,83 @@ _CLOSE_TIMEOUT: Final = 2.0
 _HIGH: Final = 256 * 1024
 """Bytes unsent in a socket, at most, at which no more data is written to it. What is not data still
 is; once a quarter of it is left, data follows."""
+_ANSWERED: Final = 64
+"""Connections over a limit that are told so. What is beyond them is shut unheard."""
+_RETRY_AFTER: Final = 5.0
+"""Seconds after which to come back, where nobody could say whether a join is allowed."""
 _DETAILS: Final = frozenset({"message refused", "connection refused"})
 """What a stranger can cause as often as it likes, and no operator wants to read each time."""
+_ROOT: Final = b"""\
+This is a meshpeer relay.
+
+WebSocket  / and /ws
+Health     /healthz
+Dashboard  /admin-analytics
+"""
 
 _log = Log(part="relay")
-# At DEBUG websockets logs what it reads and writes, and that has tokens in it.
+# At DEBUG websockets logs what it reads and writes, and that has tokens in it; at INFO a line or
+# two for each connection, which `Rooms` says better.
 _socket_log = logging.getLogger("meshpeer.relay.sockets")
-_socket_log.setLevel(logging.INFO)
+_socket_log.setLevel(logging.WARNING)
 
 
 def _note(event: str, **facts: object) -> None:
     (_log.debug if event in _DETAILS else _log.info)(event, **facts)
 
 
-class _Socket(ServerConnection):
-    """Is in ``known`` from its TCP connection's first moment to its last.
-
-    What websockets itself writes never waits for room in the buffer: a keepalive ping would,
-    instead of finding that a client that does not read does not answer either.
-    """
-
-    def __init__(self, known: set[ServerConnection], *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._known = known
-        self.full = False
-        """Too much is unsent for data to be written."""
-        self.on_full: Callable[[bool], None] | None = None
-
-    def pause_writing(self) -> None:
-        self.full = True
-        if self.on_full is not None:
-            self.on_full(True)
-
-    def resume_writing(self) -> None:
-        self.full = False
-        if self.on_full is not None:
-            self.on_full(False)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        keep_waits_short(transport)
-        self._known.add(self)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._known.discard(self)
-        super().connection_lost(exc)
-
-
 @dataclass(slots=True, eq=False)
 class _Client:
-    socket: _Socket
-    reading: asyncio.Timeout = field(default_factory=lambda: asyncio.timeout(None))
-    """Around the reading of the socket; let expire to end it from elsewhere."""
+    """A socket that `Rooms` knows. ``todo`` is done when its task has something to do: to
+    authenticate a join, or to end."""
+
+    socket: Socket
+    todo: asyncio.Future[Join | None]
+    gone: bool = False
     close: tuple[int, str] | None = None
     """The code and reason to close with, once `Rooms` has shut this socket."""
+    checking: asyncio.Timeout | None = None
+    """Around the question whether it may join; let expire to end that from elsewhere."""
 
 
 class Relay:
     """A relay server. ``async with Relay(RelayConfig(port=0)) as relay: relay.url``.
 
     WebSocket (RFC 6455) on ``/`` and ``/ws``; one JSON text message a frame, binary frames are
-    taken as well. Over ``max_connections`` it answers 503 there (RFC 9110, section 15.6.4).
-    ``GET /healthz`` answers with its figures. All state is in memory.
+    taken as well. ``GET /healthz`` answers with its figures, the dashboard is at ``admin_url``. All
+    state is in memory.
+
+    ``authenticator`` decides who may join; without one, it is `JoinTokens` where the config has a
+    ``join_secret`` or a ``join_public_key``, and else everybody may. Raises `ConfigError` when that
+    is so on an address that is not loopback and ``open`` is not set, and for a certificate or a key
+    that can't be used.
     """
 
     def __init__(
         self, config: RelayConfig | None = None, *, authenticator: Authenticator | None = None
     ) -> None:
-        self._config = config or RelayConfig()
-        self._authenticator = authenticator
-        self._rooms = Rooms(self._config, new_token=lambda: secrets.token_urlsafe(24), note=_note)
-        self._high = min(_HIGH, self._config.max_unread // 2)
+        self._config = config = config or RelayConfig()
+        self._authenticator = _authenticator(config, authenticator)
+        self._certificate = Certificate.of(config)
+        self._proxies = Proxies(config.trusted_proxies)
+        self._origins = Origins(
+            config.origins,
+            tls=self._certificate is not None,
+            loopback=is_loopback(config.host),
+        )
+        self._rooms = Rooms(
+            config,
+            new_token=lambda: secrets.token_urlsafe(24),
+            note=_note,
+            authenticate=self._authenticator is not None,
+            ice_servers=ice_servers_for(config),
+        )
+        self._high = min(_HIGH, config.max_unread // 2)
         self._clients: dict[ConnId, _Client] = {}
         # Every connection, those that have not finished their handshake as well.
-        self._sockets: set[ServerConnection] = set()
+        self._sockets: set[Socket] = set()
+        self._from: Counter[str] = Counter()
+        self._keepalive = Keepalive(config.keepalive_interval, self._now)
         self._ids = itertools.count(1)
         self._version = version("meshpeer")
         self._server: Server | None = None
@@ -126,11 +154,7 @@ class Relay:
         self._accepted = self._cut_off = 0
         self._messages_in = self._messages_out = self._bytes_in = self._bytes_out = 0
         self._admin = Admin(
-            self._config,
-            self._rooms,
-            apply=self._apply,
-            figures=self._figures,
-            now=self._now,
+            config, self._rooms, apply=self._apply, figures=self._figures, now=self._now
         )
 
     async def start(self) -> None:
@@ -150,18 +174,20 @@ class Relay:
             config.host,
             config.port,
             process_request=self._respond,
+            process_response=self._responded,
+            server_header=None,
             compression=None,
             open_timeout=config.join_timeout,
-            ping_interval=config.keepalive_interval,
-            ping_timeout=config.keepalive_interval,
+            ping_interval=None,  # Keepalive
             close_timeout=_CLOSE_TIMEOUT,
             max_size=config.max_message_size,
             write_limit=(self._high, self._high // 4),
             logger=_socket_log,
             # A factory by its documentation, a class only by its annotation.
-            create_connection=partial(_Socket, self._sockets),  # type: ignore[arg-type]
+            create_connection=partial(Socket, self),  # type: ignore[arg-type]
             # Whoever is cancelled while it begins to accept has nothing in hand to close.
             start_serving=False,
+            ssl=None if self._certificate is None else self._certificate.context,
         )
         try:
             self._server = await server
@@ -204,7 +230,8 @@ class Relay:
         host, port = self._address()
         # The wildcard addresses mean "all of mine" to a server, and nothing to a client.
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-        return f"ws://[{host}]:{port}" if ":" in host else f"ws://{host}:{port}"
+        scheme = "ws" if self._certificate is None else "wss"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     @property
     def admin_url(self) -> str:
@@ -220,6 +247,16 @@ class Relay:
     def admin_password(self) -> str:
         """``RelayConfig.admin_password``, or the one that was made for this relay."""
         return self._admin.password
+
+    def reload_tls(self) -> None:
+        """Read the certificate and its key anew, for connections that come from now on.
+
+        Raises `ConfigError`, which names the file, when they can't be used; then those of before
+        stay in use. Raises `UsageError` when the relay speaks no TLS.
+        """
+        if self._certificate is None:
+            raise UsageError("this relay speaks no TLS: RelayConfig.tls_cert is not set")
+        self._certificate.reload()
 
     async def serve_forever(self) -> None:
         """Wait until the relay is closed. Cancelling it leaves the relay as it is: `close` it."""
@@ -242,6 +279,9 @@ class Relay:
             _note("relay closes", url=self.url)
         self._server.close(close_connections=False)
         self._apply(self._rooms.shut_down(self._loop.time()))
+        self._admin.close()
+        for socket in [socket for socket in self._sockets if socket.request is None]:
+            socket.transport.abort()  # it has said nothing, and gets no answer any more
         try:
             async with asyncio.timeout(_CLOSE_TIMEOUT):
                 await self._server.wait_closed()
@@ -262,26 +302,108 @@ class Relay:
         host, port = self._server.sockets[0].getsockname()[:2]
         return host, port
 
-    # --- a socket --------------------------------------------------------------------------------
+    def _now(self) -> float:
+        return self._loop.time()
+
+    def _figures(self) -> RelayFigures:
+        return RelayFigures(
+            version=self._version,
+            uptime=self._now() - self._started_at,
+            connections=len(self._sockets),
+            accepted=self._accepted,
+            refused=dict(self._refused),
+            messages_in=self._messages_in,
+            messages_out=self._messages_out,
+            bytes_in=self._bytes_in,
+            bytes_out=self._bytes_out,
+            cut_off=self._cut_off,
+        )
+
+    # --- a connection comes and goes -------------------------------------------------------------
+
+    def connected(self, socket: Socket) -> None:
+        """See `Owner`."""
+        self._sockets.add(socket)
+        peer = socket.remote_address
+        if peer is None:  # it is gone already
+            socket.transport.abort()
+            return
+        socket.address = plain_address(peer[0])
+        if not self._proxies.trusts(socket.address):
+            self._count(socket)
+        why = self._over(_ANSWERED, socket)
+        if why is not None:
+            self._refuse(socket, why)
+            socket.transport.abort()
+
+    def gone(self, socket: Socket) -> None:
+        """See `Owner`."""
+        self._sockets.discard(socket)
+        self._keepalive.remove(socket)
+        if socket.key:
+            self._from[socket.key] -= 1
+            if not self._from[socket.key]:
+                del self._from[socket.key]
+        failure = socket.protocol.handshake_exc
+        if failure is None:
+            return
+        if not isinstance(failure.__cause__, EOFError):
+            self._refuse(socket, "bad_request")
+        elif self._now() - socket.opened_at >= self._config.join_timeout:
+            self._refuse(socket, "handshake_timeout")
+
+    def _count(self, socket: Socket) -> None:
+        socket.key = address_key(socket.address)
+        self._from[socket.key] += 1
+
+    def _over(self, by: int, socket: Socket) -> str | None:
+        """Which limit is exceeded by more than ``by``."""
+        config = self._config
+        if len(self._sockets) > config.max_connections + by:
+            return "max_connections"
+        if socket.key and self._from[socket.key] > config.max_connections_per_address + by:
+            return "max_connections_per_address"
+        return None
+
+    def _refuse(self, socket: Socket, why: str) -> None:
+        self._refused[why] += 1
+        _note("connection refused", why=why, address=socket.address)
+
+    # --- HTTP ------------------------------------------------------------------------------------
 
     def _respond(self, socket: ServerConnection, request: Request) -> Response | None:
         """Answer plain HTTP; None lets the WebSocket handshake go on (RFC 6455, section 4.2)."""
-        answer = self._answer(socket, request)
-        if answer is None:
-            return None
-        return to_response(answer, method=request.method)
-
-    def _answer(self, socket: ServerConnection, request: Request) -> Answer | None:
+        assert isinstance(socket, Socket)
+        if not socket.key:
+            forwarded = request.headers.get_all("X-Forwarded-For")
+            socket.address = self._proxies.client(socket.address, forwarded)
+            self._count(socket)
         path, _, query = request.path.partition("?")
+        socket.path = path
+        answer = self._answer(socket, request, path, query)
+        return None if answer is None else to_response(answer, method=request.method)
+
+    def _responded(self, socket: ServerConnection, request: Request, response: Response) -> None:  # noqa: ARG002
+        assert isinstance(socket, Socket)
+        if response.status_code != 101:
+            # After it is written.
+            self._loop.call_soon(socket.begin)
+
+    def _answer(self, socket: Socket, request: Request, path: str, query: str) -> Answer | None:
         if request.method not in ("GET", "HEAD"):
             return Answer(405, b"Use GET.\n", headers=(("Allow", "GET, HEAD"),))
-        if path in ("/", "/ws"):
-            return self._refuse_too_many()
-        if path == LIVE_PATH and "Upgrade" in request.headers:
-            return None
+        if request.method == "GET" and _wants_websocket(request):
+            if path == LIVE_PATH:
+                return self._refuse_origin(socket, request, own=True)
+            if path in ("/", "/ws"):
+                return self._refuse_too_many(socket) or self._refuse_origin(socket, request)
+        if path == "/":
+            return Answer(200, _ROOT)
+        if path == "/ws":
+            return Answer(426, b"This is a WebSocket.\n", headers=(("Upgrade", "websocket"),))
         if path == "/healthz":
             return self._health()
-        answer = self._admin.answer(path, query, request.headers, self._address_of(socket))
+        answer = self._admin.answer(path, query, request.headers, socket.address)
         return answer or Answer(404, b"The relay is at / and /ws, its health at /healthz.\n")
 
     def _health(self) -> Answer:
@@ -291,112 +413,227 @@ class Relay:
             "members": self._rooms.members,
             "connections": self._rooms.connections,
             "version": self._version,
-            "uptime": round(self._loop.time() - self._started_at, 3),
+            "uptime": round(self._now() - self._started_at, 3),
         }
         return Answer(200, json.dumps(figures).encode() + b"\n", "application/json")
 
-    def _now(self) -> float:
-        return self._loop.time()
-
-    def _address_of(self, socket: ServerConnection) -> str:
-        return str(socket.remote_address[0])
-
-    def _refuse_too_many(self) -> Answer | None:
-        limit = self._config.max_connections
-        if len(self._sockets) <= limit:
+    def _refuse_too_many(self, socket: Socket) -> Answer | None:
+        why = self._over(0, socket)
+        if why is None:
             return None
-        _note("connection refused", limit=limit)
-        text = f"This relay has {limit} connections, which is its limit. Try again later.\n"
-        return Answer(503, text.encode())
+        self._refuse(socket, why)
+        limit = getattr(self._config, why)
+        retry = (("Retry-After", f"{_RETRY_AFTER:.0f}"),)
+        if why == "max_connections":
+            text = f"This relay has {limit} connections, which is its limit. Try again later.\n"
+            return Answer(503, text.encode(), headers=retry)
+        text = f"{limit} connections come from your address, which is the limit.\n"
+        return Answer(429, text.encode(), headers=retry)
 
-    def _figures(self) -> RelayFigures:
-        return RelayFigures(
-            version=self._version,
-            uptime=self._loop.time() - self._started_at,
-            connections=len(self._sockets),
-            accepted=self._accepted,
-            refused=self._refused,
-            messages_in=self._messages_in,
-            messages_out=self._messages_out,
-            bytes_in=self._bytes_in,
-            bytes_out=self._bytes_out,
-            cut_off=self._cut_off,
-        )
+    def _refuse_origin(
+        self, socket: Socket, request: Request, *, own: bool = False
+    ) -> Answer | None:
+        """Browsers say what page they are, others say nothing (RFC 6455, section 10.2)."""
+        try:
+            socket.origin = request.headers.get("Origin")
+            host = request.headers.get("Host", "")
+        except MultipleValuesError:
+            return Answer(400, b"There must be one Origin and one Host.\n")
+        if socket.origin is None:
+            return None
+        why = self._origins.refusal(socket.origin, host, own=own)
+        if why is None:
+            return None
+        self._refuse(socket, "origin")
+        return Answer(403, why.encode() + b"\n")
+
+    # --- a WebSocket -----------------------------------------------------------------------------
 
     async def _serve(self, socket: ServerConnection) -> None:
+        assert isinstance(socket, Socket)
         if self._closing:
             return
-        assert isinstance(socket, _Socket)
-        assert socket.request is not None
         self._accepted += 1
-        if socket.request.path.partition("?")[0] == LIVE_PATH:
-            await self._admin.live(socket, self._address_of(socket))
+        self._keepalive.add(socket)
+        if socket.path == LIVE_PATH:
+            socket.begin()
+            await self._admin.live(socket, socket.address)
             return
-        conn = next(self._ids)
-        client = self._clients[conn] = _Client(socket)
-        socket.on_full = partial(self._filled, conn, client)
-        self._rooms.opened(conn, self._loop.time())
+        socket.conn = conn = next(self._ids)
+        client = self._clients[conn] = _Client(socket, self._loop.create_future())
+        self._rooms.opened(conn, self._now(), socket.address)
         self._alarm.set(self._rooms.next_deadline())
+        socket.listen()
+        socket.begin()
         try:
-            async with client.reading:
-                while client.close is None:
-                    data = await socket.recv(decode=False)
-                    self._messages_in += 1
-                    self._bytes_in += len(data)
-                    self._apply(self._rooms.received(conn, data, self._loop.time()))
-        except (ConnectionClosed, TimeoutError):
-            pass  # it is gone, or it was shut; what follows is the same
+            while not client.gone:
+                join = await client.todo
+                if join is not None and not client.gone:
+                    client.todo = self._loop.create_future()
+                    await self._authenticate(conn, client, join)
         finally:
-            socket.on_full = None
-            if self._clients.pop(conn, None):
-                self._apply(self._rooms.dropped(conn, self._loop.time()))
+            self.ended(socket)
         if client.close is not None:
             await socket.close(*client.close)
 
-    # --- what Rooms wants done -------------------------------------------------------------------
+    async def _authenticate(self, conn: ConnId, client: _Client, join: Join) -> None:
+        assert self._authenticator is not None
+        request = JoinRequest(
+            room=join.room,
+            peer_id=join.peer_id,
+            name=join.name,
+            join_token=join.join_token,
+            address=client.socket.address,
+            origin=client.socket.origin,
+        )
+        code, text, retry_after = "unavailable", "nobody could say whether this is allowed", None
+        try:
+            async with asyncio.timeout(None) as client.checking:
+                grant = _checked(await self._authenticator.authenticate(request))
+        except (Unauthorized, Forbidden) as exc:
+            code = "unauthorized" if isinstance(exc, Unauthorized) else "forbidden"
+            text = str(exc)
+        except (Exception, asyncio.CancelledError) as exc:
+            task = asyncio.current_task()
+            if isinstance(exc, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
+            if client.gone:
+                return
+            # Whatever went wrong with it: it is not ours, and the client can't help it.
+            _log.exception("the authenticator failed", conn=conn, room=join.room)
+            retry_after = _RETRY_AFTER
+        else:
+            self._apply(self._rooms.granted(conn, grant, self._now()))
+            return
+        finally:
+            client.checking = None
+        self._apply(self._rooms.denied(conn, code, text, self._now(), retry_after=retry_after))
 
-    def _apply(self, outputs: list[Output]) -> None:
-        for output in outputs:
-            client = self._clients.get(output.conn)
-            if client is None:
-                continue  # cut off while these outputs were being carried out
-            if isinstance(output, Shut):
-                del self._clients[output.conn]
-                client.close = (output.code, output.reason)
-                client.reading.reschedule(self._loop.time())
-            elif isinstance(output, Send | SendFrame) and not self._write(
-                output.conn, client, output.data, text=isinstance(output, Send)
-            ):
-                # What follows from that joins the end of what is being carried out.
-                outputs += self._rooms.dropped(output.conn, self._loop.time())
-        self._alarm.set(self._rooms.next_deadline())
+    def heard(self, socket: Socket, data: bytes) -> None:
+        """See `Owner`."""
+        conn = socket.conn
+        if conn in self._clients:
+            self._messages_in += 1
+            self._bytes_in += len(data)
+            self._apply(self._rooms.received(conn, data, self._loop.time()))
 
-    def _write(self, conn: ConnId, client: _Client, data: bytes, *, text: bool) -> bool:
-        """Write to a socket, or cut it off: False."""
-        transport = client.socket.transport
-        unread = transport.get_write_buffer_size()
-        if unread > self._config.max_unread:
-            _note("cut off: does not read", conn=conn, unread=unread)
-            del self._clients[conn]
-            self._cut_off += 1
-            transport.abort()
+    def ended(self, socket: Socket) -> None:
+        """See `Owner`."""
+        conn = socket.conn
+        if conn in self._clients:
+            self._forget(conn)
+            self._apply(self._rooms.dropped(conn, self._loop.time()))
+
+    def behind(self, socket: Socket) -> bool:
+        """See `Owner`."""
+        if socket.unsent <= self._config.max_unread:
             return False
-        # Writes to the transport at once, whatever its buffer holds; never waits.
-        broadcast([client.socket], data, text=text)
-        self._messages_out += 1
-        self._bytes_out += len(data)
+        self._cut(socket)
+        self.ended(socket)
         return True
 
-    def _filled(self, conn: ConnId, client: _Client, full: bool) -> None:
+    def filled(self, socket: Socket, full: bool) -> None:
+        """See `Owner`."""
+        conn = socket.conn
         if full:
             self._rooms.full(conn)
             return
         now = self._loop.time()
-        while conn in self._clients and not client.socket.full:
-            room = self._high + 1 - client.socket.transport.get_write_buffer_size()
+        while conn in self._clients and not socket.full:
+            room = self._high + 1 - socket.unsent
             if not (outputs := self._rooms.drained(conn, room, now)):
                 break
             self._apply(outputs)
 
+    def _forget(self, conn: ConnId, close: tuple[int, str] | None = None) -> None:
+        """`Rooms` has no more to do with it: let its task end."""
+        client = self._clients.pop(conn)
+        client.gone = True
+        client.close = close
+        if not client.todo.done():
+            client.todo.set_result(None)
+        if client.checking is not None:
+            client.checking.reschedule(self._loop.time())
+
+    def _cut(self, socket: Socket) -> None:
+        _note("cut off: does not read", conn=socket.conn, unread=socket.unsent)
+        self._cut_off += 1
+        socket.transport.abort()
+
+    # --- what Rooms wants done -------------------------------------------------------------------
+
+    def _apply(self, outputs: list[Output]) -> None:
+        clients = self._clients
+        data: bytes | None = None
+        frame = b""
+        for output in outputs:
+            client = clients.get(output.conn)
+            if client is None:
+                continue  # cut off while these outputs were being carried out
+            if isinstance(output, Send | SendFrame):
+                if output.data is not data:  # the same often goes to a whole room
+                    data = output.data
+                    kind = Opcode.TEXT if isinstance(output, Send) else Opcode.BINARY
+                    frame = Frame(kind, data).serialize(mask=False)
+                socket = client.socket
+                if socket.full and socket.unsent > self._config.max_unread:
+                    self._forget(output.conn)
+                    self._cut(socket)
+                    # What follows from that joins the end of what is being carried out.
+                    outputs += self._rooms.dropped(output.conn, self._loop.time())
+                elif not socket.transport.is_closing():
+                    # At once, whatever is unsent already; never waits.
+                    socket.transport.write(frame)
+                    self._messages_out += 1
+                    self._bytes_out += len(data)
+            elif isinstance(output, Shut):
+                self._forget(output.conn, (output.code, output.reason))
+            elif isinstance(output, Pause):
+                client.socket.pause(min(output.seconds, self._config.keepalive_interval))
+            elif not client.todo.done():
+                client.todo.set_result(output.join)
+        self._alarm.set(self._rooms.next_deadline())
+        self._admin.changed()
+
     def _tick(self) -> None:
         self._apply(self._rooms.tick(self._loop.time()))
+
+
+def _authenticator(config: RelayConfig, given: Authenticator | None) -> Authenticator | None:
+    tokens = config.join_secret is not None or config.join_public_key is not None
+    if given is not None:
+        if tokens or config.open:
+            raise ConfigError(
+                "a Relay with an authenticator must have neither RelayConfig.open nor "
+                "RelayConfig.join_secret nor RelayConfig.join_public_key"
+            )
+        return given
+    if tokens:
+        return JoinTokens(config)
+    if not config.open and not is_loopback(config.host):
+        raise ConfigError(
+            f"on {config.host}, which others can reach, anybody could join: give "
+            "RelayConfig.join_secret or join_public_key, so that joins need a token, or set "
+            "RelayConfig.open (--open)"
+        )
+    return None
+
+
+def _checked(grant: Grant) -> Grant:
+    """What an authenticator returned. Raises `TypeError` or `ValueError` for what is no grant."""
+    granted: object = grant
+    if not isinstance(granted, Grant):
+        raise TypeError(f"authenticate() must return a Grant, not {granted!r}")
+    msgspec.convert({"name": grant.name, "subject": grant.subject}, _Granted)
+    return grant
+
+
+class _Granted(msgspec.Struct):
+    name: DisplayName | None
+    subject: str | None
+
+
+def _wants_websocket(request: Request) -> bool:
+    """RFC 9110, section 7.8: what is not known there is not looked at."""
+    upgrades = ",".join(request.headers.get_all("Upgrade")).split(",")
+    return any(each.strip().lower() == "websocket" for each in upgrades)

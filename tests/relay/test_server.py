@@ -171,7 +171,7 @@ async def test_healthz(relay: Relay) -> None:
 
 @pytest.mark.parametrize(
     ("request_line", "status"),
-    [("GET /nothing", 404), ("POST /healthz", 405), ("GET /", 426), ("GET /ws", 426)],
+    [("GET /nothing", 404), ("POST /healthz", 405), ("GET /", 200), ("GET /ws", 426)],
 )
 async def test_other_plain_http(relay: Relay, request_line: str, status: int) -> None:
     assert (await get(relay, request_line))[0] == status
@@ -548,20 +548,21 @@ def _timers_of(relay: Relay) -> list[asyncio.TimerHandle]:
     return [
         timer
         for timer in scheduled
-        if timer._callback == relay._alarm._rung  # type: ignore[attr-defined]
+        if timer._callback in (relay._alarm._rung, relay._keepalive._alarm._rung)  # type: ignore[attr-defined]
     ]
 
 
-async def test_no_timer_is_left_when_deadlines_come_and_go(relay: Relay) -> None:
+async def test_timers_do_not_heap_up_when_deadlines_come_and_go(relay: Relay) -> None:
     for _ in range(5):
         async with peer(relay) as ann:
             await ann.join("ann")
             await ann.say(Leave())
             await ann.until_closed()
-    assert not _timers_of(relay)
+    # One may be left for the sample of a mesh that has just gone (`Tracking.next_deadline`).
+    assert len(_timers_of(relay)) <= 1
     async with peer(relay) as ann, peer(relay):
         await ann.join("ann")
-        assert len(_timers_of(relay)) <= 1
+        assert len(_timers_of(relay)) <= 2
 
 
 async def test_the_port_of_a_closed_relay_is_free() -> None:
@@ -632,7 +633,7 @@ async def test_an_address_that_can_not_be_had_is_an_error_with_a_way_out() -> No
             await relay.start()
         await relay.close()
     with pytest.raises(NetworkError, match=r"192\.0\.2\.1"):
-        await Relay(RelayConfig(host="192.0.2.1", port=0)).start()
+        await Relay(RelayConfig(host="192.0.2.1", port=0, open=True)).start()
 
 
 @pytest.mark.parametrize("how", ["close", "cancel"])
@@ -689,7 +690,7 @@ async def test_not_started_it_has_no_address() -> None:
 async def test_its_url_is_one_that_a_client_can_use(host: str, shown: str | None) -> None:
     if host == "::1" and not _has_ipv6():
         pytest.skip("this machine has no IPv6 loopback")
-    async with Relay(RelayConfig(host=host, port=0)) as relay, peer(relay) as ann:
+    async with Relay(RelayConfig(host=host, port=0, open=True)) as relay, peer(relay) as ann:
         await ann.join("ann")
         if shown:
             assert relay.url == f"ws://{shown}:{relay.port}"
@@ -744,10 +745,8 @@ async def test_it_logs_who_comes_and_goes_and_never_a_token(
     assert entries[1]["room"] == "lobby"
     for secret in ("s" * 40, str(welcome.session)):
         assert secret not in str(entries)
-    # Below that the websockets library logs frames.
-    ours = [record for record in caplog.records if record.name.startswith("meshpeer")]
-    assert ours
-    assert min(record.levelno for record in ours) >= logging.INFO
+    # The websockets library logs what it reads and writes.
+    assert not [record for record in caplog.records if record.name.startswith("meshpeer")]
 
 
 @pytest.mark.usefixtures("_unconfigured")

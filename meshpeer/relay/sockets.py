@@ -1,0 +1,309 @@
+"""One connection to the relay: websockets' own, with turns for what is read.
+
+websockets reads as much as the system has, parses all of it at once, and puts the messages in a
+queue that a task takes them from without ever waiting. Whoever sends without a pause would hold up
+everybody else so. Here a socket has *turns*: some frames, or some bytes of a large one, and then it
+is the others' turn. Nothing more is read from the system before all that came had its turn.
+
+What a member sends is told to the relay from there, without a queue and a task in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import Any, Final, Protocol, cast
+
+from websockets.asyncio.server import Server, ServerConnection
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request
+from websockets.protocol import Event, State
+from websockets.server import ServerProtocol
+
+from meshpeer.relay.http import Answer, to_response
+from meshpeer.thin import keep_waits_short
+
+__all__ = ["MAX_HEAD", "Owner", "Socket"]
+
+MAX_HEAD: Final = 32 * 1024
+"""Bytes of a request. websockets takes a line of 8 KiB, and 128 of them."""
+_TURN_FRAMES: Final = 8
+"""Frames that are read in one turn."""
+_TURN_BYTES: Final = 64 * 1024
+"""Bytes that are read in one turn."""
+
+# Why nothing is read from a socket now.
+_HANDSHAKE: Final = 1
+_TURN: Final = 2
+_PAUSE: Final = 4
+_QUEUE: Final = 8
+
+
+class Owner(Protocol):
+    """What a socket tells. Between `connected` and `gone` it is open."""
+
+    def connected(self, socket: Socket) -> None:
+        """There is a TCP connection."""
+
+    def gone(self, socket: Socket) -> None:
+        """It is closed."""
+
+    def heard(self, socket: Socket, data: bytes) -> None:
+        """A message came, after `Socket.listen`. ``data`` is UTF-8, if it was text."""
+
+    def ended(self, socket: Socket) -> None:
+        """No more messages come, after `Socket.listen`. May be told more than once."""
+
+    def filled(self, socket: Socket, full: bool) -> None:
+        """More, or no more, is unsent than should be, after `Socket.listen`."""
+
+    def behind(self, socket: Socket) -> bool:
+        """Whether so much is unsent that the socket was cut off."""
+
+
+class Socket(ServerConnection):
+    """A connection from the first moment of its TCP connection to its last."""
+
+    # With slots for what is here, the rest shares its keys with all others of its kind.
+    __slots__ = (
+        "_input",
+        "_member",
+        "_owner",
+        "_part",
+        "_pause",
+        "_reading",
+        "_rest",
+        "_size",
+        "_stopped",
+        "_tail",
+        "_turn",
+        "address",
+        "conn",
+        "full",
+        "heard_at",
+        "key",
+        "opened_at",
+        "origin",
+        "path",
+        "pinged",
+    )
+
+    def __init__(self, owner: Owner, protocol: ServerProtocol, server: Server, **kwargs: Any):
+        super().__init__(protocol, server, **kwargs)
+        # So that what websockets answers by itself has the same headers as everything else.
+        protocol.reject = _reject  # type: ignore[method-assign]
+        self._owner = owner
+        self.address = ""
+        """Who it is: an IP address."""
+        self.key = ""
+        """What it counts as, of all from one address."""
+        self.conn = 0
+        """What `Rooms` knows it by."""
+        self.origin: str | None = None
+        self.path = ""
+        self.opened_at = self.heard_at = self.loop.time()
+        self.pinged = False
+        """Nothing came since it was sent a ping."""
+        self.full = False
+        """More is unsent than should be."""
+        self._member = False
+        self._tail = b""
+        self._size = 0
+        self._input = b""
+        self._rest = 0
+        self._part: bytearray | None = None
+        self._stopped = 0
+        self._reading = True
+        self._turn: asyncio.Handle | None = None
+        self._pause: asyncio.TimerHandle | None = None
+
+    # --- what the relay does ---------------------------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        """Whether messages can be written to it."""
+        return self.protocol.state is State.OPEN and not self.transport.is_closing()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether something that came, or may have come, was not read yet, by our own choice."""
+        return self._stopped != 0
+
+    @property
+    def unsent(self) -> int:
+        """Bytes."""
+        return self.transport.get_write_buffer_size()
+
+    def listen(self) -> None:
+        """Tell the owner of messages from now on, instead of keeping them for `recv`."""
+        self._member = True
+        # Nobody asks for them again, and they take more than all the rest.
+        if self.request is not None and self.response is not None:
+            self.request.headers.clear()
+            self.response.headers.clear()
+
+    def begin(self) -> None:
+        """The handshake is over, one way or the other: read what follows."""
+        if not self._member:
+            # The queue of `recv`. It asks for more in the middle of taking something out.
+            self.recv_messages.pause = lambda: self._stop(_QUEUE)
+            self.recv_messages.resume = lambda: self.loop.call_soon(self._go, _QUEUE)
+        self._go(_HANDSHAKE)
+
+    def pause(self, seconds: float) -> None:
+        """Read nothing for so long."""
+        if self._pause is not None:
+            self._pause.cancel()
+        self._stop(_PAUSE)
+        self._pause = self.loop.call_later(seconds, self._go, _PAUSE)
+
+    def ask(self) -> None:
+        """Ask for a sign of life (RFC 6455, section 5.5.2)."""
+        self.pinged = True
+        self.protocol.send_ping(b"")
+        self.send_data()
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        self.heard_at = self.loop.time()
+        self.pinged = False
+        self._input = self._input + data if self._input else data
+        if not self._stopped:
+            self._take_turn()
+
+    def _take_turn(self) -> None:
+        try:
+            if self.request is None:
+                self._read_head()
+            else:
+                self._read_frames()
+        except BaseException:
+            self.transport.abort()
+            raise
+        if not self._stopped and not self._reading and not self.transport.is_closing():
+            self._reading = True
+            self.transport.resume_reading()
+
+    def _read_head(self) -> None:
+        """Read a request up to its end, and not what is behind it: that is too early."""
+        data = self._input
+        end = (self._tail + data).find(b"\r\n\r\n")
+        whole = end >= 0
+        if whole:
+            end += 4 - len(self._tail)
+            data, self._input = data[:end], data[end:]
+        else:
+            self._tail, self._input = (self._tail + data)[-3:], b""
+        self._size += len(data)
+        if self._size > MAX_HEAD:
+            text = f"A request may have {MAX_HEAD} bytes.\n"
+            self.protocol.handshake_exc = ValueError(text)
+            self.transport.write(_reject(431, text).serialize())
+            self.transport.close()
+            return
+        if whole:
+            self._stop(_HANDSHAKE)
+        super().data_received(data)
+
+    def _read_frames(self) -> None:
+        data, at = self._input, 0
+        frames = 0
+        # Before what is in it is told, which may end the turn.
+        self._input = b""
+        while at < len(data):
+            if self._stopped:
+                break
+            if frames >= _TURN_FRAMES or at >= _TURN_BYTES:
+                self._stop(_TURN)
+                self._turn = self.loop.call_soon(self._go, _TURN)
+                break
+            if self._rest == 0:
+                self._rest = _frame_size(data, at)
+                if self._rest == 0:
+                    break  # its head is not complete
+                frames += 1
+            start, at = at, min(len(data), at + self._rest)
+            self._rest -= at - start
+            super().data_received(data[start:at])
+            if self.full and self._owner.behind(self):
+                return
+        self._input = data[at:]
+        if self._member and self.protocol.state is not State.OPEN:
+            self._owner.ended(self)
+
+    def process_event(self, event: Event) -> None:
+        if not self._member or isinstance(event, Request):
+            super().process_event(event)
+            return
+        frame = cast(Frame, event)
+        if frame.opcode is Opcode.TEXT or frame.opcode is Opcode.BINARY:
+            if frame.fin:
+                self._owner.heard(self, bytes(frame.data))
+            else:
+                self._part = bytearray(frame.data)
+        elif frame.opcode is Opcode.CONT and self._part is not None:
+            self._part += frame.data
+            if frame.fin:
+                data, self._part = bytes(self._part), None
+                self._owner.heard(self, data)
+
+    def _stop(self, why: int) -> None:
+        self._stopped |= why
+        if self._reading and not self.transport.is_closing():
+            self._reading = False
+            self.transport.pause_reading()
+
+    def _go(self, why: int) -> None:
+        self._stopped &= ~why
+        if not self._stopped and not self.protocol.reader.eof:
+            self._take_turn()
+
+    # --- asyncio's calls -------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        keep_waits_short(transport)
+        self._owner.connected(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for handle in (self._turn, self._pause):
+            if handle is not None:
+                handle.cancel()
+        self._input = b""
+        super().connection_lost(exc)
+        if self._member:
+            self._owner.ended(self)
+        self._owner.gone(self)
+
+    def pause_writing(self) -> None:
+        # For members websockets must not know: what it writes by itself would wait for room.
+        self.full = True
+        if self._member:
+            self._owner.filled(self, True)
+        else:
+            super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self.full = False
+        if self._member:
+            self._owner.filled(self, False)
+        else:
+            super().resume_writing()
+
+
+def _reject(status: int, text: str) -> Any:
+    return to_response(Answer(int(status), text.encode()))
+
+
+def _frame_size(data: bytes, at: int) -> int:
+    """Bytes of the frame that begins there (RFC 6455, section 5.2); 0 when that is not seen yet."""
+    if len(data) < at + 2:
+        return 0
+    size = data[at + 1] & 0x7F
+    mask = 4 if data[at + 1] & 0x80 else 0
+    if size < 126:
+        return 2 + mask + size
+    if size == 126:
+        return 4 + mask + struct.unpack_from("!H", data, at + 2)[0] if len(data) >= at + 4 else 0
+    return 10 + mask + struct.unpack_from("!Q", data, at + 2)[0] if len(data) >= at + 10 else 0
