@@ -72,6 +72,7 @@ RULES = [
     Rule("core.delivery", f"{_CORE} core.frames core.values", "msgspec", pure=True),
     Rule("core.route", _CORE, pure=True),
     Rule("core.mesh", _CORE, "msgspec", pure=True),
+    Rule("core.reports", "core.messages", pure=True),
     Rule("core.limits", "", pure=True),
     Rule("core.tracking", "core.messages", "msgspec", pure=True),
     Rule("core.rooms", f"{_CORE} core.forward core.limits core.tracking", "msgspec", pure=True),
@@ -79,7 +80,7 @@ RULES = [
     # What a node is made of.
     Rule(
         "core.node",
-        f"{_CORE} core.link core.mesh core.frames core.delivery core.route",
+        f"{_CORE} core.link core.mesh core.frames core.delivery core.route core.reports",
         "msgspec",
         pure=True,
     ),
@@ -128,7 +129,7 @@ RULES = [
         "relay.*",
         "config errors log alarm thin core.rooms core.messages core.forward core.limits"
         " core.tracking relay.*",
-        "websockets msgspec jwt prometheus_client",
+        "websockets msgspec jwt cryptography prometheus_client",
     ),
     Rule("testing.*", "*", "pytest pytest_asyncio msgspec"),
     Rule("cli.*", "*", "typer rich structlog uvloop msgspec click cryptography"),
