@@ -20,7 +20,12 @@ from tests.bench.harness import LOOPS, BenchError, Result
 from tests.bench.measures import BENCHMARKS
 
 _FILE = Path("build/bench.json")
+_MET = {True: "ok", False: "missed", None: "no goal"}
 _VERSIONS = ("meshpeer", "aiortc", "aioice", "websockets", "uvloop")
+
+
+def _said(value: float | None, digits: str, unit: str = "") -> str:
+    return "" if value is None else f"{value:{digits}} {unit}".rstrip()
 
 
 def _table(results: list[Result]) -> Table:
@@ -42,11 +47,11 @@ def _table(results: list[Result]) -> Table:
             result.name,
             result.loop,
             f"{result.value:.3g} {result.unit}",
-            f"{result.reference_value:.3g} {result.unit}",
-            f"{result.ratio:.2f}",
+            _said(result.reference_value, ".3g", result.unit),
+            _said(result.ratio, ".2f"),
             result.reference,
-            str(result.goal),
-            "yes" if result.met else "[bold]no[/]",
+            str(result.goal or ""),
+            "[bold]no[/]" if result.met is False else "yes" if result.met else "",
             str(result.n),
         )
     return table
@@ -80,7 +85,9 @@ def main() -> int:
                 results.extend(found)
                 for result in found:
                     notes.print(
-                        f"  {result.value:.3g} {result.unit}, ratio {result.ratio:.2f}",
+                        f"  {result.name}: {_said(result.value, '.3g', result.unit)}"
+                        f", reference {_said(result.reference_value, '.3g', result.unit) or 'none'}"
+                        f", {_MET[result.met]}",
                         highlight=False,
                     )
     out.print(_table(results))

@@ -6,7 +6,8 @@ import statistics
 from dataclasses import asdict, dataclass
 
 from meshpeer.config import MeshConfig
-from tests.bench.harness import BenchError, Benchmark, Goal, Process, Samples
+from tests.bench.harness import BenchError, Benchmark, Goal, Measurement, Process, Samples
+from tests.bench.relay_measures import SCENARIOS
 
 __all__ = ["BENCHMARKS"]
 
@@ -233,18 +234,6 @@ def _idle_links(loop: str) -> Samples:
         return [dialling.receive(), waiting.receive()]
 
 
-def _idle(server: str, loop: str) -> Samples:
-    """Kilobytes that a member takes who says nothing."""
-    with (
-        Process(f"tests.bench.relay:{server}", loop) as relay,
-        Process("tests.bench.relay:members", loop, url=relay.receive()) as members,
-    ):
-        members.ask(["visit", "warm-up", _ROOM])
-        before = relay.ask("figures")["rss"]
-        members.ask(["fill", "room", _IDLE, _ROOM])
-        return [(relay.ask("figures")["rss"] - before) / _IDLE / 1e3]
-
-
 def _join(others: int, loop: str) -> Samples:
     """Milliseconds of the relay's CPU time for somebody who connects, joins and leaves."""
     with (
@@ -259,7 +248,7 @@ def _join(others: int, loop: str) -> Samples:
         return [(relay.ask("figures")["cpu"] - before) / _VISITS * 1e3]
 
 
-BENCHMARKS = [
+BENCHMARKS: list[Measurement] = [
     Benchmark(
         name="connected",
         unit="ms",
@@ -422,16 +411,6 @@ BENCHMARKS = [
         ),
     ),
     Benchmark(
-        name=f"relay, idle member at {_IDLE}",
-        unit="KB",
-        reference="bare websockets server",
-        goal=Goal(40, of="value"),
-        # Ten seconds a round, and the values differ by less than one in a hundred.
-        rounds=5,
-        ours=lambda loop: _idle("run_relay", loop),
-        theirs=lambda loop: _idle("run_bare", loop),
-    ),
-    Benchmark(
         name=f"relay, CPU of a join beside {_IDLE}",
         unit="ms",
         reference="beside 100",
@@ -441,4 +420,5 @@ BENCHMARKS = [
         ours=lambda loop: _join(_IDLE, loop),
         theirs=lambda loop: _join(100, loop),
     ),
+    *SCENARIOS,
 ]

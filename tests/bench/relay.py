@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import AsyncExitStack, suppress
+from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import ServerConnection, serve
@@ -13,6 +14,7 @@ from websockets.exceptions import ConnectionClosed
 from meshpeer.config import RelayConfig
 from meshpeer.core.messages import VERSION, Join, Leave, Welcome, decode_relay, encode
 from meshpeer.relay import Relay
+from tests.bench.sockets import raise_limit
 from tests.bench.worker import Control, rss
 
 __all__ = [
@@ -31,19 +33,26 @@ _AT_ONCE = 50
 async def _answer(control: Control, url: str) -> None:
     """Tell the URL, and then what this process has used each time it is asked."""
     control.tell(url)
-    while await control.receive():
-        control.tell({"rss": rss(), "cpu": time.process_time()})
+    while asked := await control.receive():
+        used = {"cpu": time.process_time()}
+        if asked == "figures":
+            # Costs CPU time of its own, with many sockets.
+            used["rss"] = rss()
+        control.tell(used)
 
 
-async def run_relay(control: Control) -> None:
-    """A relay."""
-    async with Relay(RelayConfig(port=0)) as relay:
+async def run_relay(control: Control, *, sockets: int = 0, **settings: Any) -> None:
+    """A relay with these settings, for so many sockets."""
+    raise_limit(sockets)
+    config = RelayConfig(port=0, **settings)
+    async with Relay(config) as relay:
         await _answer(control, relay.url)
 
 
-async def run_bare(control: Control) -> None:
+async def run_bare(control: Control, *, sockets: int = 0, **settings: Any) -> None:
     """What a relay stands on: a server of websockets with the same settings, that only answers."""
-    config = RelayConfig()
+    raise_limit(sockets)
+    config = RelayConfig(**settings)
 
     async def handler(socket: ServerConnection) -> None:
         with suppress(ConnectionClosed):
