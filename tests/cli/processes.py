@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Self
 
@@ -23,14 +24,22 @@ class Command:
         self.lines: list[str] = []
 
     @classmethod
-    async def start(cls, *arguments: str, stdin: Any = PIPE, redirect: str = "") -> Self:
-        """Run ``meshpeer`` with these arguments, and a redirection in the shell's words."""
+    async def start(
+        cls,
+        *arguments: str,
+        stdin: Any = PIPE,
+        redirect: str = "",
+        environment: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Run ``meshpeer`` with these arguments, a redirection in the shell's words, and these
+        variables besides ours."""
         shell = ("sh", "-c", f'exec "$@" {redirect}', "sh") if redirect else ()
         process = await asyncio.create_subprocess_exec(
             *(*shell, sys.executable, "-m", "meshpeer.cli", *arguments),
             stdin=stdin,
             stdout=PIPE,
             stderr=PIPE,
+            env={**os.environ, **(environment or {})},
         )
         return cls(process)
 
@@ -87,14 +96,26 @@ class Start:
     def __init__(self) -> None:
         self.commands: list[Command] = []
 
-    async def __call__(self, *arguments: str, stdin: Any = PIPE, redirect: str = "") -> Command:
-        command = await Command.start(*arguments, stdin=stdin, redirect=redirect)
+    async def __call__(
+        self,
+        *arguments: str,
+        stdin: Any = PIPE,
+        redirect: str = "",
+        environment: Mapping[str, str] | None = None,
+    ) -> Command:
+        command = await Command.start(
+            *arguments, stdin=stdin, redirect=redirect, environment=environment
+        )
         self.commands.append(command)
         return command
 
-    async def relay(self, *arguments: str) -> tuple[Command, str]:
+    async def relay(
+        self, *arguments: str, environment: Mapping[str, str] | None = None
+    ) -> tuple[Command, str]:
         """A relay, by default on a free port, and the URL that it printed."""
-        command = await self("relay", *(arguments or ("--port", "0")), stdin=DEVNULL)
+        command = await self(
+            *("relay", *(arguments or ("--port", "0"))), stdin=DEVNULL, environment=environment
+        )
         return command, (await command.line()).split()[1]
 
     async def chat(
