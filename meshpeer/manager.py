@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerStats:
-    """One peer in a `MeshStats`. Counts are since the peer came."""
+    """One peer in a `MeshStats`. Counts are of this incarnation, also from before it was away."""
 
     peer_id: str
     incarnation: str
@@ -60,16 +60,30 @@ class PeerStats:
     rtt: float | None
     """Seconds."""
     epoch: int
-    """Connection attempts."""
+    """The number of the latest connection attempt of either side."""
+    attempts: int
+    """Connections that were begun here."""
     connections: int
     """How many of them succeeded."""
+    failures: int
+    """How many of them ended without that."""
+    connect_time: float | None
+    """Seconds from the beginning of an attempt to its success, of all successes together; None
+    before the first."""
     generation: int
     """The ICE generation that carries data."""
     restarts: int
     """ICE restarts that took over."""
+    fallbacks: int
+    """How often data went over to the relay."""
+    failure: str
+    """Why the latest attempt, ICE restart or path that failed did; empty while none has."""
     messages_sent: int
+    messages_direct: int
+    """How many of them arrived over a direct path or TURN, as far as they are acknowledged."""
     messages_received: int
     bytes_sent: int
+    """Of messages, without what frames add to them."""
     bytes_received: int
 
 

@@ -189,10 +189,6 @@ class PeerRecord:
     pings_sent: int = 0
     """Ping frames, and the number of the latest that was answered."""
     pings_answered: int = 0
-    messages_sent: int = 0
-    messages_received: int = 0
-    bytes_sent: int = 0
-    bytes_received: int = 0
 
 
 class Peer:

@@ -35,6 +35,7 @@ from meshpeer.core.events import (
     Joined,
     MeshState,
     MessagesUndelivered,
+    NoticeReceived,
     PeerJoined,
     PeerLeft,
     PeerState,
@@ -54,6 +55,7 @@ from meshpeer.core.node import (
     Ponged,
     Probe,
     Ready,
+    ReportLinks,
     RequestsRefused,
     Run,
     SendFrame,
@@ -175,8 +177,7 @@ class _Observer:
         self._shell.channel_opened(self._peer_id, self._incarnation, channel)
 
     def ice_state_changed(self, state: str) -> None:
-        shell = self._shell
-        shell.node.ice_state(self._peer_id, self._incarnation, self._epoch, state)
+        self._do(self._shell.node.ice_state(*self._name, state, self._shell.now()))
 
     def ice_servers(self) -> Sequence[IceServer]:
         return self._shell.ice_servers
@@ -569,6 +570,8 @@ class Shell:
                         connection.ping(nonce)
                 case UseServers(servers):
                     self.ice_servers = (*self.config.ice_servers, *servers)
+                case ReportLinks(links):
+                    self._transport.report(links)
         self._alarm.set(self.node.next_deadline())
 
     def _send_frame(self, peer_id: str, path: int, data: bytes) -> None:
@@ -810,6 +813,8 @@ class Shell:
                 )
             case ConnectionReport():
                 self._records[event.peer_id].bell.ring()
+            case NoticeReceived(text=text):
+                self.log.info("notice of the operator", text=text)
             case BadInput():
                 self.log.warning("refused", peer=event.peer_id, error=str(event.error))
             case _:
@@ -841,8 +846,6 @@ class Shell:
         """Messages for the application."""
         record = self._records[output.peer_id]
         messages = output.messages
-        record.messages_received += len(messages)
-        record.bytes_received += sum([message.charge for message in messages])
         peer = self.peers[output.peer_id]
         if len(messages) == 1 and not messages[0].role and messages[0].channel != FILES:
             self._inbox.deliver(peer, output.path, messages, time.time())
@@ -941,18 +944,25 @@ class Shell:
         """How it stands with a peer that is there."""
         return self.node.report(peer_id, self.now())
 
-    def counts(self, peer_id: str) -> dict[str, int]:
+    def counts(self, peer_id: str) -> dict[str, Any]:
         """The figures of a peer that is there, for the statistics."""
-        record, link = self._records[peer_id], self.node.link(peer_id)
+        link, delivery = self.node.link(peer_id), self.node.delivery(peer_id)
+        history = link.history
         return {
             "epoch": link.epoch,
             "generation": link.generation,
-            "restarts": link.restarts,
-            "connections": link.connections,
-            "messages_sent": record.messages_sent,
-            "messages_received": record.messages_received,
-            "bytes_sent": record.bytes_sent,
-            "bytes_received": record.bytes_received,
+            "attempts": history.attempts,
+            "connections": history.connections,
+            "failures": link.failures,
+            "connect_time": history.connect_time if history.connections else None,
+            "restarts": history.restarts,
+            "fallbacks": history.fallbacks,
+            "failure": history.failure,
+            "messages_sent": delivery.messages_sent,
+            "messages_direct": delivery.messages_direct,
+            "messages_received": delivery.messages_received,
+            "bytes_sent": delivery.bytes_sent,
+            "bytes_received": delivery.bytes_received,
         }
 
     @property
@@ -1000,8 +1010,6 @@ class Shell:
         if not delivery.has_room(message.channel):
             return False
         delivery.accept(message)
-        record.messages_sent += 1
-        record.bytes_sent += message.size
         record.burst += message.size + OVERHEAD
         self._send_soon(peer.id)
         return True

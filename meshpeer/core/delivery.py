@@ -149,9 +149,10 @@ class _Sending:
         """Beyond the last that was accepted."""
         return self.next + len(self.queue)
 
-    def acknowledge(self, arrived: int) -> None:
-        """All before this part have arrived."""
+    def acknowledge(self, arrived: int) -> int:
+        """All before this part have arrived; how many more messages that are."""
         half = self.half
+        messages = 0
         for _ in range(arrived - self.acked):
             if self.unacked:
                 part, charge = self.unacked.popleft()
@@ -162,9 +163,12 @@ class _Sending:
             self.waiting -= charge
             if not frames.is_last(part):
                 half.append(part)
-            elif half:
+                continue
+            messages += 1
+            if half:
                 half.clear()
         self.acked = max(self.acked, arrived)
+        return messages
 
     def rewind(self) -> None:
         """Send what is unacknowledged once more."""
@@ -269,19 +273,36 @@ class Delivery:
         "_refused",
         "_refused_requests",
         "_round",
+        "_sent_on",
         "_since_ack",
         "_started",
         "_their_round",
         "_to_ask",
         "_window",
+        "bytes_received",
+        "bytes_sent",
+        "messages_direct",
+        "messages_received",
+        "messages_sent",
     )
 
     def __init__(self, config: MeshConfig) -> None:
         self._config = config
+        self.messages_sent = 0
+        """Messages that were accepted."""
+        self.messages_direct = 0
+        """How many of them arrived over a connection, direct or through TURN, and not over the
+        relay: each counts once, when it is acknowledged, for the path that is used then."""
+        self.messages_received = 0
+        self.bytes_sent = 0
+        """What the messages have that were accepted."""
+        self.bytes_received = 0
         # Sending.
         self._channels: dict[str, _Sending] = {}
         self._numbered: list[_Sending] = []
         self._out: int | None = None
+        self._sent_on: int | None = None
+        """The latest `out` there was."""
         self._their_round = 0
         self._max_message: int | None = None
         self._max_channels = config.max_channels
@@ -385,6 +406,8 @@ class Delivery:
         channel.queue.extend(message.parts)
         for _, charge in message.parts:
             channel.waiting += charge
+        self.messages_sent += 1
+        self.bytes_sent += message.size
         return channel.number, channel.end + sum(count for _, count in channel.removed)
 
     def _open(self, name: str) -> _Sending:
@@ -592,10 +615,10 @@ class Delivery:
             self._check(limit)
         if path != self._out:
             self._answer = None
-        self._their_round, self._out = resume.round, path
-        self._window = resume.window
-        for limit in resume.limits:
+        for limit in resume.limits:  # of what went over the path before
             self._limited(limit)
+        self._their_round, self._out, self._sent_on = resume.round, path, path
+        self._window = resume.window
         if self._max_message is None:
             self._set_limits(resume)
         for channel in channels:
@@ -664,7 +687,9 @@ class Delivery:
 
     def _limited(self, limit: Limit) -> None:
         channel = self._check(limit)
-        channel.acknowledge(limit.next)
+        messages = channel.acknowledge(limit.next)
+        if self._sent_on not in (None, RELAY):
+            self.messages_direct += messages
         self._raise(channel, limit.limit)
 
     def _raise(self, channel: _Sending, limit: int) -> None:
@@ -718,7 +743,7 @@ class Delivery:
         self._feed()
 
     def _parts(self, frame: Parts, now: float, out: list[Received]) -> None:
-        since = self._since_ack
+        since, first = self._since_ack, len(out)
         try:
             for number, seq, parts in frame.runs:
                 if number >= len(self._incoming):
@@ -738,6 +763,9 @@ class Delivery:
                 for part in parts if seq == channel.next else parts[channel.next - seq :]:
                     self._part(channel, part, out)
         finally:
+            charges = [message.charge for message in out[first:]]
+            self.messages_received += len(charges)
+            self.bytes_received += sum(charges) - OVERHEAD * len(charges)
             if self._since_ack >= ACK_EVERY:
                 self._ack_now = True
             elif not since:

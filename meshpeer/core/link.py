@@ -58,6 +58,7 @@ __all__ = [
     "AcceptOffer",
     "AddCandidates",
     "CloseConnection",
+    "History",
     "Input",
     "Link",
     "LinkOutput",
@@ -387,11 +388,29 @@ class PairSelected:
 LinkOutput = Operate | SendSignal | Ping | StateChanged | PairSelected | Refuse
 
 
+@dataclass(slots=True)
+class History:
+    """What came of a link, from when its two incarnations first met."""
+
+    attempts: int = 0
+    """Connections that were begun."""
+    connections: int = 0
+    """How many of them connected."""
+    connect_time: float = 0.0
+    """Seconds from the beginning of an attempt to its success, of all together."""
+    restarts: int = 0
+    """ICE restarts that took over."""
+    fallbacks: int = 0
+    """How often data went over to the relay; kept by the node."""
+    failure: str = ""
+    """Why the latest attempt, ICE restart or path that failed did."""
+
+
 class Link:
     """The state machine of one link. See the module for how it works.
 
     ``dials``: this side has the smaller id. ``random`` gives numbers in [0, 1) for the jitter.
-    ``epoch``: where an earlier link between the same two incarnations ended.
+    ``epoch`` and ``history``: where an earlier link between the same two incarnations ended.
     """
 
     __slots__ = (
@@ -399,6 +418,7 @@ class Link:
         "_backoff",
         "_begins",
         "_begins_at",
+        "_begun_at",
         "_config",
         "_deadlines",
         "_detail",
@@ -419,13 +439,12 @@ class Link:
         "_upgrade",
         "_wanted",
         "carried",
-        "connections",
         "dials",
         "epoch",
         "generation",
+        "history",
         "pair",
         "reachable",
-        "restarts",
         "rtt",
         "state",
     )
@@ -438,6 +457,7 @@ class Link:
         incarnation: str,
         random: Callable[[], float],
         epoch: int = 0,
+        history: History | None = None,
     ) -> None:
         self.state = LinkState.NEW
         self.dials = dials
@@ -448,14 +468,11 @@ class Link:
         """Whether the relay carries what this link does not; kept by the node."""
         self.rtt: float | None = None
         """The latest measured round trip in seconds."""
-        self.connections = 0
-        """How often this link was connected."""
+        self.history = history or History()
         self.pair: CandidatePair | None = None
         """What data goes over, as far as the connection of this epoch has said."""
         self.generation = 0
         """The ICE generation that carries data."""
-        self.restarts = 0
-        """How many ICE restarts took over, in all epochs."""
         self._config = config
         self._incarnation = incarnation
         self._random = random
@@ -469,6 +486,7 @@ class Link:
         self._pinged_at: float | None = None
         self._begins = _BURST
         self._begins_at = 0.0
+        self._begun_at = 0.0
         self._upgrade = Backoff(config.upgrade_first, config.upgrade_max, jitter=0.0)
         self._disconnected_at = 0.0
         # Of this attempt: the candidates of its first generation, its restarts, why another one is
@@ -503,6 +521,12 @@ class Link:
     def alive(self) -> bool:
         """Whether a direct path exists, or did until a moment ago."""
         return self.state in _UP
+
+    @property
+    def failures(self) -> int:
+        """How many attempts ended without having connected, in all epochs."""
+        under_way = self.state in (*_DIALLING, *_ANSWERING)
+        return self.history.attempts - self.history.connections - under_way
 
     def next_deadline(self) -> float | None:
         """When `tick` is wanted next."""
@@ -749,7 +773,8 @@ class Link:
                 self._deadlines.clear("again")
                 if previous is LinkState.CHECKING:
                     self._heard_at = now
-                    self.connections += 1
+                    self.history.connections += 1
+                    self.history.connect_time += now - self._begun_at
                     self._recovering = True
                     # Measured at once, so that users see a round trip from the first moment.
                     self._out.append(self.ping(now))
@@ -760,6 +785,7 @@ class Link:
             case LinkState.CHECKING if self._wanted is not None:
                 self._out += self._begin_restart(self._wanted, now, urgent=True)
             case LinkState.DISCONNECTED:
+                self.history.failure = self._detail
                 self._disconnected_at = now
                 self._deadlines.set("ping", now)
                 self._deadlines.set("state", now + self._config.disconnected_timeout)
@@ -875,6 +901,9 @@ class Link:
         restart, config = self._restart, self._config
         previous = restart.state
         out = call(restart)
+        if restart.given_up:
+            self.history.failure = f"ICE restart {restart.given_up}"
+            restart.given_up = ""
         if self.state is LinkState.DISCONNECTED and restart.state is not previous:
             if restart.state is RestartState.CHECKING:
                 # It was answered: it gets the time that it may take, if that is more; but only
@@ -904,6 +933,8 @@ class Link:
     def _begin(self, epoch: int, operation: Operation, now: float) -> None:
         self._do_drop(now)
         self.epoch = epoch
+        self.history.attempts += 1
+        self._begun_at = now
         self._forget()
         self._deadlines.set("state", now + self._config.connect_timeout)
         self._out.append(Operate(epoch, operation))
@@ -973,7 +1004,7 @@ class Link:
             return
         reason = self._detail
         if generation and generation != self.generation:
-            self.restarts += 1
+            self.history.restarts += 1
             reason = f"ICE restart took over: {self._restart.reason}"
         self.generation, self.pair = generation, pair
         self._out.append(PairSelected(reason))
@@ -1025,6 +1056,7 @@ class Link:
 
     def _do_count_failure(self, now: float) -> None:  # noqa: ARG002
         self._failures += 1
+        self.history.failure = self._detail
 
     def _do_wait_more(self, now: float) -> None:
         # While the relay carries data there is no hurry.

@@ -10,6 +10,7 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from msgspec import Raw
 
@@ -22,6 +23,7 @@ from meshpeer.core.events import (
     ConnectionReport,
     Event,
     MessagesUndelivered,
+    NoticeReceived,
     Path,
     PeerJoined,
     PeerLeft,
@@ -33,6 +35,7 @@ from meshpeer.core.events import (
 from meshpeer.core.link import (
     AcceptOffer,
     CloseConnection,
+    History,
     Link,
     LinkOutput,
     LinkState,
@@ -50,18 +53,23 @@ from meshpeer.core.messages import (
     IceCandidate,
     IceServers,
     LinkMessage,
+    LinkReport,
     Member,
     MemberJoined,
     MemberLeft,
     MemberUpdated,
+    Notice,
     Refused,
+    RestartIce,
     SignalIn,
     SignalOut,
     Stale,
     Welcome,
     decode_link,
     encode,
+    printable,
 )
+from meshpeer.core.reports import Reports
 from meshpeer.core.route import Route, RouteState
 from meshpeer.errors import ConfigError, MeshError, ProtocolError
 
@@ -73,6 +81,7 @@ __all__ = [
     "Ponged",
     "Probe",
     "Ready",
+    "ReportLinks",
     "RequestsRefused",
     "Run",
     "SendFrame",
@@ -167,6 +176,13 @@ class UseServers:
     servers: tuple[IceServer, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class ReportLinks:
+    """Tell the signalling service how these links stand."""
+
+    links: tuple[LinkReport, ...]
+
+
 NodeOutput = (
     Signal
     | Run
@@ -177,6 +193,7 @@ NodeOutput = (
     | Ponged
     | RequestsRefused
     | UseServers
+    | ReportLinks
     | Tell
 )
 
@@ -186,6 +203,8 @@ _COMPLAIN_EVERY = 1.0
 """Seconds between two `BadInput` events about what a peer sends over the relay."""
 _PINGS = 2**31
 """Nonces of ping frames from here on are the shell's, for `Ponged`."""
+_REPORTED = 200
+"""Characters of a reason in a report."""
 # Only a service that forwards very late could need an older one than these.
 _MAX_ENDED = 1000
 
@@ -215,6 +234,14 @@ class _Peer:
     """What a connection said last, and its epoch."""
 
 
+class _Ended(NamedTuple):
+    """What is kept of a link to an incarnation that is gone."""
+
+    epoch: int
+    history: History
+    delivery: Delivery
+
+
 def _direct(link: Link) -> Path:
     """How data flows over a connection that is up."""
     return Path.DIRECT if link.pair is None else link.pair.path
@@ -239,11 +266,12 @@ class Node:
         # The epoch at which the link to an incarnation ended: to tell late signals of it from those
         # of a stranger, and to go on from there if it comes back, so that no epoch is used twice.
         # With it what the application has not taken of its messages, which still counts then.
-        self._ended: OrderedDict[tuple[str, str], tuple[int, Delivery]] = OrderedDict()
+        self._ended: OrderedDict[tuple[str, str], _Ended] = OrderedDict()
         # The links' deadlines, earliest first. Entries that no longer hold are skipped when they
         # come up, so that what happens on one link costs nothing for the others.
         self._heap: list[tuple[float, str]] = []
         self._ice_servers: IceServers | None = None
+        self._reports = Reports()
         self._forwards = False
         """Whether the signalling service forwards data, as far as it can be reached."""
 
@@ -290,8 +318,33 @@ class Node:
             reason=peer.reason,
             epoch=link.epoch,
             generation=link.generation,
-            restarts=link.restarts,
+            restarts=link.history.restarts,
             seconds=seconds,
+        )
+
+    def _link_report(self, peer_id: str) -> LinkReport:
+        peer = self._peers[peer_id]
+        link, history, delivery = peer.link, peer.link.history, peer.delivery
+        path, rtt = self.path_of(peer_id), self.rtt_of(peer_id)
+        return LinkReport(
+            peer_id=peer_id,
+            incarnation=peer.member.incarnation,
+            state=peer.told.value,
+            ice_state=self.ice_state_of(peer_id),
+            path=path.value if path is not None else None,
+            # So fine that it says something, and so coarse that it is often the same again.
+            rtt=round(rtt, 3 if rtt >= 0.01 else 4) if rtt is not None else None,
+            reason=printable(peer.reason, _REPORTED),
+            failure=printable(history.failure, _REPORTED),
+            restarts=history.restarts,
+            attempts=history.attempts,
+            successes=history.connections,
+            failures=link.failures,
+            connect_time=round(history.connect_time, 3) if history.connections else None,
+            fallbacks=history.fallbacks,
+            messages=delivery.messages_direct,
+            bytes_sent=delivery.bytes_sent,
+            bytes_received=delivery.bytes_received,
         )
 
     def ice_state_of(self, peer_id: str) -> str:
@@ -312,10 +365,12 @@ class Node:
             if peer is not None and peer.armed == at:
                 break
             heapq.heappop(self._heap)
-        times = [self._heap[0][0]] if self._heap else []
-        if (grace := self._mesh.next_deadline()) is not None:
-            times.append(grace)
-        return min(times, default=None)
+        times = (
+            self._heap[0][0] if self._heap else None,
+            self._mesh.next_deadline(),
+            self._reports.next_deadline(),
+        )
+        return min((at for at in times if at is not None), default=None)
 
     # --- from the signalling service ---
 
@@ -327,7 +382,9 @@ class Node:
         | MemberUpdated
         | SignalIn
         | Refused
-        | IceServers,
+        | IceServers
+        | Notice
+        | RestartIce,
         now: float,
     ) -> list[NodeOutput]:
         """Something came from the signalling service."""
@@ -336,12 +393,17 @@ class Node:
                 return self._signal(event, now)
             case Welcome():
                 self._forwards = event.forward_window > 0
+                self._reports.wanted(event.report_interval, now)
+                # First of all: whoever is dialled now is dialled with them.
+                out: list[NodeOutput] = []
+                if event.ice_servers is not None:
+                    out += self._servers_named(event.ice_servers, now)
                 said = (
                     self._mesh.resumed(now)
                     if event.resumed
                     else self._mesh.welcome(event.members, event.seat_timeout, now)
                 )
-                out = self._mesh_said(said, now)
+                out += self._mesh_said(said, now)
                 for peer_id in list(self._peers):
                     out += self._relay_changed(peer_id, now)
                 return out
@@ -356,17 +418,25 @@ class Node:
                 return []
             case IceServers():
                 return self._servers_named(event, now)
+            case Notice(text):
+                return [Tell(NoticeReceived(text=text))]
+            case RestartIce(one):
+                # One that is not there has left meanwhile.
+                peers = [each for each in self._peers if one in (None, each)]
+                return self._restart_all(peers, "the operator of the relay asks for it", now)
 
     def signaling_lost(self, now: float) -> list[NodeOutput]:
         """The signalling service can't be reached."""
         self._forwards = False
+        self._reports.lost()
         out = self._mesh_said(self._mesh.signaling_lost(), now)
         for peer_id in list(self._peers):
             out += self._relay_changed(peer_id, now)
         return out
 
     def _servers_named(self, named: IceServers, now: float) -> list[NodeOutput]:
-        if self._ice_servers is not None and named.servers == self._ice_servers.servers:
+        before = self._ice_servers.servers if self._ice_servers is not None else []
+        if self._ice_servers is not None and named.servers == before:
             return []
         try:
             servers = tuple(
@@ -377,15 +447,23 @@ class Node:
             error = ProtocolError(str(exc), code="bad_ice_server", field="$.servers")
             return [Tell(BadInput(peer_id=None, error=error))]
         self._ice_servers = named
-        # The allocation that such a path goes over ends with the credentials it was made with.
-        over_turn = [
+        # An allocation ends with the credentials that it was made with, and a path over it with it.
+        # That of the other side is its own business.
+        known = {url: (s.username, s.credential) for s in named.servers for url in s.urls}
+        ending = {
+            url
+            for each in before
+            for url in each.urls
+            if known.get(url) != (each.username, each.credential)
+        }
+        over_them = [
             peer_id
             for peer_id, peer in self._peers.items()
-            if peer.link.pair is not None and peer.link.pair.path is Path.TURN
+            if peer.link.pair is not None and peer.link.pair.local.server in ending
         ]
         return [
             UseServers(servers),
-            *self._restart_all(over_turn, "new TURN credentials", now),
+            *self._restart_all(over_them, "new TURN credentials", now),
         ]
 
     def _signal(self, signal: SignalIn, now: float) -> list[NodeOutput]:
@@ -515,6 +593,8 @@ class Node:
         link = self._find(peer_id, incarnation)
         if link is None:
             return []
+        if link.rtt is None:
+            self._reports.changed(peer_id, now)
         said = link.pong(epoch, nonce, now)
         out = self._link_said(peer_id, said, now) if said else []
         peer = self._peers[peer_id]
@@ -528,11 +608,15 @@ class Node:
             out += self._route_said(peer, peer.route.link(now, up=True), now)
         return out
 
-    def ice_state(self, peer_id: str, incarnation: str, epoch: int, state: str) -> None:
-        """What the connection says of its ICE, for `report`."""
+    def ice_state(
+        self, peer_id: str, incarnation: str, epoch: int, state: str, now: float
+    ) -> list[NodeOutput]:
+        """What the connection says of its ICE, in W3C WebRTC's words."""
         link = self._find(peer_id, incarnation)
         if link is not None and epoch == link.epoch:
             self._peers[peer_id].ice_state = epoch, state
+            self._reports.changed(peer_id, now)
+        return []
 
     def frame_received(
         self, peer_id: str, incarnation: str, epoch: int, data: bytes, now: float
@@ -618,6 +702,8 @@ class Node:
                 if nonce >= _PINGS:
                     out.append(Ponged(peer_id, nonce - _PINGS))
                 elif path == RELAY:
+                    if peer.route.rtt is None:
+                        self._reports.changed(peer_id, now)
                     peer.route.ponged(nonce, now)
             case frames.Bye():
                 incarnation = peer.member.incarnation
@@ -644,7 +730,7 @@ class Node:
         """The application took a message of this channel."""
         if self._find(peer_id, incarnation) is None:
             if (ended := self._ended.get((peer_id, incarnation))) is not None:
-                ended[1].taken(channel, charge)
+                ended.delivery.taken(channel, charge)
             return []
         delivery = self._peers[peer_id].delivery
         delivery.taken(channel, charge)
@@ -687,6 +773,8 @@ class Node:
                 out += self._route_said(peer, peer.route.tick(now), now)
                 if peer_id in self._peers:
                     out += self._link_said(peer_id, peer.link.tick(now), now)
+        if links := self._reports.due(now, self._peers, self._link_report):
+            out.append(ReportLinks(tuple(links)))
         return out
 
     def close(self, now: float) -> list[NodeOutput]:
@@ -724,8 +812,9 @@ class Node:
         for output in outputs:
             match output:
                 case OpenLink(member, dials):
-                    epoch, delivery = self._ended.pop(
-                        (member.peer_id, member.incarnation), (0, Delivery(self._config))
+                    epoch, history, delivery = self._ended.pop(
+                        (member.peer_id, member.incarnation),
+                        _Ended(0, History(), Delivery(self._config)),
                     )
                     link = Link(
                         self._config,
@@ -733,6 +822,7 @@ class Node:
                         incarnation=self._incarnation,
                         random=self._random,
                         epoch=epoch,
+                        history=history,
                     )
                     peer = _Peer(member, link, delivery, Route(self._config), since=now)
                     self._peers[member.peer_id] = peer
@@ -754,9 +844,12 @@ class Node:
                     if lost := peer.delivery.give_up():
                         out.append(self._undelivered(peer, lost))
                     out += self._link_said(peer_id, peer.link.close(reason, now), now)
+                    self._reports.ended(self._link_report(peer_id), now)
                     del self._peers[peer_id]
                     peer.delivery.detach(RELAY)
-                    self._ended[peer_id, incarnation] = peer.link.epoch, peer.delivery
+                    self._ended[peer_id, incarnation] = _Ended(
+                        peer.link.epoch, peer.link.history, peer.delivery
+                    )
                     if len(self._ended) > _MAX_ENDED:
                         self._ended.popitem(last=False)
                     if peer.delivery.half:
@@ -792,7 +885,9 @@ class Node:
     def _bound_ended(self) -> None:
         """Forget the oldest of those that ended in the middle of a message, when all that is kept
         of such messages is too much. The latest is kept in any case."""
-        halves = [(name, ended.half) for name, (_, ended) in self._ended.items() if ended.half]
+        halves = [
+            (name, half) for name, ended in self._ended.items() if (half := ended.delivery.half)
+        ]
         held = sum(half for _, half in halves)
         for name, half in halves[:-1]:
             if held <= self._config.receive_window:
@@ -841,7 +936,12 @@ class Node:
         relayed = peer.route.state is RouteState.RELAY
         if relayed is not peer.relayed:
             peer.relayed = peer.link.carried = relayed
+            if relayed:
+                peer.link.history.fallbacks += 1
+            elif peer.route.state is not RouteState.DIRECT:
+                peer.link.history.failure = peer.route.reason
             out += self._tell_state(peer, peer.route.reason, now)
+            self._reports.changed(peer_id, now)
         self._arm(peer)
         return out
 
@@ -877,6 +977,8 @@ class Node:
                     out.append(self._bad(peer_id, error))
                 case StateChanged():
                     out += self._state_changed(peer, output, now)
+            if not isinstance(output, Ping):
+                self._reports.changed(peer_id, now)
         self._arm(peer)
         return out
 

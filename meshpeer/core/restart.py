@@ -161,6 +161,7 @@ assert len(_INDEX) == len(TABLE), "two rows for the same state, input and condit
 _FROM_PEER = frozenset({_I.OFFER, _I.ANSWER, _I.CANDIDATES})
 # What may find that another restart was asked for meanwhile.
 _DONE = frozenset({_I.OFFER_MADE, _I.ANSWER_MADE, _I.OPERATION_FAILED, _I.DEADLINE})
+_GIVES_UP = frozenset({_I.OPERATION_FAILED, _I.DEADLINE})
 # Half of what the schema takes: the other side can't bring us beyond what we may use ourselves.
 _MAX_REMOTE = 2**30
 
@@ -190,6 +191,7 @@ class Restart:
         "_theirs",
         "carrying",
         "generation",
+        "given_up",
         "reason",
         "state",
     )
@@ -209,6 +211,8 @@ class Restart:
         """The generation that carries data."""
         self.reason = ""
         """What the latest restart was begun for."""
+        self.given_up = ""
+        """Why one was given up, until the link has read it."""
         self._config = config
         self._epoch = epoch
         self._dials = dials
@@ -335,6 +339,8 @@ class Restart:
         self._arg, self._out = arg, []
         for action in row.actions:
             getattr(self, f"_do_{action}")(now)
+        if on in _GIVES_UP and condition != "older":
+            self.given_up = row.reason
         self._set_state(row, now)
         out, self._out = self._out, []
         self._arg = None

@@ -437,6 +437,64 @@ def test_the_acknowledgement_of_what_was_to_be_sent_again() -> None:
     assert [(run.channel, run.seq, len(run.parts)) for run in parts.runs] == [(0, 2, 1)]
 
 
+# --- what is counted ------------------------------------------------------------------------------
+
+
+def counted(side: Side) -> tuple[int, int, int]:
+    return side.delivery.messages_sent, side.delivery.messages_direct, side.delivery.bytes_sent
+
+
+def test_both_sides_count_the_same_messages_and_bytes() -> None:
+    pair = connected(MeshConfig())
+    values = ["x", b"y" * 100, b"z" * 3 * MAX_PART, None]
+    for value in values:
+        pair.a.delivery.accept(outgoing(value))
+    pair.settle()
+    size = sum(outgoing(value).size for value in values)
+    assert counted(pair.a) == (4, 4, size)
+    assert (pair.b.delivery.messages_received, pair.b.delivery.bytes_received) == (4, size)
+    assert counted(pair.b) == (0, 0, 0)
+    assert (pair.a.delivery.messages_received, pair.a.delivery.bytes_received) == (0, 0)
+
+
+def test_a_message_counts_for_the_path_on_which_it_arrived() -> None:
+    pair = connected(MeshConfig())
+    for number in range(3):
+        pair.a.delivery.accept(outgoing(number))
+    pair.settle()
+    pair.a.delivery.accept(outgoing(b"x" * 3 * MAX_PART))
+    pair.a.delivery.accept(outgoing("arrived, and not acknowledged"))
+    pair.settle(acks=False)
+    pair.a.delivery.accept(outgoing("on its way"))
+    while pair.send(pair.a):
+        pass
+    pair.lose(1)
+    for number in range(4):
+        pair.a.delivery.accept(outgoing(number))
+    assert counted(pair.a)[:2] == (10, 3), "what is not acknowledged does not count yet"
+    pair.connect(RELAY)
+    pair.settle()
+    assert counted(pair.a)[:2] == (10, 5)
+    pair.connect(2)
+    pair.a.delivery.accept(outgoing("direct again"))
+    pair.settle()
+    assert counted(pair.a)[:2] == (11, 6)
+    assert pair.b.delivery.messages_received == 11, "each once, though some came twice"
+
+
+def test_what_did_not_arrive_does_not_count_as_direct() -> None:
+    pair = connected()
+    pair.a.delivery.accept(outgoing("lost"))
+    while pair.send(pair.a):
+        pass
+    pair.a.delivery.give_up()
+    pair.lose(1)
+    pair.connect(2)
+    pair.a.delivery.accept(outgoing("there"))
+    pair.settle()
+    assert counted(pair.a)[:2] == (2, 1)
+
+
 def test_an_acknowledgement_of_more_than_was_sent_again() -> None:
     pair = connected()
     for number in range(3):

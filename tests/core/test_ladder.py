@@ -7,6 +7,7 @@ import pytest
 from meshpeer.config import MeshConfig
 from meshpeer.core.events import CandidateInfo, CandidatePair
 from meshpeer.core.link import (
+    AcceptAnswer,
     AcceptOffer,
     AddCandidates,
     CloseConnection,
@@ -125,7 +126,8 @@ def test_a_restart_while_checking_opens_the_connection() -> None:
     run(link, 8.5, answers=True)
     assert made(link.selected(1, 1, DIRECT, 8.6)) == []
     link.opened(1, 8.7)
-    assert (state_of(link), link.epoch, link.generation, link.restarts) == (S.CONNECTED, 1, 1, 1)
+    assert (state_of(link), link.epoch, link.generation) == (S.CONNECTED, 1, 1)
+    assert link.history.restarts == 1
 
 
 # --- silence --------------------------------------------------------------------------------------
@@ -143,6 +145,34 @@ def test_a_restart_that_is_not_answered_is_begun_again_until_a_new_connection(di
     assert link.epoch == (2 if dials else 1)
 
 
+def test_what_failed_last_is_known() -> None:
+    link = connected(dials=True)
+    assert link.history.failure == ""
+    run(link, 3.0)
+    assert link.history.failure == "nothing heard for 2.5 s"
+    run(link, 7.5)
+    assert link.history.failure == "ICE restart given up: it was not answered"
+    run(link, 8.0, answers=True)
+    fault = ConnectionFailed("no route")
+    link.operation_failed(1, AcceptAnswer("a", link._restart.generation), fault, 8.1)
+    assert link.history.failure == "ICE restart given up: it failed"
+    run(link, 17.5)
+    assert link.history.failure == "did not come back within 15 s"
+    link.operation_failed(2, MakeOffer(), fault, 18.0)
+    assert link.history.failure == "no route"
+    link.close("left", 19.0)
+    assert link.history.failure == "no route", "to leave is no failure"
+
+
+def test_a_restart_that_is_replaced_by_another_has_not_failed() -> None:
+    link = connected(dials=True)
+    link.restart("asked for", 0.5)
+    link.offer_made(1, 1, "o", 0.5)
+    link.restart("asked for", 0.6)
+    link.operation_failed(1, MakeOffer(1), ConnectionFailed("no route"), 0.7)
+    assert link.history.failure == ""
+
+
 def test_a_restart_that_takes_over_and_is_heard_ends_the_silence() -> None:
     link = connected(dials=True)
     run(link, 3.0, answers=True)
@@ -152,7 +182,7 @@ def test_a_restart_that_takes_over_and_is_heard_ends_the_silence() -> None:
     assert state_of(link) is S.DISCONNECTED, "nothing was heard yet"
     assert reason(link.heard(1, 3.2)) == "heard again"
     assert begins(run(link, 30.0, hears=True)) == []
-    assert (state_of(link), link.epoch, link.restarts) == (S.CONNECTED, 1, 1)
+    assert (state_of(link), link.epoch, link.history.restarts) == (S.CONNECTED, 1, 1)
 
 
 def test_a_restart_that_took_over_and_on_which_nothing_is_heard_is_followed_by_another() -> None:
@@ -168,7 +198,7 @@ def test_what_is_heard_while_a_restart_is_under_way_connects_and_the_restart_goe
     link.heard(1, 3.1)
     assert state_of(link) is S.CONNECTED
     assert link.selected(1, 1, DIRECT, 3.2) != []
-    assert link.restarts == 1
+    assert link.history.restarts == 1
 
 
 def test_one_that_was_answered_has_the_time_for_its_checks_but_only_once_over() -> None:
@@ -242,7 +272,11 @@ def test_ten_restarts_in_a_row() -> None:
         link.offer_made(1, number, "o", count)
         link.message(1, Answer("a", number), count)
         link.selected(1, number, DIRECT, count)
-        assert (link.restarts, link.generation, state_of(link)) == (count, number, S.CONNECTED)
+        assert (link.history.restarts, link.generation, state_of(link)) == (
+            count,
+            number,
+            S.CONNECTED,
+        )
 
 
 # --- a path that ends -----------------------------------------------------------------------------
@@ -276,7 +310,7 @@ def test_local_addresses_that_change_restart_at_once_also_during_a_restart() -> 
     assert len(link.message(1, Answer("a", 6), 1.6)) == 1
     out = link.selected(1, 6, DIRECT, 1.7)
     assert out == [PairSelected("ICE restart took over: moved a third time")]
-    assert link.restarts == 1
+    assert link.history.restarts == 1
 
 
 def test_addresses_that_change_before_both_descriptions_are_there_wait_for_them() -> None:

@@ -22,6 +22,7 @@ from meshpeer.core.link import (
     AcceptOffer,
     AddCandidates,
     CloseConnection,
+    History,
     Input,
     Link,
     LinkOutput,
@@ -150,7 +151,8 @@ def test_the_side_that_dials_connects() -> None:
     ]
     assert link.peer_state is PeerState.CONNECTED
     assert link.alive
-    assert link.connections == 1
+    assert (link.history.attempts, link.history.connections, link.failures) == (1, 1, 0)
+    assert link.history.connect_time == pytest.approx(0.3)
     assert link.pong(1, 1, 10.35) == []
     assert link.rtt == pytest.approx(0.05)
 
@@ -329,8 +331,33 @@ def test_silence_and_back(dials: bool) -> None:
     assert link.peer_state is PeerState.DISCONNECTED
     assert link.heard(0, 3.6) == [], "an older connection proves nothing"
     assert link.heard(1, 4.0) == [changed(S.DISCONNECTED, S.CONNECTED, "heard again")]
-    assert link.connections == 1
+    assert link.history.connections == 1
     assert state_of(link) is S.CONNECTED
+
+
+def test_what_came_of_a_link_goes_on_with_the_next_one_of_the_same_two() -> None:
+    link = connected(dials=True)
+    link.lost(1, "cut", 3.0)
+    link.offer_made(2, 0, "o", 3.0)
+    link.message(2, Answer("a"), 3.0)
+    link.opened(2, 5.0)
+    assert link.history == History(
+        attempts=2, connections=2, connect_time=2.0, failure="connection lost: cut"
+    )
+    assert link.failures == 0, "the first connected before it was lost"
+    link.close("timeout", 6.0)
+    again = Link(
+        CONFIG,
+        dials=True,
+        incarnation=MINE,
+        random=half,
+        epoch=link.epoch,
+        history=link.history,
+    )
+    again.start(10.0)
+    again.close("left", 11.0)
+    assert again.history.attempts == 3
+    assert (again.history.connections, again.failures) == (2, 1)
 
 
 def test_silence_that_lasts_ends_the_connection() -> None:
@@ -1025,6 +1052,32 @@ def test_no_state_lasts_for_ever_and_no_connection_is_left_open(seed: int) -> No
             assert link._restart.next_deadline() is None
     assert link is not None
     assert link.state is S.CLOSED
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32))
+def test_every_attempt_counts_as_one_that_succeeded_or_failed_or_is_under_way(seed: int) -> None:
+    begun = succeeded = failed = 0
+    under_way = False
+    for link, outputs in walk(seed, 200):
+        for output in outputs:
+            match output:
+                case Operate(_, MakeOffer(0) | AcceptOffer(_, 0)):
+                    begun += 1
+                    failed += under_way
+                    under_way = True
+                case StateChanged(S.CHECKING, S.CONNECTED):
+                    succeeded += 1
+                    under_way = False
+                case StateChanged(_, S.WAITING | S.FAILED | S.CLOSED):
+                    failed += under_way
+                    under_way = False
+                case _:
+                    pass
+        history = link.history
+        assert (history.attempts, history.connections, link.failures) == (begun, succeeded, failed)
+        assert begun == succeeded + failed + under_way
+        assert (history.connect_time > 0) <= (succeeded > 0)
 
 
 @settings(max_examples=200, deadline=None)

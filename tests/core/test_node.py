@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Raw
+from msgspec.structs import replace
 
 from meshpeer.config import IceServer, MeshConfig
 from meshpeer.core import frames
@@ -19,6 +20,7 @@ from meshpeer.core.events import (
     CandidatePair,
     ConnectionReport,
     MessagesUndelivered,
+    NoticeReceived,
     Path,
     PeerJoined,
     PeerLeft,
@@ -44,12 +46,15 @@ from meshpeer.core.messages import (
     IceServerInfo,
     IceServers,
     LinkMessage,
+    LinkReport,
     Member,
     MemberJoined,
     MemberLeft,
     MemberUpdated,
+    Notice,
     Offer,
     Refused,
+    RestartIce,
     SignalIn,
     Stale,
     Welcome,
@@ -65,12 +70,14 @@ from meshpeer.core.node import (
     Ponged,
     Probe,
     Ready,
+    ReportLinks,
     Run,
     SendFrame,
     Signal,
     Tell,
     UseServers,
 )
+from meshpeer.core.reports import DELAY
 from meshpeer.core.values import Kind, encode_value
 from meshpeer.errors import ConnectionFailed, ProtocolError, UnexpectedInput
 
@@ -80,7 +87,13 @@ C1, C2 = Member("c", "c-first-", "Cee", {"x": 1}), Member("c", "c-second")
 SDP = "v=0\r\nm=application 9\r\na=ice-ufrag:u\r\na=ice-pwd:p\r\na=fingerprint:f\r\n"
 
 
-def welcome(*members: Member, resumed: bool = False, window: int = 0) -> Welcome:
+def welcome(
+    *members: Member,
+    resumed: bool = False,
+    window: int = 0,
+    reports: float = 0.0,
+    servers: IceServers | None = None,
+) -> Welcome:
     return Welcome(
         version=VERSION,
         room="room",
@@ -91,13 +104,17 @@ def welcome(*members: Member, resumed: bool = False, window: int = 0) -> Welcome
         resumed=resumed,
         members=list(members),
         forward_window=window,
+        report_interval=reports,
+        ice_servers=servers,
     )
 
 
-def make(*members: Member, window: int = 0, config: MeshConfig | None = None) -> Node:
+def make(
+    *members: Member, window: int = 0, config: MeshConfig | None = None, reports: float = 0.0
+) -> Node:
     """The node "b", in a room with these, on a service that forwards data within ``window``."""
     node = Node(config or MeshConfig(), peer_id="b", incarnation=MINE, random=lambda: 0.5)
-    node.signaling(welcome(*members, window=window), 0.0)
+    node.signaling(welcome(*members, window=window, reports=reports), 0.0)
     return node
 
 
@@ -326,7 +343,7 @@ def test_what_is_half_there_of_those_that_left_is_kept_within_a_bound() -> None:
             assert not events(node.forwarded("x", who.incarnation, frame, 0.0))
         assert node.delivery("x").half == 3 * frames.MAX_PART
         node.signaling(MemberLeft("x", who.incarnation, "left"), 0.0)
-    assert sum(delivery.half for _, delivery in node._ended.values()) <= config.receive_window
+    assert sum(delivery.half for _, _, delivery in node._ended.values()) <= config.receive_window
     # The last to leave can still go on, and who was forgotten begins anew.
     for number, half in ((19, 3 * frames.MAX_PART), (0, 0)):
         who = Member("x", f"x-number-{number}")
@@ -1033,12 +1050,12 @@ def test_what_is_told_of_a_connection() -> None:
     c1 = ("c", C1.incarnation, 1)
     node.operation_done(*c1, MakeOffer(), SDP, 1.0)
     node.signaling(signal(C1, 1, Answer(SDP)), 1.0)
-    node.ice_state(*c1, "checking")
+    assert node.ice_state(*c1, "checking", 1.5) == []
     (report,) = reports(node.pair_selected(*c1, 0, TURN, 2.0))
     assert (report.state, report.ice_state) == (PeerState.CONNECTING, "checking")
     assert (report.pair, report.path) == (TURN, None), "nothing flows yet"
     assert report.reason == "a candidate pair was selected"
-    node.ice_state(*c1, "connected")
+    assert node.ice_state(*c1, "connected", 2.5) == []
     out = node.connection_opened(*c1, 3.0)
     (change,) = events(out)
     assert change.path is Path.TURN
@@ -1080,7 +1097,7 @@ def test_what_is_told_of_a_connection() -> None:
     (report,) = reports(out)
     assert (report.epoch, report.ice_state, report.pair) == (2, "new", None)
     assert (report.generation, report.restarts) == (0, 1)
-    node.ice_state(*c1, "closed")
+    assert node.ice_state(*c1, "closed", 7.0) == []
     assert node.report("c", 7.0).ice_state == "new", "that was another connection"
     (report,) = reports(node.signaling(MemberLeft("c", C1.incarnation, "left"), 8.0))
     assert (report.state, report.ice_state) == (PeerState.CLOSED, "closed")
@@ -1131,18 +1148,265 @@ def test_a_restart_can_be_asked_for() -> None:
         node.force_restart("nobody", 1.0)
 
 
-def test_new_turn_credentials_restart_what_goes_over_turn() -> None:
+def named(*urls: str, password: str = "password", user: str = "user") -> IceServers:
+    return IceServers([IceServerInfo(list(urls), user, password)], 600.0)
+
+
+def over_turn() -> Node:
+    """Connected to "a" directly, and to "c" over the server that was named."""
     node = make(A1, C1)
+    assert isinstance(node.signaling(SERVERS, 0.0)[0], UseServers)
     for member, pair in ((A1, DIRECT), (C1, TURN)):
         connect(node, member)
         node.pair_selected(member.peer_id, member.incarnation, 1, 0, pair, 0.0)
-    use, run = node.signaling(SERVERS, 1.0)
+    return node
+
+
+def test_new_turn_credentials_restart_what_goes_over_turn() -> None:
+    node = over_turn()
+    use, run = node.signaling(named("turn:turn.example.org", password="new"), 1.0)
     assert use == UseServers(
-        (IceServer(urls=["turn:turn.example.org"], username="user", credential="password"),)
+        (IceServer(urls=["turn:turn.example.org"], username="user", credential="new"),)
     )
     assert run == Run("c", C1.incarnation, 1, MakeOffer(1))
-    assert node.signaling(IceServers(SERVERS.servers, 300.0), 2.0) == [], "the same again"
-    assert node.link("a").state is LinkState.CONNECTED
+    # What carries data goes on doing so until its successor takes over.
+    assert (node.state_of("c"), node.path_of("c")) == (PeerState.CONNECTED, Path.TURN)
+    assert signals(node.operation_done("c", C1.incarnation, 1, MakeOffer(1), SDP, 1.1))
+    node.signaling(signal(C1, 1, Answer(SDP, 1)), 1.2)
+    out = node.pair_selected("c", C1.incarnation, 1, 1, TURN, 1.3)
+    assert events(out) == []
+    assert [(r.state, r.path, r.generation) for r in reports(out)] == [
+        (PeerState.CONNECTED, Path.TURN, 1)
+    ]
+    assert node.signaling(named("turn:turn.example.org", password="new"), 2.0) == []
+
+
+@pytest.mark.parametrize(
+    "servers",
+    [
+        SERVERS.servers,
+        [*SERVERS.servers, IceServerInfo(["stun:stun.example.org"])],
+        [*SERVERS.servers, IceServerInfo(["turn:other.example.org"], "new", "new")],
+        [IceServerInfo(["turn:other.example.org", "turn:turn.example.org"], "user", "password")],
+    ],
+)
+def test_servers_that_are_not_in_use_restart_nothing(servers: list[IceServerInfo]) -> None:
+    node = over_turn()
+    out = node.signaling(IceServers(servers, 300.0), 1.0)
+    assert runs(out) == []
+    assert bool(out) is (servers != SERVERS.servers), "but whoever connects next has them"
+
+
+def test_a_server_that_is_not_named_any_more_is_left() -> None:
+    node = over_turn()
+    out = node.signaling(named("turn:other.example.org"), 1.0)
+    assert runs(out) == [Run("c", C1.incarnation, 1, MakeOffer(1))]
+
+
+def test_the_allocation_of_the_other_side_is_its_own_business() -> None:
+    node = make(C1)
+    node.signaling(SERVERS, 0.0)
+    connect(node, C1)
+    node.pair_selected("c", C1.incarnation, 1, 0, CandidatePair(HOST, OVER), 0.0)
+    assert node.path_of("c") is Path.TURN
+    assert runs(node.signaling(named("turn:turn.example.org", password="new"), 1.0)) == []
+
+
+def test_servers_in_the_welcome_are_there_before_anybody_is_dialled() -> None:
+    node = Node(MeshConfig(), peer_id="b", incarnation=MINE, random=lambda: 0.5)
+    out = node.signaling(welcome(C1, servers=SERVERS), 0.0)
+    kinds = [type(output) for output in out if isinstance(output, UseServers | Run)]
+    assert kinds == [UseServers, Run]
+
+
+@pytest.mark.parametrize("resumed", [True, False])
+def test_new_credentials_in_a_later_welcome_restart_what_goes_over_turn(resumed: bool) -> None:
+    node = over_turn()
+    node.signaling_lost(1.0)
+    out = node.signaling(welcome(A1, C1, resumed=resumed, servers=SERVERS), 2.0)
+    assert runs(out) == [], "the same as before"
+    node.signaling_lost(3.0)
+    new = named("turn:turn.example.org", password="new")
+    out = node.signaling(welcome(A1, C1, resumed=resumed, servers=new), 4.0)
+    assert [type(output) for output in out if isinstance(output, UseServers | Run)] == [
+        UseServers,
+        Run,
+    ]
+    assert runs(out) == [Run("c", C1.incarnation, 1, MakeOffer(1))]
+    assert node.signaling(welcome(A1, C1, resumed=True), 5.0) == [], "none is not: no more"
+
+
+def test_a_notice_is_told() -> None:
+    node = make(C1)
+    told = node.signaling(Notice("a restart at noon"), 1.0)
+    assert told == [Tell(NoticeReceived(text="a restart at noon"))]
+
+
+def test_the_operator_may_ask_for_a_restart_with_one_or_with_all() -> None:
+    node = make(A1, C1)
+    for member in (A1, C1):
+        connect(node, member)
+    one = Run("c", C1.incarnation, 1, MakeOffer(1))
+    assert runs(node.signaling(RestartIce("c"), 1.0)) == [one]
+    assert node.signaling(RestartIce("nobody"), 1.0) == []
+    assert runs(node.signaling(RestartIce(), 1.0)) == [Run("a", A1.incarnation, 1, MakeOffer(2))]
+    node.operation_done("c", C1.incarnation, 1, MakeOffer(1), SDP, 1.1)
+    node.signaling(signal(C1, 1, Answer(SDP, 1)), 1.2)
+    (report,) = reports(node.pair_selected("c", C1.incarnation, 1, 1, DIRECT, 1.3))
+    assert report.reason == "ICE restart took over: the operator of the relay asks for it"
+
+
+# --- reports --------------------------------------------------------------------------------------
+
+
+def link_reports(outputs: list[NodeOutput]) -> list[LinkReport]:
+    return [link for output in outputs if isinstance(output, ReportLinks) for link in output.links]
+
+
+def wait(node: Node, until: float) -> list[LinkReport]:
+    """What is told to the service meanwhile."""
+    out: list[LinkReport] = []
+    while (at := node.next_deadline()) is not None and at <= until:
+        out += link_reports(node.tick(at))
+    return out
+
+
+def test_what_is_reported_of_a_link_from_its_beginning_to_its_end() -> None:
+    node = make(C1, reports=15.0)
+    c1 = ("c", C1.incarnation)
+    (first,) = wait(node, 1.0)
+    assert first == LinkReport(
+        peer_id="c",
+        incarnation=C1.incarnation,
+        state="connecting",
+        ice_state="new",
+        reason="dialling",
+        attempts=1,
+    )
+    node.ice_state(*c1, 1, "checking", 1.0)
+    (second,) = wait(node, 1.5)
+    assert (second.ice_state, second.successes) == ("checking", 0)
+    node.operation_failed(*c1, 1, MakeOffer(), ConnectionFailed("no\nroute"), 2.0)
+    connect(node, C1, epoch=2, now=2.5)
+    node.ponged(*c1, 2, 1, 2.5124)
+    node.pair_selected(*c1, 2, 0, TURN, 2.6)
+    (third,) = wait(node, 2.9)
+    assert third == LinkReport(
+        peer_id="c",
+        incarnation=C1.incarnation,
+        state="connected",
+        ice_state="new",
+        path="turn",
+        rtt=0.012,
+        reason="a candidate pair was selected",
+        failure="no\ufffdroute",
+        attempts=2,
+        successes=1,
+        failures=1,
+        connect_time=0.5,
+    )
+    node.frame_received(*c1, 2, resume(1), 3.0)
+    assert len(pulled(node)) > 0
+    node.delivery("c").accept(outgoing("hello"))
+    assert len(pulled(node)) == 2
+    ack = frames.encode(frames.Ack([frames.Limit(0, 1, 1 << 19)]))
+    node.frame_received(*c1, 2, ack, 3.1)
+    node.frame_received(*c1, 2, start(1), 3.1)
+    node.frame_received(*c1, 2, message("hi!"), 3.1)
+    assert wait(node, 3.4) == [], "figures are told at the interval"
+    node.signaling(MemberLeft("c", C1.incarnation, "left"), 4.0)
+    (last,) = wait(node, 60.0)
+    assert last == replace(
+        third,
+        state="closed",
+        ice_state="closed",
+        path=None,
+        reason="left",
+        messages=1,
+        bytes_sent=5,
+        bytes_received=3,
+    )
+
+
+def test_figures_are_reported_at_the_interval() -> None:
+    node = make(C1, reports=15.0)
+    connect(node, C1)
+    wait(node, 1.0)
+    node.frame_received("c", C1.incarnation, 1, resume(1), 1.0)
+    node.delivery("c").accept(outgoing("hello"))
+    while (at := node.next_deadline()) is not None and at < DELAY + 15.0:
+        assert link_reports(node.tick(at)) == []
+        node.heard("c", C1.incarnation, 1, True, at)
+    (link,) = link_reports(node.tick(DELAY + 15.0))
+    assert (link.bytes_sent, link.state) == (5, "connected")
+
+
+def test_a_fall_back_to_the_relay_is_counted_and_the_next_one_too() -> None:
+    node = make(C1, window=1 << 18, reports=15.0)
+    seen: list[tuple[str, str | None, int, str]] = []
+
+    def told(until: float) -> None:
+        seen.extend((r.state, r.path, r.fallbacks, r.failure) for r in wait(node, until))
+
+    told(3.5)
+    node.forwarded("c", C1.incarnation, resume(1, ask=False), 3.5)
+    told(3.9)
+    told(6.5)
+    node.forwarded("c", C1.incarnation, resume(2, ask=True), 6.5)
+    told(6.9)
+    assert seen == [
+        ("connecting", None, 0, ""),
+        ("connected", "relay", 1, ""),
+        ("disconnected", None, 1, "nothing heard over the relay for 2.5 s"),
+        ("connected", "relay", 2, "nothing heard over the relay for 2.5 s"),
+    ]
+
+
+def test_no_reports_without_being_asked_and_none_while_the_service_is_away() -> None:
+    node = make(C1)
+    connect(node, C1)
+    assert wait(node, 2.0) == []
+    node = make(C1, reports=15.0)
+    connect(node, C1)
+    node.signaling_lost(0.1)
+    assert wait(node, 2.0) == []
+    node.signaling(welcome(C1, resumed=True, reports=15.0), 2.0)
+    assert [link.peer_id for link in wait(node, 2.0 + DELAY)] == ["c"]
+
+
+def test_what_is_counted_goes_on_when_the_same_incarnation_is_back() -> None:
+    node = make(C1, reports=15.0)
+    connect(node, C1)
+    node.delivery("c").accept(outgoing("hello"))
+    node.signaling(MemberLeft("c", C1.incarnation, "left"), 1.0)
+    node.signaling(MemberJoined(C1), 1.1)
+    connect(node, C1, epoch=2, now=1.1)
+    ended, link = wait(node, 1.2)
+    assert (ended.state, ended.attempts, ended.successes) == ("closed", 1, 1)
+    assert (link.state, link.attempts, link.successes, link.bytes_sent) == ("connected", 2, 2, 5)
+    node.signaling(MemberJoined(C2), 2.0)
+    ended, link = wait(node, 2.2)
+    assert (ended.state, ended.attempts, ended.reason) == ("closed", 2, "superseded")
+    assert (link.incarnation, link.attempts, link.bytes_sent) == (C2.incarnation, 1, 0)
+
+
+def test_a_link_that_ends_by_itself_is_reported_and_no_more() -> None:
+    """Its seat ran out while its path lived on; then that went as well."""
+    node = make(A1, reports=15.0)
+    connect(node, A1)
+    node.signaling(MemberLeft("a", A1.incarnation, "timeout"), 0.5)
+    seen = wait(node, 60.0)
+    assert [link.state for link in seen] == ["connected", "disconnected", "closed"]
+    assert seen[-1].reason == "timeout"
+    assert "a" not in node._peers
+
+
+@pytest.mark.parametrize(("rtt", "told"), [(0.00043219, 0.0004), (0.0123456, 0.012), (1.5, 1.5)])
+def test_a_round_trip_is_told_as_fine_as_it_says_something(rtt: float, told: float) -> None:
+    node = make(C1, reports=15.0)
+    connect(node, C1)
+    node.ponged("c", C1.incarnation, 1, 1, rtt)
+    assert [link.rtt for link in wait(node, 2.0)][-1] == told
 
 
 def test_a_turn_server_without_credentials_is_refused() -> None:
@@ -1158,7 +1422,7 @@ def test_what_a_gone_incarnation_s_connection_says_of_its_ice_is_ignored() -> No
     connect(node, C1)
     node.signaling(MemberJoined(C2), 1.0)
     old = ("c", C1.incarnation, 1)
-    node.ice_state(*old, "connected")
+    assert node.ice_state(*old, "connected", 1.0) == []
     late: list[list[NodeOutput]] = [
         node.local_candidates(*old, 0, (ONE,), True, 1.0),
         node.pair_selected(*old, 1, TURN, 1.0),

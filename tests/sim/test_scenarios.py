@@ -440,7 +440,7 @@ class Talk:
         ]
 
     def restarts(self) -> list[int]:
-        return [self.link(host).restarts for host in range(2)]
+        return [self.link(host).history.restarts for host in range(2)]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -570,20 +570,26 @@ def test_a_path_over_turn_is_left_for_a_direct_one_when_there_is_one(seed: int) 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_turn_credentials_that_expire_are_replaced_before_they_do(seed: int) -> None:
+    """As soon as there are new ones; the path that there is carries data until another does."""
     talk = Talk(seed)
     talk.world.over_turn = True
-    for conn in talk.world.live()[0].conns.values():
-        assert conn.remote is not None
-        talk.world._selected(conn, answered=True)
-        talk.world._selected(conn.remote, answered=True)
-    servers = IceServers([IceServerInfo(["turn:turn.example.org"], "user", "password")], 60.0)
-    for who in talk.world.live():
-        assert who.node is not None
-        who.node_said(who.node.signaling(servers, talk.world.now))
+    for password in ("password", "another"):
+        servers = IceServers([IceServerInfo(["turn:turn.example.org"], "user", password)], 60.0)
+        for who in talk.world.live():
+            assert who.node is not None
+            who.node_said(who.node.signaling(servers, talk.world.now))
+        if password == "password":
+            assert talk.restarts() == [0, 0]
+            for conn in talk.world.live()[0].conns.values():
+                assert conn.remote is not None
+                talk.world._selected(conn, answered=True)
+                talk.world._selected(conn.remote, answered=True)
     talk.world.run(2.0)
     assert min(talk.restarts()) >= 1
     talk.check_one_connection_and_nothing_lost()
     assert (talk.changes(0), talk.changes(1)) == ([], [])
+    paths = {r.path for h in range(2) for r in told(process(talk.world, h), 0, ConnectionReport)}
+    assert Path.RELAY not in paths
 
 
 # --- the relay as a path --------------------------------------------------------------------------
