@@ -23,7 +23,7 @@ Fact = dict[str, Any]
 """``what`` happened, ``at`` which time (seconds since the epoch), and more about it."""
 
 _FILES = Path(__file__).parent / "page"
-_FLAGS = [
+FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
@@ -61,7 +61,7 @@ async def chromium(host: Host) -> AsyncIterator[Browser]:
         start.write_text(f'#!/bin/sh\nexec {" ".join(host.command(CHROMIUM))} "$@"\n')
         start.chmod(0o700)
         async with async_playwright() as playwright:
-            browser = await playwright.chromium.launch(executable_path=start, args=_FLAGS)
+            browser = await playwright.chromium.launch(executable_path=start, args=FLAGS)
             try:
                 yield browser
             finally:

@@ -111,10 +111,14 @@ const live = new Live((connection) => {
 
 const onPeer = (peer) => select({ peer });
 const onLink = (a, b) => select({ link: [a, b] });
+function onDrawn(undrawn) {
+  setHidden(byId("mesh-note"), !undrawn);
+  setText(byId("mesh-note"), `${count(undrawn)} links that are well are not drawn. Point at a peer to see its own.`);
+}
 const actions = new Actions(live);
 const figures = new Figures();
 const rooms = new Rooms({ onRoom: (room) => select({ room }), onChange: () => changed("rooms") });
-const graph = new Graph(byId("graph"), { onPeer, onLink });
+const graph = new Graph(byId("graph"), { onPeer, onLink, onDrawn });
 const tables = new Tables(byId("tables"), { onPeer, onLink });
 const detail = new Detail(actions, select);
 const activity = new Activity({
@@ -156,20 +160,20 @@ function drawTop() {
 function drawMesh() {
   const { room, selection, table } = state;
   setNames(byId("mesh-title"), [selection.room ?? "Mesh"]);
-  setText(byId("mesh-count"), room ? `${counted(room.members.length, "member")}, ${counted(room.links.length, "link")}` : "");
+  setText(byId("mesh-count"), room ? `${counted(room.members.length, "member")}, ${room.cut ? "over " : ""}${counted(room.links.length, "link")}` : "");
   setHidden(byId("graph"), table || !room);
   setHidden(byId("tables"), !table || !room);
   setHidden(byId("legend"), table || !room);
   setAttribute(byId("as-graph"), "aria-pressed", !table);
   setAttribute(byId("as-table"), "aria-pressed", table);
-  if (table) tables.update(room, selection, now());
+  if (table) {
+    onDrawn(0);
+    tables.update(room, selection, now());
+  }
   else graph.update(room, selection);
   setHidden(byId("mesh-empty"), room !== null);
   const why = selection.room === null ? (state.overview ? "Nobody is here yet." : "Waiting for the relay.") : state.missing ? "Nobody is in this room." : "Waiting for this room.";
   setText(byId("mesh-empty"), why);
-  const undrawn = table ? 0 : graph.undrawn;
-  setHidden(byId("mesh-note"), !undrawn);
-  if (undrawn) setText(byId("mesh-note"), `${count(undrawn)} links that are well are not drawn. Point at a peer to see its own.`);
 }
 
 for (const [id, table] of [["as-graph", false], ["as-table", true]]) {

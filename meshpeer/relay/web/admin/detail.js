@@ -2,7 +2,7 @@
 
 import { byId, el, keyed, named, setClass, setHidden, setText } from "./dom.js";
 import { NONE, bytes, count, counted, date, known, long, pathName, short, stateName } from "./format.js";
-import { displayName, linkKey, roundTrip, standingText, tally, tallyText, touches, troubled, worry } from "./model.js";
+import { displayName, linkKey, roundTrip, standingWords, tally, tallyText, touches, troubled, worry } from "./model.js";
 import { activityItem, chip, linkList, pairs, setChip, setLinkChip, setNames } from "./parts.js";
 
 const RECENT = 8; // entries of the activity
@@ -11,6 +11,8 @@ const WORST = 30; // links that ask for attention
 const SIDE = [
   ["State", (side) => stateName(side.state), true],
   ["For", (side, now) => long(now - side.since)],
+  ["Reason", (side) => side.reason || NONE],
+  ["Last failure", (side) => side.failure || NONE],
   ["ICE", (side) => stateName(side.iceState), true],
   ["Path", (side) => (side.path === null ? NONE : pathName(side.path)), true],
   ["Round trip", (side) => short(side.rtt)],
@@ -20,11 +22,9 @@ const SIDE = [
   ["Connection time", (side) => (known(side.connectTime) && side.successes ? short(side.connectTime / side.successes) : NONE)],
   ["ICE restarts", (side) => count(side.restarts)],
   ["Fallbacks", (side) => count(side.fallbacks)],
-  ["P2P messages sent", (side) => count(side.messages)],
+  ["Messages sent", (side) => count(side.messages)],
   ["Bytes sent", (side) => bytes(side.bytesSent)],
   ["Bytes received", (side) => bytes(side.bytesReceived)],
-  ["Reason", (side) => side.reason || NONE],
-  ["Last failure", (side) => side.failure || NONE],
   ["Told", (side, now) => `${long(now - side.updated)} ago`],
 ];
 
@@ -109,16 +109,16 @@ export class Detail {
     });
     const away = room.members.filter((member) => member.presence === "away").length;
     const counts = tally(room.links);
-    const unreported = room.pairs - room.links.length;
     pairs(this.#parts.facts, [
       ["Members", count(room.members.length) + (away ? `, ${count(away)} away` : "")],
       ["Pairs", count(room.pairs)],
-      ["Direct", count(counts.direct)],
-      ["TURN", count(counts.turn)],
-      ["Relay", count(counts.relay)],
+      // The relay tells of so many links, and counts all.
+      ["Direct", count(room.cut ? info?.direct : counts.direct)],
+      ["TURN", count(room.cut ? info?.turn : counts.turn)],
+      ["Relay", count(room.cut ? info?.relay : counts.relay)],
       ["Connecting", count(counts.idle)],
       ["Down", count(counts.bad)],
-      ...(unreported > 0 ? [["Nothing reported", count(unreported)]] : []),
+      ...(room.cut ? [] : [["Nothing reported", count(room.pairs - room.links.length)]]),
       ["Round trip, median", short(roundTrip(room.links))],
       ...(info ? [["Open for", long(now - info.since)]] : []),
     ]);
@@ -151,9 +151,8 @@ export class Detail {
     });
     setNames(this.#title, [displayName(member)]);
     setText(this.#parts.id, id);
-    const standing = room.standing(member);
-    setChip(this.#parts.chip, standingText(standing), { bad: "bad", relay: "relay", well: "direct" }[standing] ?? "idle");
     const links = room.linksOf.get(id).toSorted(byWorry);
+    setChip(this.#parts.chip, ...standingWords(room.standing(member), links));
     pairs(this.#parts.facts, [
       ["Links", tallyText(tally(links)) || "none reported"],
       ["Round trip, median", short(roundTrip(links))],
@@ -196,7 +195,7 @@ export class Detail {
     }
     this.#skeleton(JSON.stringify(["link", room.id, link.a, link.b]), () => {
       this.#add("state", el("p"));
-      this.#parts.state.append((this.#parts.chip = chip()));
+      this.#parts.state.append((this.#parts.chip = chip()), (this.#parts.since = el("small")));
       this.#add("facts", el("dl", { className: "pairs" }));
       this.#add("buttons", el("p", { className: "buttons" }, this.#button("Restart ICE…", () => this.#actions.restartLink(this.#room, this.#what.link))));
       this.#add("sides", this.#sides(link), "Both sides");
@@ -204,10 +203,8 @@ export class Detail {
     });
     setNames(this.#title, [room.name(link.a), room.name(link.b)]);
     setLinkChip(this.#parts.chip, link);
+    setText(this.#parts.since, known(link.since) ? ` for ${long(now - link.since)}` : "");
     pairs(this.#parts.facts, [
-      ["State", stateName(link.state)],
-      ["For", known(link.since) ? long(now - link.since) : NONE],
-      ["Path", pathName(link.path)],
       ["Round trip", short(link.rtt)],
       ["Quality", link.quality ?? NONE],
     ]);

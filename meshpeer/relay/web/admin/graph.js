@@ -4,7 +4,7 @@
 
 import { keyed, named, roving, setAttribute, setClass, setText, svg, el } from "./dom.js";
 import { pathName, short, stateName } from "./format.js";
-import { dash, displayName, linkKey, standingText, tally, tallyText, tone, touches, troubled } from "./model.js";
+import { dash, displayName, linkKey, standingWords, tally, tallyText, tone, touches, troubled } from "./model.js";
 
 const FEW = 12; // peers that have room for words
 const ALL = 3000; // links that are drawn; of more, those with trouble and those of one peer
@@ -66,6 +66,7 @@ export class Graph {
   #marks = { chosen: svg("path", { class: "link chosen" }), pointed: svg("path", { class: "link pointed" }) };
   #onPeer;
   #onLink;
+  #onDrawn;
   #drawn = new Map(); // by linkKey: { element, class, line }
   #room = null;
   #selection = {};
@@ -76,15 +77,17 @@ export class Graph {
   #size = [0, 0];
   #undrawn = 0;
 
-  constructor(box, { onPeer, onLink }) {
+  constructor(box, { onPeer, onLink, onDrawn }) {
     this.#box = box;
     this.#svg = box.querySelector("svg");
     this.#tip = box.querySelector(".tip");
     this.#onPeer = onPeer;
     this.#onLink = onLink;
+    this.#onDrawn = onDrawn;
     this.#front.append(this.#marks.chosen, this.#marks.pointed);
     this.#svg.append(this.#links, this.#troubles, this.#front, this.#nodes);
-    this.#reachable = roving(this.#nodes, ".node");
+    // Not of an SVG element: Chromium lets Tab stop at those that listen for the focus.
+    this.#reachable = roving(box, ".node");
     new ResizeObserver(([entry]) => {
       const { width, height } = entry.contentRect;
       if (width === this.#size[0] && height === this.#size[1]) return;
@@ -92,11 +95,6 @@ export class Graph {
       this.#draw();
     }).observe(box);
     this.#listen();
-  }
-
-  /** Links that are not drawn, as there are too many. */
-  get undrawn() {
-    return this.#undrawn;
   }
 
   update(room, selection) {
@@ -128,6 +126,7 @@ export class Graph {
     this.#drawLinks(flash);
     this.#drawNodes(members, family);
     this.#emphasize();
+    this.#onDrawn(this.#undrawn);
   }
 
   // --- links -----------------------------------------------------------------------------------
@@ -247,7 +246,8 @@ export class Graph {
     const chosen = this.#selection.peer === member.peerId;
     setAttribute(node, "class", `node ${standing}${chosen ? " chosen" : ""}${!few && font < LEGIBLE ? " crowded" : ""}`);
     setAttribute(node, "transform", `translate(${at.x.toFixed(1)} ${at.y.toFixed(1)})`);
-    setAttribute(node, "aria-label", `${name}: ${standingText(standing)}${text && `, ${text}`}`);
+    const [words] = standingWords(standing, room.linksOf.get(member.peerId));
+    setAttribute(node, "aria-label", `${name}: ${words}${text && `, ${text}`}`);
     setAttribute(node, "aria-pressed", chosen);
     const [ring, dot, label, sub] = node.children;
     setAttribute(ring, "r", radius + (few ? 5 : 3));
@@ -281,13 +281,21 @@ export class Graph {
     }
   }
 
+  /** The peer that is within a few pixels of a point. */
+  #peerAt(x, y) {
+    if (!this.#places) return undefined;
+    const near = Math.min(this.#places.radius + 8, this.#places.radius * 2.5);
+    for (const [peer, at] of this.#at) if (Math.hypot(at.x - x, at.y - y) < near) return peer;
+    return undefined;
+  }
+
   // --- what is pointed at ----------------------------------------------------------------------
 
   #listen() {
     const point = (event) => {
       const box = this.#svg.getBoundingClientRect();
       const [x, y] = [event.clientX - box.left, event.clientY - box.top];
-      const peer = event.target.closest?.(".node")?.peerId;
+      const peer = event.target.closest?.(".node")?.peerId ?? this.#peerAt(x, y);
       const link = peer === undefined ? this.#linkAt(x, y, NEAR[event.pointerType] ?? NEAR.mouse) : null;
       this.#point(peer !== undefined ? { peer } : { link }, x, y);
     };
@@ -300,17 +308,17 @@ export class Graph {
       if (link) this.#onLink(link.a, link.b);
       else this.#onPeer(peer ?? null);
     });
-    this.#nodes.addEventListener("keydown", (event) => {
+    this.#box.addEventListener("keydown", (event) => {
       const node = event.target.closest(".node");
       if (!node || (event.key !== "Enter" && event.key !== " ")) return;
       event.preventDefault();
       this.#onPeer(node.peerId);
     });
-    this.#nodes.addEventListener("focusin", (event) => {
+    this.#box.addEventListener("focusin", (event) => {
       const node = event.target.closest(".node");
       if (node?.matches(":focus-visible")) this.#point({ peer: node.peerId });
     });
-    this.#nodes.addEventListener("focusout", () => this.#point({}));
+    this.#box.addEventListener("focusout", () => this.#point({}));
   }
 
   /** Points at `{ peer }`, `{ link }` or nothing. */

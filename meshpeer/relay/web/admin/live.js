@@ -11,8 +11,8 @@ const SILENCE = 12_000; // the relay says something every 5 s
 const MALFORMED = 4400, NO_TICKET = 4401, TOO_MANY = 4429;
 
 /**
- * `onState({ state, text, retryAt })`, where `state` is connecting, live, lost or refused; `refused`
- * does not try again by itself. `onMessage(message, first)`: `first` is the first of its type since
+ * `onState({ state, text, retryAt })`, where `state` is connecting, live, lost, again
+ * (connecting, after it was lost) or refused, which does not try again by itself. `onMessage(message, first)`: `first` is the first of its type since
  * the connection was made, which replaces what was known.
  */
 export class Live {
@@ -65,7 +65,7 @@ export class Live {
 
   async #connect() {
     this.#trying = true;
-    this.#onState({ state: "connecting", text: "Connecting" });
+    this.#onState({ state: this.#delay > FIRST ? "again" : "connecting", text: "Connecting" });
     try {
       const answer = await fetch(SESSION, { cache: "no-store", signal: AbortSignal.timeout(TO_SIGN_IN) });
       if (answer.status === 401) {

@@ -54,6 +54,9 @@ export function tallyText(counts) {
   return Object.entries(words).filter(([name]) => counts[name]).map(([name, word]) => `${counts[name]} ${word}`).join(", ");
 }
 
+/** The relay tells of so many links of a room; of more, those that are well are left out. */
+const MOST_LINKS = 5000;
+
 /** A room, with what is asked of it again and again. */
 export class Room {
   constructor(topology) {
@@ -67,6 +70,7 @@ export class Room {
       this.linksOf.get(link.a)?.push(link);
       this.linksOf.get(link.b)?.push(link);
     }
+    this.cut = this.links.length >= MOST_LINKS;
     this.pairs = (this.members.length * (this.members.length - 1)) / 2;
   }
 
@@ -92,5 +96,15 @@ export class Room {
   }
 }
 
-const STANDINGS = { bad: "most links down", relay: "mostly over the relay", well: "well connected", idle: "connecting", away: "away, its seat is kept" };
-export const standingText = (standing) => STANDINGS[standing];
+/** The same in words, with how many links are in trouble: [words, colour]. */
+export function standingWords(standing, links) {
+  const trouble = links.filter(troubled).length;
+  if (standing === "well" && trouble) return [`${trouble} of ${links.length} links in trouble`, "relay"];
+  return {
+    bad: ["most links down", "bad"],
+    relay: ["mostly over the relay", "relay"],
+    well: ["well connected", "direct"],
+    idle: [links.length ? "connecting" : "no links reported", "idle"],
+    away: ["away, its seat is kept", "idle"],
+  }[standing];
+}

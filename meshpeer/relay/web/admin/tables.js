@@ -2,11 +2,10 @@
 
 import { el, keyed, setAttribute, setHidden, setText } from "./dom.js";
 import { NONE, count, date, known, long, pathName, short, stateName } from "./format.js";
-import { displayName, linkKey, roundTrip, standingText, tally, worry } from "./model.js";
-import { chip, setChip, setLinkChip, setNames } from "./parts.js";
+import { displayName, linkKey, roundTrip, standingWords, tally, tone, worry } from "./model.js";
+import { chip, setChip, setNames } from "./parts.js";
 
 const AT_FIRST = 100; // rows; the rest when asked for
-const STANDING = { bad: "bad", relay: "relay", well: "direct" };
 const ORDER = ["bad", "relay", "away", "idle", "well"];
 
 const compare = (a, b) => (a === b ? 0 : !known(a) ? 1 : !known(b) ? -1 : a < b ? -1 : 1);
@@ -17,13 +16,14 @@ class Table {
   #body = el("tbody");
   #more = el("button", { type: "button", className: "quiet" });
   #about;
-  #sort = { column: 0, down: false };
+  #sort;
   #all = false;
   #items = [];
   #context = null;
 
   constructor(about) {
     this.#about = about;
+    this.#sort = { column: about.sort ?? 0, down: false };
     const heads = about.columns.map((column, i) => {
       const button = el("button", { type: "button", className: "plain" }, column.title);
       button.addEventListener("click", () => {
@@ -103,7 +103,7 @@ export class Tables {
         {
           title: "Standing",
           value: (member, { room }) => ORDER.indexOf(room.standing(member)),
-          fill: chipped((each, member, { room }) => setChip(each, standingText(room.standing(member)), STANDING[room.standing(member)] ?? "idle")),
+          fill: chipped((each, member, { room }) => setChip(each, ...standingWords(room.standing(member), room.linksOf.get(member.peerId)))),
         },
         ...[["Direct", "direct"], ["TURN", "turn"], ["Relay", "relay"], ["Down", "bad"]].map(([title, name]) => {
           const get = (member, { room }) => tally(room.linksOf.get(member.peerId))[name];
@@ -123,6 +123,7 @@ export class Tables {
     const restarts = worst((side) => side.restarts);
     this.#links = new Table({
       title: "Links",
+      sort: 1, // those in trouble first
       key: linkKey,
       choose: (link) => onLink(link.a, link.b),
       chosen: (link, { room, selection }) => Boolean(selection.link) && room.link(...selection.link) === link,
@@ -132,7 +133,7 @@ export class Tables {
           value: (link, { room }) => `${room.name(link.a)}\n${room.name(link.b)}`.toLowerCase(),
           fill: (button, link, { room }) => setNames(button, [room.name(link.a), room.name(link.b)]),
         },
-        { title: "State", value: (link) => -worry(link), fill: chipped((each, link) => setLinkChip(each, { ...link, path: link.state === "connected" ? null : link.path })) },
+        { title: "State", value: (link) => -worry(link), fill: chipped((each, link) => setChip(each, stateName(link.state), tone(link))) },
         { title: "Path", value: (link) => link.path, fill: text((link) => pathName(link.path)) },
         this.#roundTrip((link) => link.rtt),
         { title: "Quality", value: (link) => ["poor", "fair", "good"].indexOf(link.quality), fill: text((link) => link.quality ?? NONE) },

@@ -1,0 +1,57 @@
+"""The files of the dashboard, read: nothing there runs what a peer wrote, or asks elsewhere."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+
+import pytest
+
+FILES = files("meshpeer.relay") / "web" / "admin"
+
+
+@pytest.mark.parametrize("file", sorted(f.name for f in FILES.iterdir()), ids=str)
+def test_the_files_hold_nothing_that_makes_markup_or_leads_outside(file: str) -> None:
+    text = (FILES / file).read_text(encoding="utf-8")
+    for sink in (
+        "innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function",
+        "srcdoc", "DOMParser", "createContextualFragment", "setHTML", " style=", " onclick=",
+    ):  # fmt: skip
+        assert sink not in text
+    addresses = set(re.findall(r"\w+://[^\s\"'`]*", text))
+    assert addresses <= {"http://www.w3.org/2000/svg", "://${location.host}${LIVE}"}
+
+
+def test_text_has_the_contrast_that_it_needs() -> None:
+    css = (FILES / "app.css").read_text(encoding="utf-8")
+    colours = {
+        name: (light, dark)
+        for name, light, dark in re.findall(r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\)", css)
+    }
+    texts = ["text", "soft", "accent", "direct", "turn", "relay", "bad", "idle", "plain"]
+    for theme in (0, 1):
+        colour = {name: _rgb(pair[theme]) for name, pair in colours.items()}
+        surface = colour["surface"]
+        for name in texts:
+            for ground in ("surface", "ground", "raised"):
+                assert _contrast(colour[name], colour[ground]) >= 4.5, (name, ground, theme)
+            tint = [0.12 * c + 0.88 * s for c, s in zip(colour[name], surface, strict=True)]
+            assert _contrast(colour[name], tint) >= 4.5, (name, "chip", theme)
+        assert _contrast(colour["on-accent"], colour["accent"]) >= 4.5
+        assert _contrast(colour["on-accent"], colour["bad"]) >= 4.5
+        assert _contrast(colour["strong-edge"], surface) >= 3
+
+
+def _rgb(colour: str) -> list[float]:
+    return [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+
+
+def _contrast(one: list[float], two: list[float]) -> float:
+    """WCAG 2.2, contrast ratio."""
+
+    def luminance(colour: list[float]) -> float:
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(two)))
+    return (high + 0.05) / (low + 0.05)
