@@ -1362,6 +1362,37 @@ def test_a_fall_back_to_the_relay_is_counted_and_the_next_one_too() -> None:
     ]
 
 
+def test_to_leave_the_relay_for_a_direct_path_is_no_failure() -> None:
+    node = make(C1, window=1 << 18, reports=15.0)
+    wait(node, 3.5)
+    node.forwarded("c", C1.incarnation, resume(1, ask=False), 3.5)
+    connect(node, C1, now=4.0)
+    (link,) = wait(node, 4.4)
+    assert (link.path, link.fallbacks, link.failure) == ("direct", 1, "")
+
+
+@pytest.mark.parametrize("path", ["direct", "relay"])
+def test_the_first_round_trip_is_told_soon_and_the_next_ones_at_the_interval(path: str) -> None:
+    node = make(C1, window=1 << 18, reports=15.0)
+    if path == "relay":
+        wait(node, 3.5)
+        node.forwarded("c", C1.incarnation, resume(1, ask=False), 3.5)
+    else:
+        connect(node, C1, now=3.5)
+    (link,) = wait(node, 3.8)
+    assert (link.path, link.rtt) == (path, None)
+    nonce = 1
+    for at, told in ((4.0, [0.5]), (4.5, [])):
+        if path == "relay":
+            data = frames.encode(frames.Pong(nonce))
+            node.forwarded("c", C1.incarnation, data, at)
+        else:
+            node.ponged("c", C1.incarnation, 1, nonce, at)
+            node.link("c").ping(at)
+        nonce += 1
+        assert [link.rtt for link in wait(node, at + DELAY)] == told
+
+
 def test_no_reports_without_being_asked_and_none_while_the_service_is_away() -> None:
     node = make(C1)
     connect(node, C1)
