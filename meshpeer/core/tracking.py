@@ -521,7 +521,7 @@ class _Totals:
         self.fallbacks += _rise(report.fallbacks, before.fallbacks, _MAX_EVENTS)
         successes = _rise(report.successes, before.successes, _MAX_EVENTS)
         self.successes += successes
-        if successes and report.connect_time is not None:
+        if report.connect_time is not None:
             took = max(report.connect_time - (before.connect_time or 0.0), 0.0)
             self.timed += successes
             self.connect_time += min(took, successes * _MAX_CONNECT_TIME)
