@@ -39,6 +39,7 @@ from meshpeer.peer import Message, PathTest, Peer, check_label, encoded
 from meshpeer.rtc.base import ConnectionFactory
 from meshpeer.shell import Shell
 from meshpeer.signaling.base import SignalingTransport
+from meshpeer.signaling.client import JoinTokenSource
 from meshpeer.signaling.websocket import WebSocketTransport
 
 __all__ = ["Debug", "MeshStats", "PeerManager", "PeerStats"]
@@ -142,6 +143,9 @@ class PeerManager:
     ``peer_id`` is random when it is not given. ``metadata`` is JSON-able and small (4096 bytes).
     ``resume_token`` is the `resume_token` of an earlier process with this ``peer_id``: it gets the
     id back at once, even if the relay has not noticed yet that the earlier one is dead.
+    ``join_token`` shows to the relay at this URL that we may join, where it asks for that: a token,
+    or an async callable that gives one for each connection, as one that expires needs. If that
+    raises, the attempt has failed and another one follows.
 
     Raises `ConfigError` for arguments that can't be right. Nothing is contacted before `start`.
     """
@@ -156,6 +160,7 @@ class PeerManager:
         metadata: Metadata | None = None,
         config: MeshConfig | None = None,
         resume_token: str | None = None,
+        join_token: JoinTokenSource | None = None,
         connection_factory: ConnectionFactory | None = None,
     ) -> None:
         config = config or MeshConfig()
@@ -184,11 +189,16 @@ class PeerManager:
 
             await watch_addresses(config, changed)
 
-        transport = (
-            WebSocketTransport(signaling, config=config)
-            if isinstance(signaling, str)
-            else signaling
-        )
+        transport: SignalingTransport
+        if isinstance(signaling, str):
+            transport = WebSocketTransport(signaling, config=config, join_token=join_token)
+        elif join_token is not None:
+            raise ConfigError(
+                "join_token is for the relay at a URL; give it to the transport instead, as in "
+                "WebSocketTransport(url, join_token=...)"
+            )
+        else:
+            transport = signaling
         # Jitter, not a secret.
         self._shell = Shell(
             transport,
@@ -205,11 +215,11 @@ class PeerManager:
     async def start(self) -> None:
         """Enter the room; returns when the relay has given us a seat.
 
-        Raises `PeerIdTaken`, `RoomFull` or another `RefusedError` when the relay says no. An id
-        that is held for a process which lost its connection is waited for, as is a relay that can't
-        be reached, up to ``MeshConfig.join_timeout``: then `PeerIdTaken`, or
-        `SignalingUnavailable`, is raised. `MeshClosed` when it was started before. After an error,
-        or when it is cancelled, the manager is closed and nothing is left behind.
+        Raises `PeerIdTaken`, `RoomFull`, `Unauthorized`, `Forbidden` or another `RefusedError` when
+        the relay says no. An id that is held for a process which lost its connection is waited for,
+        as is a relay that can't be reached, up to ``MeshConfig.join_timeout``: then `PeerIdTaken`,
+        or `SignalingUnavailable`, is raised. `MeshClosed` when it was started before. After an
+        error, or when it is cancelled, the manager is closed and nothing is left behind.
         """
         await self._shell.start()
 

@@ -120,8 +120,8 @@ RULES = [
     ),
     Rule(
         "manager",
-        f"{_SHELL} core.node signaling.base signaling.websocket rtc.base peer files shell"
-        " announcer",
+        f"{_SHELL} core.node signaling.base signaling.client signaling.websocket rtc.base peer"
+        " files shell announcer",
         "msgspec",
         lazily="rtc.connection rtc.interfaces",
     ),

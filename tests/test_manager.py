@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
+import secrets
 from contextlib import AsyncExitStack
 from typing import Any, Self
 
 import pytest
 
-from meshpeer.config import MeshConfig, RelayConfig
+from meshpeer.config import IceServer, MeshConfig, RelayConfig
 from meshpeer.core import frames, values
 from meshpeer.core.events import (
     BadInput,
@@ -20,6 +21,7 @@ from meshpeer.core.events import (
     Joined,
     MeshState,
     MessagesUndelivered,
+    NoticeReceived,
     Path,
     PeerJoined,
     PeerLeft,
@@ -29,6 +31,8 @@ from meshpeer.core.events import (
     Replaced,
     SignalingChanged,
 )
+from meshpeer.core.messages import IceServerInfo, IceServers
+from meshpeer.core.rooms import Rooms
 from meshpeer.errors import (
     ConfigError,
     IdentityReplaced,
@@ -38,6 +42,7 @@ from meshpeer.errors import (
     MessageTooLarge,
     PeerClosed,
     PeerIdTaken,
+    Removed,
     RequestFailed,
     RoomFull,
     SignalingUnavailable,
@@ -49,6 +54,7 @@ from meshpeer.errors import (
 from meshpeer.files import CHANNEL as FILES
 from meshpeer.manager import PeerManager
 from meshpeer.peer import Message, Peer, encoded
+from meshpeer.rtc.base import ConnectionObserver
 from meshpeer.signaling.memory import MemoryHub
 from tests.fakes import DIRECT, TURN, FakeConnection, FakeNetwork
 from tests.virtual import virtual
@@ -1289,6 +1295,117 @@ def test_arguments_that_can_not_be_right_are_refused_before_anything_is_contacte
         PeerManager("ws://localhost:1", **options)
     with pytest.raises(ConfigError, match="ws://"):
         PeerManager("http://localhost", room="r")
+
+
+# --- what the operator of the relay does ----------------------------------------------------------
+
+
+@virtual
+async def test_who_is_removed_closes_and_does_not_come_back() -> None:
+    async with World() as world:
+        a, b = await world.pair()
+        seen, others = b.events(), a.events()
+        waiting = asyncio.create_task(b.wait_for_peers(2))
+        await asyncio.sleep(0)
+        world.hub._do(world.hub._rooms.remove("room", "b", b._shell.now()))
+        closed = await event_of(seen, Closed)
+        assert closed.reason == "removed"
+        assert isinstance(closed.error, Removed)
+        assert b.state is MeshState.CLOSED
+        with pytest.raises(Removed, match="removed 'b' from the room"):
+            await waiting
+        with pytest.raises(Removed):
+            await b.broadcast("still there?")
+        left = await event_of(others, PeerLeft)
+        assert (left.peer_id, left.reason) == ("b", "removed")
+        await asyncio.sleep(120)
+        assert list(a.peers) == []
+
+
+@virtual
+async def test_a_notice_gets_to_everybody_in_the_room() -> None:
+    async with World() as world:
+        a, b = await world.pair()
+        streams = a.events(), b.events()
+        world.hub._do(world.hub._rooms.notice("room", "a restart at noon", a._shell.now()))
+        for stream in streams:
+            assert (await event_of(stream, NoticeReceived)).text == "a restart at noon"
+
+
+@virtual
+async def test_the_operator_asks_for_an_ice_restart() -> None:
+    async with World() as world:
+        a, b = await world.pair()
+        events = a.events()
+        world.hub._do(world.hub._rooms.restart_ice("room", "b", "a", b._shell.now()))
+        report = await event_of(events, ConnectionReport)
+        assert (report.generation, report.state) == (2, PeerState.CONNECTED)
+        assert a.stats().peers["b"].restarts == b.stats().peers["a"].restarts == 1
+        assert a.stats().peers["b"].connections == 1
+
+
+@virtual
+async def test_the_relay_names_the_ice_servers_before_anybody_is_dialled() -> None:
+    async with World() as world:
+        named = IceServers([IceServerInfo(["turn:turn.example.org"], "user", "password")])
+        world.hub._rooms = Rooms(
+            RelayConfig(),
+            new_token=lambda: secrets.token_urlsafe(32),
+            ice_servers=lambda _peer_id, _subject: named,
+        )
+        made: list[list[str]] = []
+
+        def factory(observer: ConnectionObserver) -> FakeConnection:
+            made.append([url for server in observer.ice_servers() for url in server.urls])
+            return FakeNetwork.factory(world.network, observer)
+
+        world.network.factory = factory  # type: ignore[method-assign]
+        ours = MeshConfig(ice_servers=(IceServer(urls="stun:stun.example.org"),))
+        await world.pair(config=ours)
+        assert [urls[-1] for urls in made] == ["turn:turn.example.org"] * 2
+        assert all(len(urls) > 1 for urls in made), "those of the configuration stay"
+
+
+@virtual
+async def test_the_relay_knows_how_the_links_stand() -> None:
+    async with World(RelayConfig(report_interval=15.0)) as world:
+        a, b = await world.pair()
+        await a.peers["b"].send("x" * 100)
+        await b.peers["a"].send("y")
+        await b.peers["a"].send("y")
+        await asyncio.sleep(20)
+        (topology,) = world.hub._rooms.tracking.status(0.0).topology
+        (link,) = topology.links
+        assert (link.a, link.b, link.state, link.path) == ("a", "b", "connected", "direct")
+        assert link.a_side is not None
+        assert link.b_side is not None
+        assert (link.a_side.messages, link.a_side.bytes_sent) == (1, 100)
+        assert (link.b_side.messages, link.b_side.bytes_received) == (2, 100)
+        stats = a.stats().peers["b"]
+        assert (stats.attempts, stats.connections, stats.failures) == (1, 1, 0)
+        assert (stats.messages_sent, stats.messages_direct, stats.messages_received) == (1, 1, 2)
+        assert (stats.bytes_sent, stats.bytes_received) == (100, 2)
+        assert (stats.fallbacks, stats.failure, stats.connect_time) == (0, "", 0.0)
+
+
+@virtual
+async def test_a_relay_that_asks_for_no_reports_gets_none() -> None:
+    async with World(RelayConfig(report_interval=0)) as world:
+        await world.pair()
+        await asyncio.sleep(60)
+        (topology,) = world.hub._rooms.tracking.status(0.0).topology
+        assert topology.links == []
+
+
+# --- join tokens ----------------------------------------------------------------------------------
+
+
+def test_a_join_token_is_for_the_relay_at_a_url() -> None:
+    with pytest.raises(ConfigError, match="give it to the transport"):
+        PeerManager(MemoryHub().transport(), room="r", join_token="a-token")
+    with pytest.raises(ConfigError, match="join_token") as caught:
+        PeerManager("ws://localhost:1", room="r", join_token="not a token")
+    assert "not a token" not in str(caught.value)
 
 
 def test_what_is_given_to_update_is_checked_too() -> None:

@@ -161,7 +161,8 @@ class PeerLeft(Event):
     """A peer is gone.
 
     ``reason``: ``left`` (it said so), ``timeout`` (its seat ran out and no direct path was alive),
-    ``superseded`` (a new incarnation has its id), ``closed`` (we closed).
+    ``superseded`` (a new incarnation has its id), ``removed`` (by the operator of the relay),
+    ``closed`` (we closed).
     """
 
     peer_id: str
