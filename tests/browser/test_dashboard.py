@@ -674,6 +674,7 @@ async def test_everything_can_be_reached_by_keyboard(browser: Browser, site: Sit
 
         await page.locator("#as-table").focus()
         await press("Enter")
+        await expect(page.locator("#tables")).to_be_visible()
         await press("Tab")
         await expect(focused).to_have_text("Name")
 

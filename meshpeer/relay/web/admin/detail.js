@@ -2,7 +2,7 @@
 
 import { byId, el, keyed, named, setClass, setHidden, setText } from "./dom.js";
 import { NONE, bytes, count, counted, date, known, long, pathName, short, stateName } from "./format.js";
-import { displayName, linkKey, roundTrip, standingWords, tally, tallyText, touches, troubled, worry } from "./model.js";
+import { displayName, roundTrip, standingWords, tally, tallyText, touches, troubled, worry } from "./model.js";
 import { activityItem, chip, linkList, pairs, setChip, setLinkChip, setNames } from "./parts.js";
 
 const RECENT = 8; // entries of the activity
@@ -28,7 +28,7 @@ const SIDE = [
   ["Told", (side, now) => `${long(now - side.updated)} ago`],
 ];
 
-const byWorry = (a, b) => worry(b) - worry(a) || (linkKey(a) < linkKey(b) ? -1 : 1);
+const byWorry = (a, b) => worry(b) - worry(a) || (a.key < b.key ? -1 : 1);
 
 export class Detail {
   #body = byId("detail-body");

@@ -4,7 +4,7 @@
 
 import { keyed, named, roving, setAttribute, setClass, setText, svg, el } from "./dom.js";
 import { pathName, short, stateName } from "./format.js";
-import { dash, displayName, linkKey, standingWords, tally, tallyText, tone, touches, troubled } from "./model.js";
+import { dash, displayName, standingWords, tally, tallyText, tone, touches, troubled } from "./model.js";
 
 const FEW = 12; // peers that have room for words
 const ALL = 3000; // links that are drawn; of more, those with trouble and those of one peer
@@ -14,6 +14,7 @@ const LEGIBLE = 8.5; // pixels of the smallest letters
 const BENT = 0.5; // how far from the centre a chord of many is drawn, as a share of its middle's distance
 const SMALL = "11px";
 
+const STILL = matchMedia("(prefers-reduced-motion: reduce)");
 const canvas = document.createElement("canvas").getContext("2d");
 
 /** As much of the text as has room, with an ellipsis where it is not all. */
@@ -57,17 +58,19 @@ function places(names, width, height, family) {
 
 export class Graph {
   #box;
+  #under;
   #svg;
   #tip;
   #links = svg("g", { class: "links" });
   #troubles = svg("g", { class: "links" });
+  #flashes = svg("g", { class: "front" });
   #front = svg("g", { class: "front" });
   #nodes = svg("g", { class: "nodes" });
   #marks = { chosen: svg("path", { class: "link chosen" }), pointed: svg("path", { class: "link pointed" }) };
   #onPeer;
   #onLink;
   #onDrawn;
-  #drawn = new Map(); // by linkKey: { element, class, line }
+  #drawn = new Map(); // by the key of the link: { element, look, line, link }
   #room = null;
   #selection = {};
   #places = null;
@@ -79,13 +82,17 @@ export class Graph {
 
   constructor(box, { onPeer, onLink, onDrawn }) {
     this.#box = box;
-    this.#svg = box.querySelector("svg");
+    // Two, as what moves is drawn again each time, and must not take a thousand links with it.
+    const [under, over] = box.querySelectorAll("svg");
+    this.#under = under;
+    this.#svg = over;
     this.#tip = box.querySelector(".tip");
     this.#onPeer = onPeer;
     this.#onLink = onLink;
     this.#onDrawn = onDrawn;
     this.#front.append(this.#marks.chosen, this.#marks.pointed);
-    this.#svg.append(this.#links, this.#troubles, this.#front, this.#nodes);
+    under.append(this.#links, this.#troubles);
+    over.append(this.#flashes, this.#front, this.#nodes);
     // Not of an SVG element: Chromium lets Tab stop at those that listen for the focus.
     this.#reachable = roving(box, ".node");
     new ResizeObserver(([entry]) => {
@@ -110,6 +117,7 @@ export class Graph {
   #clear() {
     for (const { element } of this.#drawn.values()) element.remove();
     this.#drawn.clear();
+    this.#flashes.replaceChildren();
     this.#point({});
   }
 
@@ -121,8 +129,8 @@ export class Graph {
     const family = getComputedStyle(this.#svg).fontFamily;
     const where = (this.#places = places(members.map(displayName), width, height, family));
     this.#at = new Map(members.map((member, i) => [member.peerId, where.at[i]]));
-    setAttribute(this.#svg, "viewBox", `0 0 ${width} ${height}`);
-    setClass(this.#svg, "many", !where.few);
+    for (const each of [this.#under, this.#svg]) setAttribute(each, "viewBox", `0 0 ${width} ${height}`);
+    setClass(this.#box, "many", !where.few);
     this.#drawLinks(flash);
     this.#drawNodes(members, family);
     this.#emphasize();
@@ -145,7 +153,7 @@ export class Graph {
       }
       const line = this.#line(link);
       if (line === null) continue;
-      const key = linkKey(link);
+      const { key } = link;
       const look = `link ${tone(link)} ${dash(link)}${trouble ? " trouble" : ""}`;
       gone.delete(key);
       let drawn = this.#drawn.get(key);
@@ -162,18 +170,21 @@ export class Graph {
       drawn.element.setAttribute("class", (drawn.look = look));
       const layer = trouble ? this.#troubles : this.#links;
       if (drawn.element.parentNode !== layer) layer.append(drawn.element);
-      if (flashes-- > 0) this.#flash(drawn.element);
+      if (flashes-- > 0) this.#flash(look, line);
     }
     for (const key of gone) {
       this.#drawn.get(key).element.remove();
       this.#drawn.delete(key);
     }
-    setClass(this.#svg, "dense", links.length > 150);
+    setClass(this.#box, "dense", links.length > 150);
   }
 
-  #flash(element) {
-    element.classList.add("changed");
-    element.addEventListener("animationend", () => element.classList.remove("changed"), { once: true });
+  #flash(look, line) {
+    if (STILL.matches) return;
+    const flash = svg("path", { class: `${look} changed`, d: line });
+    flash.addEventListener("animationend", () => flash.remove());
+    this.#flashes.append(flash);
+    if (this.#flashes.children.length > FLASHES) this.#flashes.firstChild.remove();
   }
 
   #line(link) {
@@ -325,9 +336,8 @@ export class Graph {
   #point(at, x = null, y = null) {
     const before = this.#pointed;
     this.#pointed = at;
-    const key = at.link ? linkKey(at.link) : null;
     // The link may have changed, or be gone.
-    if (key !== null) at.link = this.#drawn.get(key)?.link ?? null;
+    if (at.link) at.link = this.#drawn.get(at.link.key)?.link ?? null;
     if (before.peer !== at.peer && (this.#room?.links.length ?? 0) > ALL) this.#drawLinks(false);
     this.#emphasize();
     this.#tell(at, x, y);
@@ -341,7 +351,7 @@ export class Graph {
 
   #emphasize() {
     const hot = this.#hot();
-    setClass(this.#svg, "hot", hot !== null);
+    setClass(this.#box, "hot", hot !== null);
     setAttribute(this.#svg, "data-pointing", this.#pointed.link || this.#pointed.peer !== undefined ? "yes" : null);
     const near = new Set();
     for (const { element, link } of this.#drawn.values()) {

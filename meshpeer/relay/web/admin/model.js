@@ -27,8 +27,7 @@ export function dash(link) {
   return link.state in DOWN ? "failed" : "waiting";
 }
 
-export const pairKey = (a, b) => JSON.stringify([a, b]);
-export const linkKey = (link) => pairKey(link.a, link.b);
+const pairKey = (a, b) => JSON.stringify([a, b]);
 export const otherEnd = (link, id) => (link.a === id ? link.b : link.a);
 export const touches = (link, id) => link.a === id || link.b === id;
 export const displayName = (member) => member.displayName ?? member.peerId;
@@ -64,7 +63,8 @@ export class Room {
     this.members = topology.members.toSorted((a, b) => (a.peerId < b.peerId ? -1 : 1));
     this.links = topology.links;
     this.byPeer = new Map(this.members.map((member) => [member.peerId, member]));
-    this.byPair = new Map(this.links.map((link) => [linkKey(link), link]));
+    for (const link of this.links) link.key = pairKey(link.a, link.b);
+    this.byPair = new Map(this.links.map((link) => [link.key, link]));
     this.linksOf = new Map(this.members.map((member) => [member.peerId, []]));
     for (const link of this.links) {
       this.linksOf.get(link.a)?.push(link);

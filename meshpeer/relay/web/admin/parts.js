@@ -2,7 +2,7 @@
 
 import { el, keyed, named, setAttribute, setText } from "./dom.js";
 import { kindName, pathName, short, stateName, time } from "./format.js";
-import { dash, displayName, linkKey, otherEnd, tone } from "./model.js";
+import { dash, otherEnd, tone } from "./model.js";
 
 /** A word with the colour of what it says. */
 export const chip = () => el("span", { className: "chip" });
@@ -37,7 +37,7 @@ export function linkList(list, room, links, peer, onLink) {
   keyed(
     list,
     links,
-    linkKey,
+    (link) => link.key,
     (link) => {
       const button = el("button", { type: "button", className: "row" }, el("span", { className: "who" }), chip(), el("span", { className: "number" }));
       button.addEventListener("click", () => onLink(link.a, link.b));
@@ -78,5 +78,3 @@ export function activityItem(entry, onEntry) {
   if (entry.text) item.append(named(entry.text, "text"));
   return item;
 }
-
-export const byName = (a, b) => displayName(a).localeCompare(displayName(b));

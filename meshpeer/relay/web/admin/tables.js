@@ -2,7 +2,7 @@
 
 import { el, keyed, setAttribute, setHidden, setText } from "./dom.js";
 import { NONE, count, date, known, long, pathName, short, stateName } from "./format.js";
-import { displayName, linkKey, roundTrip, standingWords, tally, tone, worry } from "./model.js";
+import { displayName, roundTrip, standingWords, tally, tone, worry } from "./model.js";
 import { chip, setChip, setNames } from "./parts.js";
 
 const AT_FIRST = 100; // rows; the rest when asked for
@@ -124,7 +124,7 @@ export class Tables {
     this.#links = new Table({
       title: "Links",
       sort: 1, // those in trouble first
-      key: linkKey,
+      key: (link) => link.key,
       choose: (link) => onLink(link.a, link.b),
       chosen: (link, { room, selection }) => Boolean(selection.link) && room.link(...selection.link) === link,
       columns: [
