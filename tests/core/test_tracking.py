@@ -419,6 +419,14 @@ def test_the_largest_room_comes_first() -> None:
     mesh.enter("three", "a", "b", "c")
     mesh.enter("two", "a", "b")
     assert [room.room_id for room in mesh.rooms(WALL)] == ["three", "two", "one"]
+    assert mesh.rooms(WALL, 2) == mesh.rooms(WALL)[:2]
+
+
+def test_of_a_large_room_what_is_not_connected_comes_first() -> None:
+    mesh = known_mesh()
+    some = [BOB_CID, BOB_DAN, ANN_BOB]
+    assert mesh.room("lobby", WALL, 3) == msgspec.structs.replace(LOBBY, links=some)
+    assert mesh.room("lobby", WALL, 5) == LOBBY
 
 
 def test_peers() -> None:
@@ -912,6 +920,7 @@ def test_a_time_that_was_not_told_is_not_in_the_mean() -> None:
     assert mesh.metrics().average_connection_time is None
     mesh.tell("a", about("c", attempts=1, successes=1, connect_time=0.5))
     assert mesh.metrics().average_connection_time == 0.5
+    assert mesh.connection_times == (0.5, 1)
     # Time passes only with a success.
     mesh.tell("a", about("c", attempts=1, successes=1, connect_time=9.0))
     assert mesh.metrics().average_connection_time == 0.5
