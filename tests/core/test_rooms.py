@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Callable
-from typing import get_args
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshpeer.config import RelayConfig
+from meshpeer.core.forward import encode_forward
 from meshpeer.core.messages import (
     MAX_METADATA,
     VERSION,
@@ -226,7 +227,7 @@ def signal(to: str, number: int = 1, incarnation: str = INC_A) -> bytes:
     return encode(SignalOut(to=to, to_incarnation=incarnation, epoch=7, body=body))
 
 
-def comeback(welcome: Welcome, received: int, **fields: object) -> dict[str, object]:
+def comeback(welcome: Welcome, received: int, **fields: object) -> dict[str, Any]:
     return {
         "incarnation": welcome.incarnation,
         "token": welcome.token,
@@ -747,6 +748,18 @@ def test_an_acknowledgement_frees_the_replay() -> None:
     bench.drop(back)
     _, other = bench.member("ann", **comeback(welcome, 12))
     assert not other.resumed  # 13 were acknowledged by the join
+
+
+def test_a_seat_that_waits_for_nothing_keeps_nothing(bench: Bench) -> None:
+    """A thousand idle members take the memory of their seats alone."""
+    ann, _ = bench.member("ann")
+    bob, _ = bench.member("bob", incarnation=INC_B)
+    bench.rooms.full(ann)
+    bench.rooms.received(bob, encode_forward("ann", INC_A, b"data"), bench.now)
+    assert len(bench.rooms.drained(ann, 1000, bench.now)) == 1
+    bench.say(ann, Ack(received=1))
+    for seat in bench.rooms._seated.values():
+        assert (seat.replay, seat.ring) == (None, None)
 
 
 def test_a_broadcast_is_encoded_once(bench: Bench) -> None:

@@ -31,7 +31,9 @@ from meshpeer.core.messages import (
     MemberJoined,
     MemberLeft,
     MemberUpdated,
+    Notice,
     Refused,
+    RestartIce,
     SignalIn,
     SignalOut,
     Update,
@@ -103,7 +105,7 @@ class Client:
                 self.over = True
                 return
             case Goodbye(reason=reason):
-                self.over = reason == "replaced"
+                self.over = reason in ("replaced", "removed")
                 return
             case Ack(received=received):
                 self.drop_acked(received)
@@ -126,7 +128,7 @@ class Client:
                 assert self.roster[message.sender].incarnation == message.incarnation
                 self.inbox[self.join.session].append(msgspec.json.decode(message.body))
             case _:
-                assert isinstance(message, Refused)
+                assert isinstance(message, Refused | Notice | RestartIce)
 
 
 def some_client() -> st.SearchStrategy[int]:
@@ -243,6 +245,21 @@ class RoomsMachine(RuleBasedStateMachine):
                 case bytes():
                     client.up.append(what)
 
+    # --- what the operator does ------------------------------------------------------------------
+
+    @rule(number=some_client(), what=st.sampled_from(["remove", "restart", "notice"]))
+    def act(self, number: int, what: str) -> None:
+        client = self.client(number)
+        if (seat := self.rooms._seated.get(client.conn or 0)) is None:
+            return
+        match what:
+            case "remove":
+                self.apply(self.rooms.remove(seat.room, seat.peer_id, self.now))
+            case "restart":
+                self.apply(self.rooms.restart_ice(seat.room, seat.peer_id, None, self.now))
+            case _:
+                self.apply(self.rooms.notice(seat.room, "hello", self.now))
+
     # --- what the network does -------------------------------------------------------------------
 
     @rule(number=some_client(), count=st.integers(min_value=1, max_value=40))
@@ -338,6 +355,19 @@ class RoomsMachine(RuleBasedStateMachine):
             replay = seat.replay or ()
             assert len(replay) <= min(seat.sent, self.config.max_replay)
             assert seat.replay_bytes == sum(map(len, replay))
+
+    @invariant()
+    def what_is_tracked_is_who_is_there(self) -> None:
+        tracked = {
+            (room.room_id, member.peer_id): (member.incarnation, member.presence)
+            for room in self.rooms.tracking.status(0.0).topology
+            for member in room.members
+        }
+        assert tracked == {
+            (name, peer_id): (seat.incarnation, "away" if seat.conn is None else "present")
+            for name, room in self.rooms._rooms.items()
+            for peer_id, seat in room.items()
+        }
 
     @invariant()
     def nothing_arrives_twice_or_out_of_order(self) -> None:
