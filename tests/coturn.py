@@ -103,11 +103,14 @@ class Coturn:
 
 
 @contextmanager
-def run_coturn(folder: Path, *options: str, ephemeral: bool = False) -> Iterator[Coturn]:
+def run_coturn(
+    folder: Path, *options: str, ephemeral: bool = False, instead: str | None = None
+) -> Iterator[Coturn]:
     """coturn with STUN and TURN over UDP, TCP and TLS, ready when it is entered.
 
     ``ephemeral``: credentials that run out (use-auth-secret) instead of a user's. ``options``:
-    more lines for its configuration.
+    more lines for its configuration. ``instead``: a configuration of its own, of which only
+    addresses, ports and files are not what it says.
     """
     require("turnserver")
     certificate, key = make_certificate(folder, f"IP:{_HOST}", "DNS:localhost")
@@ -115,13 +118,17 @@ def run_coturn(folder: Path, *options: str, ephemeral: bool = False) -> Iterator
     configuration, log = folder / "turnserver.conf", folder / "log"
     for _ in range(5):
         port, tls_port = _free_ports()
-        lines = [
+        here = [
             f"listening-ip={_HOST}",
             f"relay-ip={_HOST}",
             f"listening-port={port}",
             f"tls-listening-port={tls_port}",
             f"cert={certificate}",
             f"pkey={key}",
+            f"userdb={folder / 'turndb'}",
+            f"pidfile={folder / 'pid'}",
+        ]
+        usual = [
             "realm=meshpeer",
             f"use-auth-secret\nstatic-auth-secret={_SECRET}"
             if ephemeral
@@ -130,13 +137,12 @@ def run_coturn(folder: Path, *options: str, ephemeral: bool = False) -> Iterator
             "no-cli",
             "no-dtls",
             "relay-threads=1",
-            f"userdb={folder / 'turndb'}",
-            f"pidfile={folder / 'pid'}",
             "log-file=stdout",
             "simple-log",
             "verbose",
-            *options,
         ]
+        # Of two lines for the same thing the latter counts.
+        lines = [*(usual if instead is None else [instead]), *here, *options]
         configuration.write_text("\n".join(lines) + "\n")
         with log.open("wb") as output:
             process = subprocess.Popen(
