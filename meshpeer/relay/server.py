@@ -12,18 +12,18 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import logging
 import secrets
-from collections import Counter
+from collections import Counter, deque
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from types import TracebackType
 from typing import Final, Self
 
 import msgspec
-from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.asyncio.server import ServerConnection
 from websockets.datastructures import MultipleValuesError
+from websockets.exceptions import ConnectionClosed
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
 
@@ -53,9 +53,10 @@ from meshpeer.log import Log
 from meshpeer.relay.access import Authenticator, JoinRequest, JoinTokens
 from meshpeer.relay.addresses import Origins, Proxies, is_loopback, plain_address
 from meshpeer.relay.admin import LIVE_PATH, Admin, RelayFigures
+from meshpeer.relay.door import Door
 from meshpeer.relay.http import Answer, to_response
 from meshpeer.relay.keepalive import Keepalive
-from meshpeer.relay.sockets import Socket
+from meshpeer.relay.sockets import Serving, Socket
 from meshpeer.relay.tls import Certificate
 from meshpeer.relay.turn import ice_servers_for
 
@@ -66,6 +67,8 @@ _CLOSE_TIMEOUT: Final = 2.0
 _HIGH: Final = 256 * 1024
 """Bytes unsent in a socket, at most, at which no more data is written to it. What is not data still
 is; once a quarter of it is left, data follows."""
+_REQUESTS: Final = 4
+"""Requests that are answered before others have their turn."""
 _ANSWERED: Final = 64
 """Connections over a limit that are told so. What is beyond them is shut unheard."""
 _RETRY_AFTER: Final = 5.0
@@ -81,10 +84,6 @@ Dashboard  /admin-analytics
 """
 
 _log = Log(part="relay")
-# At DEBUG websockets logs what it reads and writes, and that has tokens in it; at INFO a line or
-# two for each connection, which `Rooms` says better.
-_socket_log = logging.getLogger("meshpeer.relay.sockets")
-_socket_log.setLevel(logging.WARNING)
 
 
 def _note(event: str, **facts: object) -> None:
@@ -139,14 +138,23 @@ class Relay:
         )
         self._high = min(_HIGH, config.max_unread // 2)
         self._clients: dict[ConnId, _Client] = {}
-        # Every connection, those that have not finished their handshake as well.
+        # Every connection, those that have not finished their handshakes as well.
         self._sockets: set[Socket] = set()
+        self._serving = Serving(self._handle, lambda: not self._closing)
+        self._asking: deque[Socket] = deque()
         self._from: Counter[str] = Counter()
         self._keepalive = Keepalive(config.keepalive_interval, self._now)
         self._ids = itertools.count(1)
         self._version = version("meshpeer")
-        self._server: Server | None = None
+        self._door = Door(
+            self._admit,
+            self.gone,
+            tls=None if self._certificate is None else self._certificate.context,
+            timeout=config.join_timeout,
+            close_timeout=_CLOSE_TIMEOUT,
+        )
         self._started = False  # nor closed before it was
+        self._closed = asyncio.Event()
         self._alarm = Alarm(self._tick)
         self._closing = False
         self._started_at = 0.0
@@ -169,42 +177,17 @@ class Relay:
         config = self._config
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
-        server = serve(
-            self._serve,
-            config.host,
-            config.port,
-            process_request=self._respond,
-            process_response=self._responded,
-            server_header=None,
-            compression=None,
-            open_timeout=config.join_timeout,
-            ping_interval=None,  # Keepalive
-            close_timeout=_CLOSE_TIMEOUT,
-            max_size=config.max_message_size,
-            write_limit=(self._high, self._high // 4),
-            logger=_socket_log,
-            # A factory by its documentation, a class only by its annotation.
-            create_connection=partial(Socket, self),  # type: ignore[arg-type]
-            # Whoever is cancelled while it begins to accept has nothing in hand to close.
-            start_serving=False,
-            ssl=None if self._certificate is None else self._certificate.context,
-        )
         try:
-            self._server = await server
+            await self._door.open(config.host, config.port)
         except OSError as exc:
             raise NetworkError(
                 f"can't listen on {config.host} port {config.port}: {exc.strerror or exc}; "
                 "stop what uses it, or choose another port (0 takes a free one)"
             ) from exc
-        try:
-            if not self._closing:
-                await self._server.start_serving()
-        except BaseException:
-            await self.close()
-            raise
         if self._closing:
-            await self.close()
+            await self._door.close()
             raise MeshClosed("the relay was closed while it started")
+        self._door.start()
         _note("relay listens", url=self.url)
 
     async def __aenter__(self) -> Self:
@@ -261,8 +244,7 @@ class Relay:
     async def serve_forever(self) -> None:
         """Wait until the relay is closed. Cancelling it leaves the relay as it is: `close` it."""
         self._address()
-        if self._server is not None:
-            await self._server.wait_closed()
+        await self._closed.wait()
 
     async def close(self) -> None:
         """Say goodbye to every client, with a time to come back, and end.
@@ -273,21 +255,29 @@ class Relay:
         """
         first = not self._closing
         self._started = self._closing = True
-        if self._server is None:
-            return  # a `start` that is under way closes what it gets
-        if first:
-            _note("relay closes", url=self.url)
-        self._server.close(close_connections=False)
-        self._apply(self._rooms.shut_down(self._loop.time()))
-        self._admin.close()
-        for socket in [socket for socket in self._sockets if socket.request is None]:
-            socket.transport.abort()  # it has said nothing, and gets no answer any more
+        if first and self._door.address is not None:
+            try:
+                await self._shut_down()
+            finally:
+                self._closed.set()
+        elif self._door.address is None:
+            self._closed.set()  # a `start` that is under way closes what it gets
+        await self._closed.wait()
+        await self._serving.wait()
+
+    async def _shut_down(self) -> None:
+        _note("relay closes", url=self.url)
         try:
             async with asyncio.timeout(_CLOSE_TIMEOUT):
-                await self._server.wait_closed()
+                await self._door.close()
+                self._apply(self._rooms.shut_down(self._loop.time()))
+                self._admin.close()
+                for socket in [socket for socket in self._sockets if socket.request is None]:
+                    socket.transport.abort()  # it has said nothing, and gets no answer any more
+                await self._serving.wait()
         except TimeoutError:
             self._abort()
-            await self._server.wait_closed()
+            await self._serving.wait()
         except asyncio.CancelledError:
             self._abort()
             raise
@@ -297,10 +287,10 @@ class Relay:
             socket.transport.abort()
 
     def _address(self) -> tuple[str, int]:
-        if self._server is None or not self._server.sockets:
+        address = self._door.address
+        if address is None:
             raise MeshClosed("the relay does not listen: start it first")
-        host, port = self._server.sockets[0].getsockname()[:2]
-        return host, port
+        return address
 
     def _now(self) -> float:
         return self._loop.time()
@@ -321,23 +311,29 @@ class Relay:
 
     # --- a connection comes and goes -------------------------------------------------------------
 
-    def connected(self, socket: Socket) -> None:
-        """See `Owner`."""
-        self._sockets.add(socket)
-        peer = socket.remote_address
-        if peer is None:  # it is gone already
-            socket.transport.abort()
-            return
-        socket.address = plain_address(peer[0])
-        if not self._proxies.trusts(socket.address):
-            self._count(socket)
-        why = self._over(_ANSWERED, socket)
+    def _admit(self, address: str) -> Socket | None:
+        """A connection comes from there: a socket for it, or None for one too many."""
+        config = self._config
+        address = plain_address(address)
+        key = "" if self._proxies.trusts(address) else address_key(address)
+        why = self._over(key, by=_ANSWERED - 1)
         if why is not None:
-            self._refuse(socket, why)
-            socket.transport.abort()
+            self._refuse(why, address)
+            return None
+        socket = Socket(
+            self,
+            self._serving,
+            address,
+            max_size=config.max_message_size,
+            write_limit=(self._high, self._high // 4),
+            close_timeout=_CLOSE_TIMEOUT,
+        )
+        self._sockets.add(socket)
+        self._count(socket, key)
+        return socket
 
     def gone(self, socket: Socket) -> None:
-        """See `Owner`."""
+        """See `Owner`; also told when it never was there."""
         self._sockets.discard(socket)
         self._keepalive.remove(socket)
         if socket.key:
@@ -348,26 +344,56 @@ class Relay:
         if failure is None:
             return
         if not isinstance(failure.__cause__, EOFError):
-            self._refuse(socket, "bad_request")
+            self._refuse("bad_request", socket.address)
         elif self._now() - socket.opened_at >= self._config.join_timeout:
-            self._refuse(socket, "handshake_timeout")
+            self._refuse("handshake_timeout", socket.address)
 
-    def _count(self, socket: Socket) -> None:
-        socket.key = address_key(socket.address)
-        self._from[socket.key] += 1
+    def _count(self, socket: Socket, key: str) -> None:
+        socket.key = key
+        if key:
+            self._from[key] += 1
 
-    def _over(self, by: int, socket: Socket) -> str | None:
-        """Which limit is exceeded by more than ``by``."""
+    def _over(self, key: str, by: int) -> str | None:
+        """Which limit is exceeded by more than ``by`` connections."""
         config = self._config
         if len(self._sockets) > config.max_connections + by:
             return "max_connections"
-        if socket.key and self._from[socket.key] > config.max_connections_per_address + by:
+        if key and self._from[key] > config.max_connections_per_address + by:
             return "max_connections_per_address"
         return None
 
-    def _refuse(self, socket: Socket, why: str) -> None:
+    def _refuse(self, why: str, address: str) -> None:
         self._refused[why] += 1
-        _note("connection refused", why=why, address=socket.address)
+        _note("connection refused", why=why, address=address)
+
+    def asked(self, socket: Socket) -> None:
+        """See `Owner`."""
+        self._asking.append(socket)
+        if len(self._asking) == 1:
+            self._loop.call_soon(self._hear_requests)
+
+    def _hear_requests(self) -> None:
+        for _ in range(min(_REQUESTS, len(self._asking))):
+            self._asking.popleft().answer()
+        if self._asking:
+            self._loop.call_soon(self._hear_requests)
+
+    async def _handle(self, socket: Socket) -> None:
+        """The task of a socket, from its TCP connection on."""
+        try:
+            with suppress(TimeoutError, ConnectionClosed):  # of the handshake
+                async with asyncio.timeout(self._config.join_timeout):
+                    await socket.handshake(self._respond, self._responded, server_header=None)
+            if socket.is_open and not self._closing:
+                async with socket:
+                    await self._serve(socket)
+        except Exception:  # noqa: BLE001 - one socket's, and nobody waits for its task
+            _log.exception("a connection failed", address=socket.address)
+        finally:
+            socket.transport.abort()
+            task = asyncio.current_task()
+            assert task is not None
+            self._serving.handler_tasks.discard(task)
 
     # --- HTTP ------------------------------------------------------------------------------------
 
@@ -377,7 +403,7 @@ class Relay:
         if not socket.key:
             forwarded = request.headers.get_all("X-Forwarded-For")
             socket.address = self._proxies.client(socket.address, forwarded)
-            self._count(socket)
+            self._count(socket, address_key(socket.address))
         path, _, query = request.path.partition("?")
         socket.path = path
         answer = self._answer(socket, request, path, query)
@@ -418,10 +444,10 @@ class Relay:
         return Answer(200, json.dumps(figures).encode() + b"\n", "application/json")
 
     def _refuse_too_many(self, socket: Socket) -> Answer | None:
-        why = self._over(0, socket)
+        why = self._over(socket.key, by=0)
         if why is None:
             return None
-        self._refuse(socket, why)
+        self._refuse(why, socket.address)
         limit = getattr(self._config, why)
         retry = (("Retry-After", f"{_RETRY_AFTER:.0f}"),)
         if why == "max_connections":
@@ -444,15 +470,12 @@ class Relay:
         why = self._origins.refusal(socket.origin, host, own=own)
         if why is None:
             return None
-        self._refuse(socket, "origin")
+        self._refuse("origin", socket.address)
         return Answer(403, why.encode() + b"\n")
 
     # --- a WebSocket -----------------------------------------------------------------------------
 
-    async def _serve(self, socket: ServerConnection) -> None:
-        assert isinstance(socket, Socket)
-        if self._closing:
-            return
+    async def _serve(self, socket: Socket) -> None:
         self._accepted += 1
         self._keepalive.add(socket)
         if socket.path == LIVE_PATH:

@@ -11,7 +11,9 @@ What a member sends is told to the relay from there, without a queue and a task 
 from __future__ import annotations
 
 import asyncio
+import logging
 import struct
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol, cast
 
 from websockets.asyncio.server import Server, ServerConnection
@@ -23,7 +25,7 @@ from websockets.server import ServerProtocol
 from meshpeer.relay.http import Answer, to_response
 from meshpeer.thin import keep_waits_short
 
-__all__ = ["MAX_HEAD", "Owner", "Socket"]
+__all__ = ["MAX_HEAD", "Owner", "Serving", "Socket"]
 
 MAX_HEAD: Final = 32 * 1024
 """Bytes of a request. websockets takes a line of 8 KiB, and 128 of them."""
@@ -31,6 +33,11 @@ _TURN_FRAMES: Final = 8
 """Frames that are read in one turn."""
 _TURN_BYTES: Final = 64 * 1024
 """Bytes that are read in one turn."""
+
+# At DEBUG websockets logs what it reads and writes, and that has tokens in it; at INFO a line or
+# two for each connection, which `Rooms` says better.
+_log = logging.getLogger("meshpeer.relay.sockets")
+_log.setLevel(logging.WARNING)
 
 # Why nothing is read from a socket now.
 _HANDSHAKE: Final = 1
@@ -40,13 +47,13 @@ _QUEUE: Final = 8
 
 
 class Owner(Protocol):
-    """What a socket tells. Between `connected` and `gone` it is open."""
-
-    def connected(self, socket: Socket) -> None:
-        """There is a TCP connection."""
+    """What a socket tells."""
 
     def gone(self, socket: Socket) -> None:
-        """It is closed."""
+        """Its TCP connection is closed."""
+
+    def asked(self, socket: Socket) -> None:
+        """Its request is there: `Socket.answer` it."""
 
     def heard(self, socket: Socket, data: bytes) -> None:
         """A message came, after `Socket.listen`. ``data`` is UTF-8, if it was text."""
@@ -61,11 +68,29 @@ class Owner(Protocol):
         """Whether so much is unsent that the socket was cut off."""
 
 
+class Serving:
+    """The tasks that serve sockets. It stands where websockets has its server, of which a
+    connection wants no more than this."""
+
+    def __init__(
+        self, handler: Callable[[Socket], Coroutine[Any, Any, None]], is_serving: Callable[[], bool]
+    ) -> None:
+        self.handler = handler
+        self.is_serving = is_serving
+        self.handler_tasks: set[asyncio.Task[None]] = set()
+
+    async def wait(self) -> None:
+        """Until all of them have ended."""
+        if self.handler_tasks:
+            await asyncio.wait(self.handler_tasks)
+
+
 class Socket(ServerConnection):
     """A connection from the first moment of its TCP connection to its last."""
 
     # With slots for what is here, the rest shares its keys with all others of its kind.
     __slots__ = (
+        "_head",
         "_input",
         "_member",
         "_owner",
@@ -88,12 +113,28 @@ class Socket(ServerConnection):
         "pinged",
     )
 
-    def __init__(self, owner: Owner, protocol: ServerProtocol, server: Server, **kwargs: Any):
-        super().__init__(protocol, server, **kwargs)
+    def __init__(
+        self,
+        owner: Owner,
+        serving: Serving,
+        address: str,
+        *,
+        max_size: int,
+        write_limit: tuple[int, int],
+        close_timeout: float,
+    ) -> None:
+        protocol = ServerProtocol(max_size=max_size, logger=_log)
         # So that what websockets answers by itself has the same headers as everything else.
         protocol.reject = _reject  # type: ignore[method-assign]
+        super().__init__(
+            protocol,
+            cast(Server, serving),
+            ping_interval=None,  # `Keepalive` does that
+            close_timeout=close_timeout,
+            write_limit=write_limit,
+        )
         self._owner = owner
-        self.address = ""
+        self.address = address
         """Who it is: an IP address."""
         self.key = ""
         """What it counts as, of all from one address."""
@@ -107,7 +148,7 @@ class Socket(ServerConnection):
         self.full = False
         """More is unsent than should be."""
         self._member = False
-        self._tail = b""
+        self._head = self._tail = b""
         self._size = 0
         self._input = b""
         self._rest = 0
@@ -141,6 +182,12 @@ class Socket(ServerConnection):
         if self.request is not None and self.response is not None:
             self.request.headers.clear()
             self.response.headers.clear()
+
+    def answer(self) -> None:
+        """Read the request, which lets the task that serves this socket go on."""
+        head, self._head = self._head, b""
+        if head and not self.transport.is_closing():
+            super().data_received(head)
 
     def begin(self) -> None:
         """The handshake is over, one way or the other: read what follows."""
@@ -202,16 +249,19 @@ class Socket(ServerConnection):
             self.transport.write(_reject(431, text).serialize())
             self.transport.close()
             return
-        if whole:
-            self._stop(_HANDSHAKE)
-        super().data_received(data)
+        if not whole:
+            super().data_received(data)
+            return
+        self._head = data
+        self._stop(_HANDSHAKE)
+        self._owner.asked(self)
 
     def _read_frames(self) -> None:
         data, at = self._input, 0
         frames = 0
         # Before what is in it is told, which may end the turn.
         self._input = b""
-        while at < len(data):
+        while at < len(data) and not self.transport.is_closing():
             if self._stopped:
                 break
             if frames >= _TURN_FRAMES or at >= _TURN_BYTES:
@@ -227,7 +277,7 @@ class Socket(ServerConnection):
             self._rest -= at - start
             super().data_received(data[start:at])
             if self.full and self._owner.behind(self):
-                return
+                break
         self._input = data[at:]
         if self._member and self.protocol.state is not State.OPEN:
             self._owner.ended(self)
@@ -264,7 +314,6 @@ class Socket(ServerConnection):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         keep_waits_short(transport)
-        self._owner.connected(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         for handle in (self._turn, self._pause):

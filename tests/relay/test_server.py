@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import dataclasses
 import http
-import itertools
 import json
 import logging
 import socket
@@ -637,36 +636,57 @@ async def test_an_address_that_can_not_be_had_is_an_error_with_a_way_out() -> No
 
 
 @pytest.mark.parametrize("how", ["close", "cancel"])
-async def test_ended_while_it_starts_it_listens_nowhere(how: str) -> None:
-    """At whatever step of the start that is."""
+async def test_ended_while_it_starts_it_listens_nowhere(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it asks for the addresses of its name, which is all that it waits for."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    for steps in itertools.count(1):
-        relay = Relay(RelayConfig(port=port))
-        starting = asyncio.create_task(relay.start())
-        for _ in range(steps):
-            await asyncio.sleep(0)
-        if starting.done():
-            await relay.close()
-            break
-        if how == "close":
-            await relay.close()
-            with pytest.raises(MeshClosed, match="closed while it started"):
-                await starting
-        else:
-            starting.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await starting
-        with pytest.raises(MeshClosed):
-            _ = relay.url
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
-    assert steps > 2
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def getaddrinfo(*args: object, **kwargs: object) -> list[tuple[Any, ...]]:
+        asked.set()
+        await answer.wait()
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 0))]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    relay = Relay(RelayConfig(host="localhost", port=port))
+    starting = asyncio.create_task(relay.start())
+    await asked.wait()
+    if how == "close":
+        await relay.close()
+        answer.set()
+        with pytest.raises(MeshClosed, match="closed while it started"):
+            await starting
+    else:
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+    with pytest.raises(MeshClosed):
+        _ = relay.url
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", port))
+
+
+async def test_a_name_with_two_addresses_is_listened_on_at_one_port(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def getaddrinfo(*args: object, **kwargs: object) -> list[tuple[Any, ...]]:
+        return [
+            (socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, 0))
+            for address in ("127.0.0.1", "127.0.0.2", "127.0.0.1")
+        ]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    async with Relay(RelayConfig(host="localhost", port=0)) as relay:
+        for address in ("127.0.0.1", "127.0.0.2"):
+            async with connect(f"ws://{address}:{relay.port}"):
+                pass
 
 
 async def test_a_second_start_is_refused_while_the_first_is_under_way() -> None:
-    relay = Relay(RelayConfig(port=0))
+    relay = Relay(RelayConfig(host="localhost", port=0))
     starting = asyncio.create_task(relay.start())
     await asyncio.sleep(0)
     with pytest.raises(UsageError):

@@ -1,0 +1,160 @@
+"""Where connections come in: a few at a time, so that a crowd does not hold up who is inside.
+
+asyncio and uvloop take all connections that wait, at once, and set each of them up before anything
+else happens: a hundred of them are fifty milliseconds. Here who is one too many is turned away
+before anything was spent on it, and the others come in by turns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket as sockets
+import ssl
+import struct
+from collections.abc import Callable
+from ipaddress import ip_address
+from typing import Any, Final
+
+from meshpeer.log import Log
+from meshpeer.relay.sockets import Socket
+
+__all__ = ["Door"]
+
+_BACKLOG: Final = 4096
+"""Connections that the system keeps for us, as far as it lets us."""
+_AT_ONCE: Final = 2
+"""Connections that are let in before others have their turn."""
+_TURNED_AWAY: Final = 1 / 16
+"""How much of a turn it costs to turn one away."""
+_OUT_OF_FILES: Final = 1.0
+"""Seconds to wait for some to become free."""
+_ABORT: Final = struct.pack("ii", 1, 0)
+"""A linger of no time: closing sends a reset, and the system keeps nothing (socket(7))."""
+
+_log = Log(part="relay")
+
+
+class Door:
+    """Listens, and lets in.
+
+    ``admit`` is asked for each connection by the address that it comes from, and gives a `Socket`
+    for it or None. ``failed`` is told when such a socket never had a connection. ``tls`` is for all
+    of them; its handshake may take ``timeout`` seconds.
+    """
+
+    def __init__(
+        self,
+        admit: Callable[[str], Socket | None],
+        failed: Callable[[Socket], None],
+        *,
+        tls: ssl.SSLContext | None,
+        timeout: float,
+        close_timeout: float,
+    ) -> None:
+        self._admit = admit
+        self._failed = failed
+        self._tls: dict[str, Any] = {}
+        if tls is not None:
+            self._tls = {
+                "ssl": tls,
+                "ssl_handshake_timeout": timeout,
+                "ssl_shutdown_timeout": close_timeout,
+            }
+        self._listening: list[sockets.socket] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Where it listens; None when it doesn't."""
+        if not self._listening:
+            return None
+        host, port = self._listening[0].getsockname()[:2]
+        return host, port
+
+    async def open(self, host: str, port: int) -> None:
+        """Listen on every address of ``host``. Raises `OSError`. Nobody is let in yet."""
+        try:
+            for address in await _resolve(host):
+                # Where a name has two, both have the same port.
+                family = sockets.AF_INET6 if ":" in address else sockets.AF_INET
+                listening = sockets.create_server((address, port), family=family, backlog=_BACKLOG)
+                self._listening.append(listening)
+                listening.setblocking(False)
+                port = listening.getsockname()[1]
+        except BaseException:
+            self._shut()
+            raise
+
+    def start(self) -> None:
+        """Let in who comes."""
+        for listening in self._listening:
+            self._own(self._accept(listening))
+
+    async def close(self) -> None:
+        """Let nobody in any more. What is inside is not touched."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        try:
+            await asyncio.gather(*tasks, return_exceptions=True)
+        finally:
+            self._shut()
+        for task in tasks:
+            if not task.cancelled() and (failure := task.exception()) is not None:
+                raise failure
+
+    def _shut(self) -> None:
+        for listening in self._listening:
+            listening.close()
+        self._listening.clear()
+
+    def _own(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _accept(self, listening: sockets.socket) -> None:
+        loop = asyncio.get_running_loop()
+        spent = 0.0
+        while True:
+            if spent >= _AT_ONCE:
+                spent = 0.0
+                await asyncio.sleep(0)
+            try:
+                connection, peer = await loop.sock_accept(listening)
+            except ConnectionError:
+                spent += _TURNED_AWAY  # it was gone again before we looked
+                continue
+            except OSError as exc:
+                _log.warning("no connection can be accepted now", error=str(exc))
+                await asyncio.sleep(_OUT_OF_FILES)
+                continue
+            socket = self._admit(peer[0])
+            if socket is None:
+                connection.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, _ABORT)
+                connection.close()
+                spent += _TURNED_AWAY
+            else:
+                self._own(self._let_in(connection, socket))
+                spent += 1
+
+    async def _let_in(self, connection: sockets.socket, socket: Socket) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.connect_accepted_socket(lambda: socket, connection, **self._tls)
+        except OSError:  # TLS errors and timeouts are, too
+            self._failed(socket)
+        except BaseException:
+            self._failed(socket)
+            raise
+
+
+async def _resolve(host: str) -> list[str]:
+    """The addresses of a name, in the system's order."""
+    try:
+        ip_address(host.partition("%")[0])
+    except ValueError:
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host, None, type=sockets.SOCK_STREAM)
+        return list(dict.fromkeys(str(each[4][0]) for each in found))
+    return [host]
