@@ -133,7 +133,7 @@ def _strategy(of: inspect.Type, name: str = "") -> st.SearchStrategy[Any]:
         case inspect.IntType():
             return st.just(VERSION) if name == "version" else st.integers(of.ge, of.le)
         case inspect.FloatType():
-            return st.floats(of.ge, of.le)
+            return st.floats(of.ge, of.le, allow_infinity=False)
         case inspect.BoolType():
             return st.booleans()
         case inspect.DictType():
@@ -173,6 +173,8 @@ def _sample(of: inspect.Type, name: str = "") -> Any:
             return of.values[0]
         case inspect.UnionType():
             return _sample(next(t for t in of.types if not isinstance(t, inspect.NoneType)), name)
+        case inspect.StructType(array_like=True):
+            return [_sample(field.type, field.encode_name) for field in of.fields]
         case inspect.StructType():
             value = {
                 field.encode_name: _sample(field.type, field.encode_name) for field in of.fields
@@ -222,7 +224,9 @@ def _wrong(of: inspect.Type, at: str = "$") -> Iterator[tuple[Any, str]]:
                 yield of.le + 1, at
         case inspect.FloatType():
             yield from _all(at, "1", True, {})
-            yield from _all(at, of.ge - 0.5, of.le + 0.5)  # type: ignore[operator]
+            yield of.ge - 0.5, at  # type: ignore[operator]
+            if of.le is not None:
+                yield of.le + 0.5, at
         case inspect.BoolType():
             yield from _all(at, "true", 1, 0)
         case inspect.DictType():
@@ -237,6 +241,14 @@ def _wrong(of: inspect.Type, at: str = "$") -> Iterator[tuple[Any, str]]:
                 yield [_sample(of.item_type)] * (of.max_length + 1), at
             for value, path in _wrong(of.item_type, f"{at}[0]"):
                 yield [value], path
+        case inspect.StructType(array_like=True):
+            yield from _all(at, [], {}, "x", 1)
+            good = _sample(of)
+            for place, field in enumerate(of.fields):
+                if field.required:
+                    yield good[:place], at
+                for value, path in _wrong(field.type, f"{at}[{place}]"):
+                    yield [*good[:place], value, *good[place + 1 :]], path
         case inspect.StructType():
             yield from _all(at, [], "x", 1)
             good = _sample(of)

@@ -108,7 +108,7 @@ def _type(of: Type) -> str:
         case IntType():
             return f"whole number, {of.ge} to {of.le}"
         case FloatType():
-            return f"number, {of.ge:g} to {of.le:g}"
+            return f"number, {of.ge:g} " + ("or more" if of.le is None else f"to {of.le:g}")
         case BoolType():
             return "true or false"
         case DictType():
@@ -143,13 +143,15 @@ def _struct(cls: type[msgspec.Struct]) -> str:
             default = f"`{msgspec.json.encode(field.default).decode()}`"
         rows.append((f"`{field.encode_name}`", _type(field.type), default))
     text = f"#### {title}\n\n{_prose(cls.__doc__ or '')}"
+    if of.array_like:
+        text += " These are its places, in this order; the last ones may be absent."
     return f"{text}\n\n{_table(('field', 'type', 'default'), rows)}" if rows else text
 
 
 def signaling_messages() -> str:
     """Every message of `meshpeer.core.messages` with its fields, in three groups."""
     groups = (
-        ("From the client to the relay", messages.ClientMessage.__args__),
+        ("From the client to the relay", (*messages.ClientMessage.__args__, messages.LinkReport)),
         (
             "From the relay to the client",
             (*messages.RelayMessage.__args__, messages.Member, messages.IceServerInfo),

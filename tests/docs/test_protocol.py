@@ -40,7 +40,7 @@ from meshpeer.core.frames import (
     Start,
     encode_message,
 )
-from meshpeer.core.messages import decode_client, decode_link, decode_relay
+from meshpeer.core.messages import LinkReport, decode_client, decode_link, decode_relay
 from meshpeer.core.rooms import Rooms, Send
 from meshpeer.core.values import Kind
 from tests.docs.blocks import blocks
@@ -95,6 +95,19 @@ def test_the_examples_of_other_messages_of_the_relay_decode() -> None:
     assert lines
     for line in lines:
         decode_relay(line)
+
+
+def test_the_examples_of_other_messages_of_a_client_decode() -> None:
+    lines = "".join(b.text for b in blocks("protocol.md") if b.kind == "json client").splitlines()
+    assert lines
+    for line in lines:
+        decode_client(line)
+
+
+def test_the_places_of_a_link_in_a_report_are_those_of_the_code() -> None:
+    places = re.findall(r"^\| (\d+) \| `(\w+)` \|", _PAGE, re.MULTILINE)
+    fields = LinkReport.__struct_fields__
+    assert places == [(str(place), name) for place, name in enumerate(fields)]
 
 
 def test_every_action_of_the_tables_is_explained() -> None:
@@ -222,7 +235,7 @@ def _first_cells() -> list[str]:
 
 def test_the_limits_are_those_of_the_code() -> None:
     rows = re.findall(r"^\| `([A-Z_]+)` \| (\d+) \|", _PAGE, re.MULTILINE)
-    assert len(rows) == 14
+    assert len(rows) == 16
     for name, value in rows:
         owner = next(m for m in (messages, values, frames, delivery) if name in m.__all__)
         assert getattr(owner, name) == int(value), name
@@ -255,6 +268,14 @@ def test_how_often_is_acknowledged() -> None:
     assert f"after each {rooms._ACK_EVERY}nd" in _PAGE
     assert f"after each {session.ACK_EVERY}th, and {session.ACK_AFTER:g} seconds" in _PAGE
     assert f"(of the last {rooms._PAST})" in _PAGE
+
+
+def test_what_a_message_takes_from_its_limits() -> None:
+    assert f"1 + (other members of the room) / {rooms._REACH}" in _PAGE
+    assert f"1 + links / {rooms._REACH}" in _PAGE
+    assert f"its size and {rooms._MESSAGE_COST} bytes" in _PAGE
+    assert rooms._RENEW_AFTER == 0.75
+    assert "when three quarters of that have passed" in _PAGE
 
 
 def test_the_test_vectors_are_where_the_page_says() -> None:
