@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Self, cast
 
+from msgspec.structs import replace
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request, Response
 
@@ -71,9 +72,21 @@ class Site:
     def __init__(self, config: RelayConfig) -> None:
         self._loop = asyncio.get_running_loop()
         self._server: Server | None = None
-        self._began = self._loop.time()
         self._port = 0
-        self.refused: dict[str, int] = {}
+        self.began = self._loop.time()
+        self.figures = RelayFigures(
+            version="1.2.3",
+            uptime=0,
+            connections=3,
+            accepted=7,
+            refused={},
+            messages_in=1200,
+            messages_out=3400,
+            bytes_in=56_000,
+            bytes_out=7_800_000,
+            cut_off=1,
+        )
+        """What the relay says of itself."""
         self.on_act: Callable[[], None] | None = None
         """Is called when the operator did something, before the page is told so."""
         self._rooms = _Rooms()
@@ -187,18 +200,7 @@ class Site:
             self.on_act()
 
     def _figures(self) -> RelayFigures:
-        return RelayFigures(
-            version="1.2.3",
-            uptime=self._loop.time() - self._began,
-            connections=3,
-            accepted=7,
-            refused=self.refused,
-            messages_in=1200,
-            messages_out=3400,
-            bytes_in=56_000,
-            bytes_out=7_800_000,
-            cut_off=1,
-        )
+        return replace(self.figures, uptime=self._loop.time() - self.began)
 
     def _respond(self, socket: ServerConnection, request: Request) -> Response | None:
         path, _, query = request.path.partition("?")

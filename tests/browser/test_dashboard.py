@@ -1,6 +1,6 @@
 """The dashboard, in Chromium: it shows what the relay knows, and does what it was asked for.
 
-The mesh is scripted (`tests.browser.scripted`).
+The mesh is scripted (`tests.browser.scripted`), but for the last test, with a relay and processes.
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 
+from meshpeer import Relay, RelayConfig
 from tests.browser.hosts import CHROMIUM
 from tests.browser.scripted import PASSWORD, Site, link_report
+from tests.cli.processes import starter
 
 if TYPE_CHECKING:
     from playwright.async_api import Browser, Locator, Page
@@ -66,9 +70,9 @@ class Seen:
 @asynccontextmanager
 async def opened(
     browser: Browser,
-    site: Site,
-    where: str = "",
+    url: str,
     *,
+    password: str = PASSWORD,
     size: tuple[int, int] = (1440, 1000),
     may_say: str | None = None,
     **options: Any,
@@ -77,7 +81,7 @@ async def opened(
     its console, and asked nobody else for anything."""
     seen = Seen()
     context = await browser.new_context(
-        http_credentials={"username": "admin", "password": PASSWORD},
+        http_credentials={"username": "admin", "password": password},
         viewport={"width": size[0], "height": size[1]},
         **options,
     )
@@ -89,14 +93,14 @@ async def opened(
         page.on("dialog", lambda dialog: seen.console.append(f"dialog: {dialog.message}"))
         page.on("request", lambda request: seen.requests.append(request.url))
         page.on("websocket", lambda socket: seen.requests.append(socket.url))
-        await page.goto(site.url + where)
+        await page.goto(url)
         yield page
     finally:
         await context.close()
     said = [each for each in seen.console if may_say is None or not re.search(may_say, each)]
     assert said == []
-    outside = re.compile(rf"(http|ws)://127\.0\.0\.1:{site.port}/")
-    assert [url for url in seen.requests if not outside.match(url)] == []
+    host = urlsplit(url).netloc
+    assert [each for each in seen.requests if urlsplit(each).netloc != host] == []
 
 
 def lobby(site: Site) -> None:
@@ -175,8 +179,8 @@ async def test_it_shows_the_true_picture(browser: Browser, site: Site) -> None:
     lobby(site)
     site.join("small", "ann", "zoe")
     site.tracking.refused("room_full", "there are 2", site.now())
-    site.refused = {"too_many": 3}
-    async with opened(browser, site) as page:
+    site.figures = replace(site.figures, refused={"too_many": 3})
+    async with opened(browser, site.url) as page:
         await expect(page.locator(".node")).to_have_count(4)
         assert await figures(page) == {
             "Rooms": ("2", ""),
@@ -254,13 +258,19 @@ async def test_what_happens_shows_without_being_asked_for(browser: Browser, site
     from playwright.async_api import expect
 
     lobby(site)
-    async with opened(browser, site) as page:
+    async with opened(browser, site.url) as page:
         await expect(page.locator(".node")).to_have_count(4)
         site.leave("lobby", "ben")
         await expect(page.locator(".node")).to_have_count(3)
         await expect(page.locator(".links .link")).to_have_count(3)
         site.drop("lobby", "dora")
         await expect(node(page, "dora")).to_have_class(re.compile("away"))
+        await expect(page.locator(".links .direct.connected")).to_have_count(2)
+        site.drop("lobby", "cleo")  # of their link nobody says anything any more
+        await expect(page.locator(".links .idle.waiting")).to_have_count(1)
+        site.tracking.returned("lobby", "cleo", site.now())
+        site.changed()
+        await expect(page.locator(".links .direct.connected")).to_have_count(2)
         site.link("lobby", "ann", "cleo", state="disconnected", path=None)
         await expect(page.locator(".links .bad.disconnected")).to_have_count(1)
         site.leave("lobby", "ann")
@@ -275,7 +285,7 @@ async def test_what_happens_shows_without_being_asked_for(browser: Browser, site
 async def test_what_nobody_measured_is_a_dash(browser: Browser, site: Site) -> None:
     from playwright.async_api import expect
 
-    async with opened(browser, site) as page:
+    async with opened(browser, site.url) as page:
         await live(page)
         await expect(page.locator("#rooms-note")).to_contain_text("Nobody is here.")
         known = await figures(page)
@@ -312,7 +322,7 @@ async def test_curves_have_no_line_where_nothing_was_measured(browser: Browser, 
     site.link("lobby", "ann", "ben", rtt=0.04, attempts=2, successes=1, failures=1, ago=445)
     tracking.tick(site.now(300))  # as after a time in which nobody was there
     tracking.tick(site.now(290))
-    async with opened(browser, site) as page:
+    async with opened(browser, site.url) as page:
         await live(page)
         charts = page.locator(".chart")
         await expect(charts.locator("output").first).to_have_text(re.compile("50 % at"))
@@ -343,7 +353,7 @@ async def test_a_room_a_peer_and_a_link_can_be_chosen(browser: Browser, site: Si
 
     lobby(site)
     site.join("small", "ann", "zoe")
-    async with opened(browser, site) as page:
+    async with opened(browser, site.url) as page:
         title = page.locator("#detail-title")
         await node(page, "Ben").locator(".dot").click()
         await expect(title).to_have_text("Ben")
@@ -389,7 +399,7 @@ async def test_a_link_is_found_under_the_pointer(browser: Browser, site: Site) -
     from playwright.async_api import expect
 
     lobby(site)
-    async with opened(browser, site) as page:
+    async with opened(browser, site.url) as page:
         (ax, ay), (bx, by) = [await middle(node(page, name)) for name in ("Ann", "Ben")]
         x, y = (ax + bx) / 2, (ay + by) / 2
         await page.mouse.move(x + 2, y)
@@ -406,7 +416,7 @@ async def test_pointing_at_a_peer_shows_whose_links_are_its_own(
     from playwright.async_api import expect
 
     lobby(site)
-    async with opened(browser, site) as page:
+    async with opened(browser, site.url) as page:
         await node(page, "Ann").locator(".dot").hover()
         await expect(page.locator(".links .near")).to_have_count(3)
         await expect(page.locator(".tip")).to_have_text("Ann2 direct, 1 TURN")
@@ -421,7 +431,7 @@ async def test_each_action_asks_and_then_says_what_came_of_it(browser: Browser, 
     from playwright.async_api import expect
 
     lobby(site)
-    async with opened(browser, site) as page:
+    async with opened(browser, site.url) as page:
         dialog, toast = page.locator("#confirm"), page.locator(".toast").last
         yes, no = page.locator("#confirm-yes"), page.locator("#confirm-no")
 
@@ -475,7 +485,7 @@ async def test_an_action_that_fails_says_why(browser: Browser, site: Site) -> No
     from playwright.async_api import expect
 
     lobby(site)
-    async with opened(browser, site) as page:
+    async with opened(browser, site.url) as page:
         await node(page, "Ann").locator(".dot").click()
         await page.get_by_role("button", name="Remove…").click()
         site.leave("lobby", "ann")
@@ -492,7 +502,7 @@ async def test_an_action_without_an_answer_is_not_called_done(browser: Browser, 
 
     lobby(site)
     site.on_act = site.drop_dashboards
-    async with opened(browser, site, "#room=lobby&peer=ann") as page:
+    async with opened(browser, site.url + "#room=lobby&peer=ann") as page:
         await page.get_by_role("button", name="Restart ICE…").click()
         await page.locator("#confirm-yes").click()
         await expect(page.locator(".toast.bad")).to_contain_text("lost before the relay answered")
@@ -519,7 +529,7 @@ async def test_names_are_never_more_than_text(browser: Browser, site: Site) -> N
     for a, b in combinations(MARKUP, 2):
         site.link(room, a, b, path="relay", reason=MARKUP[1], failure=MARKUP[2])
     site.tracking.refused("unauthorized", MARKUP[0], site.now(), room=room, peer_id=MARKUP[2])
-    async with opened(browser, site) as page:
+    async with opened(browser, site.url) as page:
         await expect(page.locator(".node")).to_have_count(len(MARKUP))
         elements = page.locator("img, script, [onerror], [onload], a[href^='javascript']")
         before = await elements.count()
@@ -551,7 +561,7 @@ async def test_it_comes_back_when_its_socket_drops(browser: Browser, site: Site)
     from playwright.async_api import expect
 
     lobby(site)
-    async with opened(browser, site, "#room=lobby&peer=ann", may_say="WebSocket") as page:
+    async with opened(browser, site.url + "#room=lobby&peer=ann", may_say="WebSocket") as page:
         await expect(page.locator(".node")).to_have_count(4)
         site.drop_dashboards()
         site.leave("lobby", "ben")
@@ -566,7 +576,7 @@ async def test_it_comes_back_when_the_relay_restarts(browser: Browser) -> None:
     async with Site.open() as first:
         port = first.port
         lobby(first)
-        async with opened(browser, first, may_say="ERR_CONNECTION_REFUSED|WebSocket") as page:
+        async with opened(browser, first.url, may_say="ERR_CONNECTION_REFUSED|WebSocket") as page:
             await expect(page.locator("#activity li")).not_to_have_count(0)
             await first.close()
             await expect(page.locator(".connection")).to_have_attribute("data-state", "lost")
@@ -589,7 +599,7 @@ async def test_another_password_asks_to_sign_in_again(browser: Browser) -> None:
     async with Site.open() as first:
         port = first.port
         said = "ERR_CONNECTION_REFUSED|WebSocket|401"
-        async with opened(browser, first, may_say=said) as page:
+        async with opened(browser, first.url, may_say=said) as page:
             await live(page)
             asked = []
             page.on("response", lambda response: asked.append(response.status))
@@ -612,7 +622,7 @@ async def test_a_relay_that_falls_silent_is_lost(browser: Browser, site: Site) -
         server = route.connect_to_server()
         server.on_message(lambda message: None if silent else route.send(message))
 
-    async with opened(browser, site, may_say="WebSocket") as page:
+    async with opened(browser, site.url, may_say="WebSocket") as page:
         await page.clock.install()
         await page.route_web_socket(re.compile("/api/admin/live"), pass_on)
         await page.reload()
@@ -637,7 +647,7 @@ async def test_everything_can_be_reached_by_keyboard(browser: Browser, site: Sit
 
     lobby(site)
     site.join("small", "ann", "zoe")
-    async with opened(browser, site) as page:
+    async with opened(browser, site.url) as page:
         await expect(page.locator(".node")).to_have_count(4)
         press, focused = page.keyboard.press, page.locator(":focus")
         await press("Tab")
@@ -688,7 +698,7 @@ async def test_a_change_moves_neither_the_focus_nor_what_is_scrolled(
     site.join("lobby", *peers)
     for other in peers[1:]:
         site.link("lobby", peers[0], other)
-    async with opened(browser, site, "#room=lobby&peer=peer-00") as page:
+    async with opened(browser, site.url + "#room=lobby&peer=peer-00") as page:
         row = page.locator("#detail-body .row", has_text="peer-29")
         await row.focus()
         box = page.locator("#detail-body")
@@ -720,7 +730,7 @@ async def test_the_tables_say_the_same_as_the_graph(browser: Browser, site: Site
     from playwright.async_api import expect
 
     lobby(site)
-    async with opened(browser, site) as page:
+    async with opened(browser, site.url) as page:
         await page.locator("#as-table").click()
         await expect(page.locator("#graph")).to_be_hidden()
         members, links = page.locator("#tables table").first, page.locator("#tables table").last
@@ -761,7 +771,7 @@ async def test_the_activity_can_be_searched_and_paused(browser: Browser, site: S
     site.join("lobby", "ann", "ben")
     site.join("small", "zoe")
     site.link("lobby", "ann", "ben")
-    async with opened(browser, site, "#room=lobby") as page:
+    async with opened(browser, site.url + "#room=lobby") as page:
         entries = page.locator("#activity li")
         await expect(entries).to_have_count(4)
         await page.locator("#activity-kind").select_option("presence")
@@ -797,7 +807,7 @@ async def test_two_hundred_rooms_and_more(browser: Browser, site: Site) -> None:
         site.join(f"room {number:03}", "ann", *(["ben"] if number < 200 else []))
     site.link("room 150", "ann", "ben", state="failed", path=None)
     site.link("room 149", "ann", "ben")
-    async with opened(browser, site) as page:
+    async with opened(browser, site.url) as page:
         rooms = page.locator("#rooms button")
         await expect(rooms).to_have_count(200)
         await expect(page.locator("#room-count")).to_have_text("230")
@@ -866,7 +876,7 @@ async def test_fifty_peers_are_readable(
     from playwright.async_api import expect
 
     fifty(site)
-    async with opened(browser, site, size=size) as page:
+    async with opened(browser, site.url, size=size) as page:
         await expect(page.locator(".links .link")).to_have_count(1225)
         labels = page.locator(".node .label:visible")
         await expect(labels).to_have_count(50)
@@ -893,7 +903,7 @@ async def test_of_many_links_those_with_trouble_are_drawn(browser: Browser, site
     for a in peers:
         site.report("hall", a, [link_report(b) for b in peers if b != a])
     site.link("hall", "000", "001", path="relay")
-    async with opened(browser, site) as page:
+    async with opened(browser, site.url) as page:
         await expect(page.locator(".links .link")).to_have_count(1)
         await expect(page.locator("#mesh-note")).to_have_text(re.compile("^3,159 links"))
         await page.locator(".node .dot").nth(40).hover()
@@ -909,7 +919,7 @@ async def test_on_a_phone_nothing_is_cut_off(browser: Browser, site: Site) -> No
     long = "a-peer-id-that-is-" + "very-" * 20 + "long"
     site.join("lobby", long)
     site.link("lobby", "ann", long, path="relay", failure="x" * 200)
-    async with opened(browser, site, size=(360, 740), has_touch=True) as page:
+    async with opened(browser, site.url, size=(360, 740), has_touch=True) as page:
         await expect(page.locator(".node")).to_have_count(5)
         await node(page, "Ann").locator(".dot").tap()
         await expect(page.locator("#detail-title")).to_be_in_viewport()
@@ -924,7 +934,7 @@ async def test_on_a_phone_nothing_is_cut_off(browser: Browser, site: Site) -> No
 async def test_light_and_dark(browser: Browser, site: Site) -> None:
     from playwright.async_api import expect
 
-    async with opened(browser, site, color_scheme="dark") as page:
+    async with opened(browser, site.url, color_scheme="dark") as page:
         await live(page)
         ground = "getComputedStyle(document.documentElement).backgroundColor"
         dark = await page.evaluate(ground)
@@ -939,3 +949,49 @@ async def test_light_and_dark(browser: Browser, site: Site) -> None:
         assert await page.evaluate(ground) == light
         await button.click()
         assert await page.evaluate(ground) == dark
+
+
+# --- all of it, for real -------------------------------------------------------------------------
+
+
+async def test_three_bots_in_two_rooms(browser: Browser) -> None:
+    from playwright.async_api import expect
+
+    async with Relay(RelayConfig(port=0)) as relay, starter() as start:
+        ann, ben, cleo = [
+            await start("chat", room, "--relay", relay.url, "--json", "--id", peer_id)
+            for room, peer_id in (("lobby", "ann"), ("lobby", "ben"), ("quiet", "cleo"))
+        ]
+        await ann.until(event="peer_state", peer_id="ben", state="connected")
+        await cleo.until(event="joined")
+        url = relay.admin_url + "#room=lobby"
+        async with opened(browser, url, password=relay.admin_password) as page:
+            await expect(page.locator(".links .direct.connected")).to_have_count(1)
+            shown = await figures(page)
+            api = relay.admin_url.replace("/admin-analytics", "/api/admin")
+            status = await (await page.request.get(f"{api}/mesh-status")).json()
+            metrics = status["metrics"]
+            assert metrics["activeP2PConnections"] == 1
+            assert shown["Rooms"][0] == "2"
+            assert shown["Members"][0] == str(len(status["connections"])) == "3"
+            assert shown["Active P2P"] == ("1", "of 1 pair")
+            assert shown["Upgrade rate"][0] == "100 %"
+            assert shown["Success rate"] == ("100 %", f"0 failed of {metrics['totalP2PAttempts']}")
+            assert shown["Fallbacks"][0] == str(metrics["fallbackCount"])
+
+            await page.locator("#rooms button", has_text="quiet").click()
+            await node(page, "cleo").locator(".dot").click()
+            await page.get_by_role("button", name="Remove…").click()
+            await page.locator("#confirm-yes").click()
+            await expect(page.locator(".toast.ok")).to_contain_text("Remove cleo")
+            await expect(page.locator("#mesh-empty")).to_have_text("Nobody is in this room.")
+            await cleo.end()  # it is told so, and does not come back
+
+            await page.locator("#rooms button", has_text="lobby").click()
+            await expect(page.locator(".node")).to_have_count(2)
+            await ben.kill()
+            await expect(node(page, "ben")).to_have_class(re.compile("away"))
+            await expect(page.locator(".links .bad")).to_have_count(1)
+            await expect(page.locator("#activity li", has_text="ben").first).to_be_visible()
+            ann.process.terminate()
+            await ann.end()

@@ -3,8 +3,8 @@
 /** States in which a link is down, and how bad each is. */
 const DOWN = { failed: 5, closed: 5, disconnected: 4 };
 
-/** The relay counts a link as connected when it says so and names a path; so does this page. */
-export const connected = (link) => link.state === "connected" && link.path !== null;
+/** As the relay counts it: an end that is present says so, and a path is named. */
+export const connected = (link) => link.heard && link.state === "connected" && link.path !== null;
 
 /** How much a link asks for attention; the higher, the sooner it is shown. */
 export function worry(link) {
@@ -22,7 +22,7 @@ export function tone(link) {
 
 /** Which kind of line: connected, waiting, disconnected or failed. */
 export function dash(link) {
-  if (link.state === "connected") return "connected";
+  if (connected(link)) return "connected";
   if (link.state === "disconnected") return "disconnected";
   return link.state in DOWN ? "failed" : "waiting";
 }
@@ -63,7 +63,11 @@ export class Room {
     this.members = topology.members.toSorted((a, b) => (a.peerId < b.peerId ? -1 : 1));
     this.links = topology.links;
     this.byPeer = new Map(this.members.map((member) => [member.peerId, member]));
-    for (const link of this.links) link.key = pairKey(link.a, link.b);
+    for (const link of this.links) {
+      link.key = pairKey(link.a, link.b);
+      // Of a link whose ends are away it is known how it stood, not how it stands.
+      link.heard = [[link.a, link.aSide], [link.b, link.bSide]].some(([id, side]) => side && this.byPeer.get(id)?.presence === "present");
+    }
     this.byPair = new Map(this.links.map((link) => [link.key, link]));
     this.linksOf = new Map(this.members.map((member) => [member.peerId, []]));
     for (const link of this.links) {

@@ -14,7 +14,7 @@ export function setChip(element, text, colour) {
 
 /** The state of a link, and its path where that says more. */
 export function setLinkChip(element, link) {
-  const text = link.path === null ? stateName(link.state) : link.state === "connected" ? pathName(link.path) : `${stateName(link.state)}, ${pathName(link.path)}`;
+  const text = !link.heard ? "not known now" : link.path === null ? stateName(link.state) : link.state === "connected" ? pathName(link.path) : `${stateName(link.state)}, ${pathName(link.path)}`;
   setChip(element, text, `${tone(link)} ${dash(link)}`);
 }
 
