@@ -236,9 +236,7 @@ def _parameters(query: str, *known: str) -> dict[str, str]:
     if not query:
         return {}
     try:
-        pairs = parse_qsl(
-            query, keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=8
-        )
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True, errors="strict")
     except ValueError:
         raise _BadQuery(f"query: not parameters like name=value; {takes}") from None
     found: dict[str, str] = {}

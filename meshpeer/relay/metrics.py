@@ -102,12 +102,11 @@ class _Figures(Collector):
         yield pairs
 
         metrics = tracking.metrics()
-        if metrics.mesh_upgrade_rate is not None:
-            yield _gauge(
-                "mesh_upgrade_ratio",
-                "Of the pairs that could talk, the share on a direct path or TURN.",
-                metrics.mesh_upgrade_rate,
-            )
+        yield _gauge(
+            "mesh_upgrade_ratio",
+            "Of the pairs that could talk, the share on a direct path or TURN.",
+            metrics.mesh_upgrade_rate,
+        )
         yield _counter("mesh_attempts", "Attempts to connect.", metrics.total_p2p_attempts)
         yield _counter(
             "mesh_successes", "Attempts that connected.", metrics.successful_p2p_connections
@@ -126,14 +125,15 @@ class _Figures(Collector):
         yield _counter(
             "mesh_fallbacks", "Times that data went to the relay.", metrics.fallback_count
         )
-        history = tracking.history(0.0)
-        if history and history[-1].rtt is not None:
-            yield _gauge(
-                "mesh_rtt_seconds", "Median round trip, of the latest sample.", history[-1].rtt
-            )
+        yield _gauge(
+            "mesh_rtt_seconds",
+            "Median round trip, of the latest sample.",
+            next((sample.rtt for sample in reversed(tracking.history(0.0))), None),
+        )
 
 
-def _gauge(name: str, text: str, value: float) -> Metric:
+def _gauge(name: str, text: str, value: float | None) -> Metric:
+    """None: there is no line with it."""
     return GaugeMetricFamily(f"meshpeer_{name}", text, value=value)
 
 

@@ -53,7 +53,7 @@ class Board:
 
     @property
     def rooms(self) -> int:
-        return len(self.tracking.rooms(0.0))
+        return len(self.tracking._rooms)
 
     def join(self, room: str, peer_id: str, **more: Any) -> None:
         name = more.pop("name", None)

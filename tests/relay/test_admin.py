@@ -212,8 +212,12 @@ def test_wrong_passwords_of_an_address_have_a_limit() -> None:
     assert [tried(wrong, f"2001:db8::{n}") for n in range(1, 5)] == [401] * 3 + [429]
     assert tried(right, "2001:db8:0:0:ffff::1") == 429
     assert tried(right, "2001:db8:0:1::1") == 200
+    board.now += 0.5
+    answer = ask(admin, "/api/admin/rooms", authorization=right)
+    assert answer is not None
+    assert dict(answer.headers) == {"Retry-After": "20"}  # whole seconds, and not too early
     # As long as it said: being refused takes no time on top of it.
-    board.now += 19.9
+    board.now += 19.4
     assert tried(right) == 429
     board.now += 0.1
     assert tried(right) == 200
@@ -355,6 +359,7 @@ def test_session(board: Board) -> None:
     assert all(re.fullmatch(r"[\w-]{32}", ticket) for ticket in tickets)
     # They are not kept: who reads the relay's memory finds nothing to sign in with.
     assert all(isinstance(kept, bytes) for kept in admin._live._tickets)
+    assert not {ticket.encode() for ticket in tickets} & admin._live._tickets.keys()
 
 
 @pytest.mark.parametrize(

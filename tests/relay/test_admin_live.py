@@ -251,6 +251,9 @@ async def test_the_first_change_is_told_at_once_and_then_two_a_second() -> None:
     assert 4 <= len(told) <= 5
     assert all(b - a >= 0.5 - 1e-6 for a, b in itertools.pairwise(told))
     assert times(other, "overview") == told
+    # With the first change goes what belongs to it.
+    first = next(m for _, m in page.heard if m["type"] == "overview")
+    assert first["rooms"][0]["members"] >= 10
     # What came last is not forgotten.
     await asyncio.sleep(0.6)
     overviews = [m for _, m in page.heard if m["type"] == "overview"]
@@ -345,16 +348,17 @@ async def test_only_what_is_new_is_told() -> None:
 async def test_a_sample_is_told_once_when_the_clock_of_the_wall_is_set() -> None:
     board = Board()
     admin = admin_of(board)
-    wall = [1.7e9]
+    # Where floats become coarser as well: sums of them are not what they were.
+    wall = [2.0**31]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(live, "time", SimpleNamespace(time=lambda: wall[0]))
         board.join("lobby", "ann")
         page = await signed_in(admin)
         page.take()
         members = 1
-        for number, change in enumerate([0.0, -3600.0, 7200.0, 0.123456789]):
-            wall[0] += change
-            board.tracking.tick(1010.0 + 10 * number)
+        for number in range(50):
+            wall[0] += (-7200.0, 0.123456789, 7200.0, 3600.0, -3600.0)[number % 5]
+            board.tracking.tick(1010.1 + 10.137 * number)
             members += 1
             board.join("lobby", f"p{number}")
             admin.changed()
@@ -362,6 +366,19 @@ async def test_a_sample_is_told_once_when_the_clock_of_the_wall_is_set() -> None
             assert [s["members"] for m in page.take("history") for s in m["samples"]] == [
                 members - 1
             ]
+    await ended(page)
+
+
+@virtual
+async def test_a_wrong_password_is_seen_at_once() -> None:
+    admin = admin_of(Board())
+    page = await signed_in(admin)
+    page.take()
+    answer = admin.answer("/metrics", "", {"Authorization": "Basic x"}, "198.51.100.7")
+    assert answer is not None
+    assert answer.status == 401
+    await asyncio.sleep(SOON)
+    assert page.take("overview")[0]["refused"] == {"admin_unauthorized": 1}
     await ended(page)
 
 
@@ -465,6 +482,53 @@ async def test_of_a_room_with_very_many_links_those_with_trouble_come_first() ->
 
 
 @virtual
+async def test_what_many_watch_is_put_together_once() -> None:
+    board = Board()
+    admin = admin_of(board)
+    pages = [await signed_in(admin) for _ in range(5)]
+    for page in pages:
+        page.say({"type": "watch", "room": "lobby"})
+    await asyncio.sleep(0.001)
+    asked = []
+    for name in ("rooms", "room", "history"):
+        real = getattr(board.tracking, name)
+
+        def counted(*args: Any, name: str = name, real: Any = real) -> Any:
+            asked.append(name)
+            return real(*args)
+
+        setattr(board.tracking, name, counted)
+    board.join("lobby", "ann")
+    admin.changed()
+    await asyncio.sleep(SOON)
+    assert sorted(asked) == ["history", "room", "rooms"]
+    assert all(page.take("room")[-1]["room"] for page in pages)
+    await ended(*pages)
+
+
+@virtual
+async def test_a_telling_that_fails_is_not_the_last() -> None:
+    loop = asyncio.get_running_loop()
+    board = Board()
+    admin = admin_of(board)
+    page = await signed_in(admin)
+    page.take()
+    failures: list[Any] = []
+    handler = loop.get_exception_handler()
+    loop.set_exception_handler(lambda _, context: failures.append(context["exception"]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(board.tracking, "rooms", None)
+        board.join("lobby", "ann")
+        admin.changed()
+        await asyncio.sleep(SOON)
+    loop.set_exception_handler(handler)
+    assert [type(failure) for failure in failures] == [TypeError]
+    await asyncio.sleep(5)
+    assert page.take("overview")[0]["rooms"][0]["members"] == 1
+    await ended(page)
+
+
+@virtual
 async def test_telling_takes_a_tenth_of_the_time_at_most() -> None:
     loop = asyncio.get_running_loop()
     board = Board()
@@ -523,6 +587,14 @@ async def test_who_does_not_read_is_told_nothing_and_then_cut_off() -> None:
         assert heard.keys() == {"overview", "room", "activity"}
         assert len(heard["room"]["room"]["members"]) == 290
         assert [e["number"] for e in heard["activity"]["entries"]] == list(range(91, 291))
+        # The same where nothing else happens.
+        slow.unsent = 64 * 1024 + 1
+        board.join("lobby", "more")
+        admin.changed()
+        await asyncio.sleep(2)
+        slow.unsent = 0
+        await asyncio.sleep(0.6)
+        assert {m["type"] for m in slow.take()} == {"overview", "room", "activity"}
         # The half minute counts from when it stopped, not from the first time.
         slow.unsent = 64 * 1024 + 1
         await asyncio.sleep(29)
@@ -657,6 +729,10 @@ JUNK: list[Any] = [
     {"type": "watch", "room": "x" * 129},
     {"type": "watch", "room": "a\r\nb"},
     {"type": "watch", "room": 7},
+    {"type": "watch", "room": "lobby", "more": 1},
+    {**HELLO, "a\nb": 1},
+    b'{"type":"watch","room":"\xff"}',
+    b'{"x":' + b"[" * 5000,
     {**ACT, "id": -1},
     {**ACT, "id": 1.5},
     {**ACT, "id": 2**54},
@@ -740,8 +816,19 @@ async def test_the_relay_goes_down() -> None:
     await asyncio.gather(stranger.task, page.task, late.task)
     for closed in (stranger.closed, page.closed, late.closed):
         assert closed == (1012, "the relay goes down")
+    assert asyncio.get_running_loop().time() < 1
     admin.close()
     assert admin._live.pages == 0
+
+
+@virtual
+async def test_the_relay_goes_down_as_a_stranger_runs_out_of_time() -> None:
+    admin = admin_of(Board())
+    page = Page(admin)
+    # In the same round of the loop, before the page hears of its time.
+    asyncio.get_running_loop().call_at(5.0 + 5e-10, admin.close)
+    await page.task
+    assert page.closed == (1012, "the relay goes down")
 
 
 @virtual

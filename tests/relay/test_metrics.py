@@ -139,10 +139,14 @@ def test_it_is_read_anew_each_time() -> None:
     board = known_mesh()
     exposition = read(board)
     before = samples(exposition)
-    board.tracking.left("lobby", "dan", "timeout", 20.0)
+    board.tracking.left("lobby", "dan", "timeout", 15.0)
+    meet(board.tracking, "lobby", "ann", "bob", 16.0, rtt=0.5)
+    meet(board.tracking, "lobby", "ann", "cid", 16.0, path="turn", rtt=0.5)
+    board.tracking.tick(20.0)
     after = samples(exposition)
-    assert {name for name in before if before[name] != after[name]} == {
-        "meshpeer_mesh_members{presence=away}"
+    assert {name: after[name] for name in before if before[name] != after[name]} == {
+        "meshpeer_mesh_members{presence=away}": 0,
+        "meshpeer_mesh_rtt_seconds": 0.5,
     }
 
 
