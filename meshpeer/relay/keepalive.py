@@ -17,7 +17,7 @@ _AT_ONCE: Final = 100
 
 class Keepalive:
     """Pings sockets that say nothing for ``interval`` seconds, and cuts off those that then say
-    nothing for as long again. It takes up to a quarter of the interval longer to see it."""
+    nothing for as long again. It takes up to about a quarter of the interval longer to see it."""
 
     def __init__(self, interval: float, now: Callable[[], float]) -> None:
         self._interval = interval
@@ -29,15 +29,19 @@ class Keepalive:
     def add(self, socket: Socket) -> None:
         """Look after it from now on."""
         self._next[socket] = self._now() + self._interval / 4
-        self._set()
+        if len(self._next) == 1:
+            self._set()
 
     def remove(self, socket: Socket) -> None:
         """No more, if it was looked after."""
-        if self._next.pop(socket, None) is not None:
+        # Whoever comes next has its time then; the alarm may ring for nobody.
+        if self._next.pop(socket, None) is not None and not self._next:
             self._set()
 
     def _set(self) -> None:
-        self._alarm.set(next(iter(self._next.values())) if self._next else None)
+        first = next(iter(self._next.values()), None)
+        # Not for each by itself: of thousands, many are due a little later.
+        self._alarm.set(None if first is None else first + self._interval / 100)
 
     def _ring(self) -> None:
         now = self._now()

@@ -34,6 +34,10 @@ _TURN_FRAMES: Final = 8
 _TURN_BYTES: Final = 64 * 1024
 """Bytes that are read in one turn."""
 
+_PING: Final = Frame(Opcode.PING, b"").serialize(mask=False)
+_PONG: Final = b"\x8a\x80"
+"""How the answer to that begins: a client's frame, and empty."""
+
 # At DEBUG websockets logs what it reads and writes, and that has tokens in it; at INFO a line or
 # two for each connection, which `Rooms` says better.
 _log = logging.getLogger("meshpeer.relay.sockets")
@@ -207,8 +211,7 @@ class Socket(ServerConnection):
     def ask(self) -> None:
         """Ask for a sign of life (RFC 6455, section 5.5.2)."""
         self.pinged = True
-        self.protocol.send_ping(b"")
-        self.send_data()
+        self.transport.write(_PING)
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -268,13 +271,16 @@ class Socket(ServerConnection):
                 self._stop(_TURN)
                 self._turn = self.loop.call_soon(self._go, _TURN)
                 break
-            if self._rest == 0:
+            begins = self._rest == 0
+            if begins:
                 self._rest = _frame_size(data, at)
                 if self._rest == 0:
                     break  # its head is not complete
                 frames += 1
             start, at = at, min(len(data), at + self._rest)
             self._rest -= at - start
+            if begins and self._rest == 0 and data.startswith(_PONG, start):
+                continue  # it says nothing but that something came
             super().data_received(data[start:at])
             if self.full and self._owner.behind(self):
                 break
