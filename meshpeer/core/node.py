@@ -789,7 +789,9 @@ class Node:
                 if (ack := peer.delivery.last_ack()) is not None:
                     out.append(SendFrame(peer_id, path, ack))
                 out.append(SendFrame(peer_id, path, bye))
-        return out + self._mesh_said(self._mesh.close(), now)
+        out += self._mesh_said(self._mesh.close(), now)
+        self._reports.lost()
+        return out
 
     # --- putting outputs together ---
 
@@ -878,6 +880,8 @@ class Node:
                     )
                 case Reachable(peer_id, reachable):
                     link = self._peers[peer_id].link
+                    if reachable:
+                        self._reports.unknown(peer_id, now)
                     out += self._link_said(peer_id, link.set_reachable(reachable, now), now)
                     out += self._relay_changed(peer_id, now)
         return out

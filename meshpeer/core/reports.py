@@ -61,6 +61,12 @@ class Reports:
         if self._soon_at is None:
             self._soon_at = now + DELAY
 
+    def unknown(self, peer_id: str, now: float) -> None:
+        """This peer has a seat again: what was told of the link with it while it had none, or had
+        lost it, the service may not know."""
+        self._told.pop(peer_id, None)
+        self.changed(peer_id, now)
+
     def ended(self, last: LinkReport, now: float) -> None:
         """A link is over; ``last`` is told instead of it."""
         self._told.pop(last.peer_id, None)

@@ -173,6 +173,14 @@ def test_a_link_that_changed_and_is_gone_is_not_asked_for() -> None:
     assert bench.waits() == []
 
 
+def test_what_the_service_may_have_forgotten_is_told_again() -> None:
+    """Who comes back to a relay that was restarted tells of links with those who are not yet."""
+    bench = Bench("a", "b").seated()
+    bench.waits()
+    bench.reports.unknown("a", bench.now)
+    assert bench.waits() == [link("a")]
+
+
 def test_what_ended_and_was_not_told_has_a_bound() -> None:
     bench = Bench().seated()
     bench.reports.lost()
@@ -184,7 +192,9 @@ def test_what_ended_and_was_not_told_has_a_bound() -> None:
 
 ACTIONS = st.lists(
     st.tuples(
-        st.sampled_from(("change", "change", "figures", "end", "welcome", "lost", "wait", "wait")),
+        st.sampled_from(
+            ("change", "change", "figures", "end", "forget", "welcome", "lost", "wait", "wait")
+        ),
         st.sampled_from("abc"),
         st.integers(0, 30),
     ),
@@ -226,6 +236,10 @@ def test_what_is_known_is_soon_what_there_is(actions: list[tuple[str, str, int]]
                 figures_at = bench.now
             case "end" if peer_id in bench.links:
                 bench.ends(peer_id)
+                changed_at = bench.now
+            case "forget":
+                known.pop(peer_id, None)
+                bench.reports.unknown(peer_id, bench.now)
                 changed_at = bench.now
             case "welcome":
                 known.clear()

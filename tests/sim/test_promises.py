@@ -26,6 +26,9 @@ KINDS = (
     "away",
     "relay killed",
     "relay stopped",
+    "removed",
+    "restart asked for",
+    "notice",
     "crash",
     "crash without token",
     "crash for good",
@@ -86,6 +89,12 @@ class Fault:
                 world.kill_relay(self.seconds / 4)
             case "relay stopped":
                 world.stop_relay(self.seconds / 4)
+            case "removed":
+                world.operate("removed", a, b)
+            case "restart asked for":
+                world.operate("restart all" if self.seconds > 10 else "restart", a, b)
+            case "notice":
+                world.operate("notice", a, b)
             case "crash" | "crash without token" | "crash for good" if process is not None:
                 process.crash()
                 if self.kind != "crash for good":
@@ -145,6 +154,7 @@ def run(
     world.end_faults()
     world.settle(HEALED)
     world.check_all_arrived()
+    world.check_picture(within=16.0)
     world.check_nothing_left()
     return world
 

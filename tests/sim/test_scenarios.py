@@ -148,6 +148,33 @@ def test_a_relay_restart_is_not_felt_by_those_connected(seed: int, goodbye: bool
     assert len(process(world, 3).known) == 3
 
 
+@pytest.mark.parametrize("goodbye", [True, False])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_operator_sees_the_mesh_a_second_after_all_are_back(seed: int, goodbye: bool) -> None:
+    """Who is back first tells of links with those who are not: the relay knows nobody yet."""
+    world = together(4, seed)
+    world.check_picture(within=1.0)
+    (world.stop_relay if goodbye else world.kill_relay)(3.0)
+    while world.rooms is None or world.rooms.members < 4:
+        world.run(0.05)
+    world.check_picture(within=1.0)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_all_are_back_within_a_second_of_the_relay_s_return_from_a_restart(seed: int) -> None:
+    world = together(5, seed)
+    world.refusals = 1.0
+    since = world.now
+    world.stop_relay(world.rng.uniform(1.0, 40.0))
+    while world.rooms is None:
+        world.run(0.01)
+    returned = world.now
+    while world.rooms.members < 5:
+        world.run(0.01)
+    assert world.now - returned < 1.0
+    assert all(told(who, since, Event) == [] for who in world.live())
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_without_signalling_for_ten_minutes_talk_goes_on(seed: int) -> None:
     world = together(3, seed)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import itertools
 import random
 from collections import deque
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from meshpeer.core.events import (
     ConnectionReport,
     Event,
     MessagesUndelivered,
+    NoticeReceived,
     Path,
     PeerJoined,
     PeerLeft,
@@ -62,6 +64,7 @@ from meshpeer.core.node import (
     NodeOutput,
     Probe,
     Ready,
+    ReportLinks,
     Run,
     SendFrame,
     Signal,
@@ -71,11 +74,13 @@ from meshpeer.core.node import (
 from meshpeer.core.route import RouteState
 from meshpeer.core.values import encode_value
 from meshpeer.errors import (
+    ConfigError,
     ConnectionFailed,
     IdentityReplaced,
     MeshError,
     PeerIdTaken,
     ProtocolError,
+    Removed,
     SignalingBacklog,
 )
 
@@ -85,6 +90,7 @@ __all__ = ["MESH", "OVER_RELAY", "RELAY", "Conn", "Process", "World"]
 MESH = MeshConfig(retry_max=8.0, signaling_retry_max=4.0, upgrade_max=8.0)
 RELAY = RelayConfig(seat_timeout=10.0)
 ROOM = "room"
+NOTICE = "the relay restarts at noon"
 HOST = CandidateInfo("host", "192.0.2.1", 4000)
 OVER = CandidateInfo("relay", "198.51.100.1", 5000, "turn:turn.example.org")
 DIRECT, TURN = CandidatePair(HOST, HOST), CandidatePair(OVER, HOST)
@@ -346,7 +352,7 @@ class Process:
             self.node_said(self.node.signaling(event, self.world.now))
 
     def failed(self, error: MeshError) -> None:
-        assert isinstance(error, PeerIdTaken | IdentityReplaced), error
+        assert isinstance(error, PeerIdTaken | IdentityReplaced | Removed), error
         self.error = error
         if self.node is not None:
             self.node_said(self.node.close(self.world.now))
@@ -374,6 +380,8 @@ class Process:
                         self.world.probe(conn, nonce)
                 case UseServers():
                     pass
+                case ReportLinks(links):
+                    self.session_said(self.session.report(links))
                 case Deliver():
                     self.deliver(output)
                 case Tell(event):
@@ -441,6 +449,8 @@ class Process:
                 assert all(seconds >= 0 for seconds in event.seconds.values())
             case MessagesUndelivered():
                 self.undelivered(event)
+            case NoticeReceived(text=text):
+                assert text == NOTICE
             case BadInput():
                 assert self.world.bad_input_expected, event
             case _:
@@ -703,6 +713,8 @@ class World:
         self.operations_fail_rate = 0.3
         self.signals_fail_until = 0.0
         self.restart_refused = True
+        self.refusals = 0.8
+        """The share of connections that are refused where there is no relay; the others hang."""
         self.bytes_a_second = float("inf")
         """What a line carries, each way."""
         self.talks = True
@@ -816,6 +828,25 @@ class World:
         self.rooms = self._new_rooms()
         self._armed_rooms = None
 
+    # --- its operator ---
+
+    def operate(self, what: str, a: int, b: int) -> None:
+        """The operator does something to a member, as far as it is there."""
+        one, other = self.hosts[a].peer_id, self.hosts[b].peer_id
+        if self.rooms is None:
+            return
+        with contextlib.suppress(ConfigError):
+            match what:
+                case "removed":
+                    outputs = self.rooms.remove(ROOM, one, self.now)
+                case "restart":
+                    outputs = self.rooms.restart_ice(ROOM, one, other, self.now)
+                case "restart all":
+                    outputs = self.rooms.restart_ice(ROOM, one, None, self.now)
+                case _:
+                    outputs = self.rooms.notice(ROOM, NOTICE, self.now)
+            self._relay_said(outputs)
+
     # --- sockets ---
 
     def connect(self, process: Process) -> None:
@@ -831,7 +862,8 @@ class World:
         if not process.awake(self._connected, socket):
             return
         if self.rooms is None or process.host.away_until > self.now:
-            if self.rng.random() < 0.8:  # else it hangs, and the session gives up by itself
+            # Else it hangs, and the session gives up by itself.
+            if self.rng.random() < self.refusals:
                 socket.client_open = False
                 process.socket = None
                 process.session_said(process.session.connection_failed("unreachable", self.now))
@@ -1243,8 +1275,9 @@ class World:
             self.start(host, with_token=with_token)
 
     def ended(self, process: Process, error: MeshError) -> None:
-        """A process was refused, or replaced. Who is refused is started again, as people do."""
-        if self.restart_refused and isinstance(error, PeerIdTaken):
+        """A process was refused, replaced or removed. People start it again, unless there is
+        another already."""
+        if self.restart_refused and isinstance(error, PeerIdTaken | Removed):
             self.at(2.0, self.start_again, process.host.number, False)
 
     def speak(self) -> None:
@@ -1407,6 +1440,46 @@ class World:
                 if self.read:
                     assert peer.delivery.unread == 0
                 assert not process.known[peer_id].accepted
+
+    def check_picture(self, within: float) -> None:
+        """The relay's operator sees what there is ``within`` so many seconds, and what each has
+        counted if that is long enough for it."""
+        self.run(within)
+        self.check_settled()
+        assert self.rooms is not None
+        live = {process.host.peer_id: process for process in self.live()}
+        topology = self.rooms.tracking.room(ROOM, 0.0)
+        assert (topology is not None) == bool(live)
+        if topology is None:
+            return
+        assert {m.peer_id: (m.incarnation, m.presence) for m in topology.members} == {
+            peer_id: (process.incarnation, "present") for peer_id, process in live.items()
+        }
+        seen = {(link.a, link.b): link for link in topology.links}
+        assert seen.keys() == set(itertools.combinations(sorted(live), 2))
+        for (a, b), link in seen.items():
+            for me, other, side in ((a, b, link.a_side), (b, a, link.b_side)):
+                node = live[me].node
+                assert node is not None
+                assert side is not None, f"{me} has not told of {other}"
+                path, delivery = node.path_of(other), node.delivery(other)
+                history = node.link(other).history
+                assert (side.state, side.path) == (node.state_of(other), path)
+                assert side.ice_state == node.ice_state_of(other)
+                assert side.restarts == history.restarts
+                assert side.fallbacks == history.fallbacks
+                assert side.failure == history.failure
+                counts = side.attempts, side.successes, side.failures
+                assert counts == (history.attempts, history.connections, node.link(other).failures)
+                if within < self.relay_config.report_interval:
+                    continue
+                assert side.messages == delivery.messages_direct
+                assert side.bytes_sent == delivery.bytes_sent
+                assert side.bytes_received == delivery.bytes_received
+            assert (link.state, link.path) == ("connected", "direct")
+        metrics = self.rooms.tracking.metrics()
+        assert metrics.active_p2p_connections == len(seen)
+        assert metrics.mesh_upgrade_rate == (1.0 if seen else None)
 
     def check_nothing_left(self) -> None:
         """Everybody leaves, and nothing stays."""
