@@ -110,7 +110,7 @@ class JoinTokens:
             raise Forbidden("the join token is for other rooms", field="$.room")
         if claims.peer_id not in (None, request.peer_id):
             raise Forbidden("the join token is for another peer id", field="$.peer_id")
-        return Grant(subject=claims.sub, name=claims.name)
+        return Grant(subject=claims.sub, name=claims.name, peer_id=claims.peer_id)
 
     def _claims(self, token: str) -> _Claims:
         jwt = self._jwt
