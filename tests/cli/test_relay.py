@@ -366,9 +366,9 @@ def test_every_setting_is_an_option_that_reaches_it(
         "open": ("--open", True),
         "join_public_key": (f"--join-public-key-file={write(tmp_path / 'key', 'a key')}", "a key"),
     }
-    for field in dataclasses.fields(RelayConfig):
+    for number, field in enumerate(dataclasses.fields(RelayConfig), 1):
         if field.name not in given and field.name not in apart:
-            value = field.default + 1  # type: ignore[operator]
+            value = field.default + number  # type: ignore[operator]
             given[field.name] = (f"--{field.name.replace('_', '-')}={value}", value)
     config = config_of(*" ".join(option for option, _ in given.values()).split(" "))
     for name, (_, value) in given.items():
