@@ -709,14 +709,17 @@ class Rooms:
             text = f"the peer id is to be {grant.peer_id!r}, not {join.peer_id!r}"
             self._turn_away(conn, CLOSE_REFUSED, "forbidden", text, now, out, field="$.peer_id")
             return
-        if self._removed.get((join.room, join.incarnation), now) > now:
+        room = self._rooms.get(join.room, {})
+        peer_id = join.peer_id
+        seat = room.get(peer_id)
+        # Everybody in a room knows the incarnations in it, and may take one for its own. Whoever
+        # does so and is removed takes nothing from the one who has it and a seat.
+        returns = seat and seat.incarnation == join.incarnation and seat.claimed_by(entry)
+        if not returns and self._removed.get((join.room, join.incarnation), now) > now:
             del self._strangers[conn]
             self._dismiss(conn, out)
             self._note("came back after it was removed", conn=conn, room=join.room)
             return
-        room = self._rooms.get(join.room, {})
-        peer_id = join.peer_id
-        seat = room.get(peer_id)
         may_rename = join.on_conflict == "rename" and grant.peer_id is None
         if seat and may_rename and not seat.claimed_by(entry):
             peer_id = _other_id(room, entry)

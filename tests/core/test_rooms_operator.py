@@ -103,6 +103,17 @@ def test_what_is_kept_of_those_who_were_removed_is_bounded(
     assert isinstance(bench.join("ann", incarnation="incarnation-89")[1], Welcome)
 
 
+def test_who_is_removed_under_the_incarnation_of_another_harms_it_not(bench: Bench) -> None:
+    ann, welcome = bench.member("ann")
+    bench.member("eve", incarnation=INC_A)
+    bench.apply(bench.rooms.remove("lobby", "eve", bench.now))
+    assert isinstance(bench.join("eve")[1], Goodbye)
+    bench.drop(ann)
+    assert bench.member("ann", **comeback(welcome, 2))[1].resumed
+    # Without what only ann has it is eve.
+    assert isinstance(bench.join("ann")[1], Goodbye)
+
+
 def test_data_on_its_way_to_and_from_who_is_removed_ends(bench: Bench) -> None:
     rooms = bench.rooms
     conns = [bench.member(peer_id)[0] for peer_id in ("ann", "bob", "eve")]
