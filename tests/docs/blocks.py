@@ -31,7 +31,7 @@ def blocks(page: str) -> list[Block]:
     source = path.read_text(encoding="utf-8")
     matches = list(_FENCED.finditer(source))
     found = []
-    for match, after in zip(matches, [*matches[1:], None], strict=True):
+    for match, after in zip(matches, [*matches[1:], None][: len(matches)], strict=True):
         follows = (
             after is not None
             and after["kind"] == "text"
