@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import re
@@ -13,6 +14,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
 from meshpeer.core.rooms import Rooms
+from meshpeer.relay import admin, server
 from meshpeer.relay.metrics import Exposition
 from tests.docs.generate import DOCS
 from tests.relay.board import FIGURES, Board, meet
@@ -174,6 +176,21 @@ def test_the_page_names_every_metric_and_no_other() -> None:
 def test_the_page_asks_only_for_what_is_there() -> None:
     asked = set(_NAME.findall(PAGE))
     assert asked == {metric.name for metric in exposed()}
+
+
+def test_the_page_names_every_reason() -> None:
+    source = inspect.getsource(server)
+    known = re.findall(r'_refuse\("(\w+)"|return "(max_\w+)"', source)
+    table = PAGE.split("\n| `reason` |")[1].split("\n\n")[0]
+    named = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
+    assert named == {first or second for first, second in known}
+    assert named
+
+
+def test_the_page_names_the_codes_that_the_protocol_does_not() -> None:
+    known = set(re.findall(r'_count\("(\w+)"', inspect.getsource(admin)))
+    assert known == set(re.findall(r"`(admin_\w+)`", PAGE))
+    assert len(known) == 2
 
 
 # --- Grafana -------------------------------------------------------------------------------------
