@@ -37,7 +37,7 @@ from meshpeer.core.messages import (
     decode_relay,
     encode,
 )
-from meshpeer.core.rooms import Authenticate, ConnId, Output, Pause, Rooms, Send, Shut
+from meshpeer.core.rooms import Authenticate, ConnId, Grant, Output, Pause, Rooms, Send, Shut
 from meshpeer.core.tracking import Tracking
 
 INC_A = "incarnation-a"
@@ -925,11 +925,12 @@ _json = st.recursive(
 )
 _keys = [
     "type", "version", "room", "peer_id", "incarnation", "name", "metadata", "on_conflict",
-    "token", "session", "received", "to", "to_incarnation", "epoch", "body",
+    "token", "session", "received", "to", "to_incarnation", "epoch", "body", "join_token", "links",
 ]  # fmt: skip
 _likely = st.sampled_from(
-    ["join", "signal", "update", "leave", "ack", 1, 0, -1, "ann", INC_A, "rename", "t" * 20, {}]
-)
+    ["join", "signal", "update", "leave", "ack", "report", 1, 0, -1, "ann", INC_A, "rename",
+     "t" * 20, {}, [], [["bob", INC_A, "new", "new"]]]
+)  # fmt: skip
 _soup = st.dictionaries(st.sampled_from(_keys), _likely | _json).map(
     lambda fields: msgspec.json.encode(fields) if _encodable(fields) else b"{"
 )
@@ -943,14 +944,22 @@ def _encodable(value: object) -> bool:
     return True
 
 
-@given(st.lists(st.binary(max_size=50) | st.text(max_size=50) | _soup, max_size=10), st.booleans())
+@given(
+    st.lists(st.binary(max_size=50) | st.text(max_size=50) | _soup, max_size=10),
+    st.sampled_from(["joining", "checking", "seated"]),
+)
 def test_no_bytes_make_it_raise_and_others_stay_as_they_are(
-    inputs: list[bytes | str], seated: bool
+    inputs: list[bytes | str], state: str
 ) -> None:
-    bench = Bench()
-    bob, _ = bench.member("bob", room="other", incarnation=INC_B)
+    bench = Bench(authenticate=True)
+    bob, conn = bench.socket(), bench.socket()
+    bench.say(bob, join("bob", room="other", incarnation=INC_B))
+    bench.apply(bench.rooms.granted(bob, Grant(), bench.now))
     bench.take(bob)
-    conn = bench.member("ann", room="mine")[0] if seated else bench.socket()
+    if state != "joining":
+        bench.say(conn, join("ann", room="mine"))
+    if state == "seated":
+        bench.apply(bench.rooms.granted(conn, Grant(), bench.now))
     for data in inputs:
         bench.say(conn, data)
     assert all(

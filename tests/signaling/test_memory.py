@@ -248,6 +248,16 @@ async def test_what_is_read_is_not_unread_any_more() -> None:
         await bob.close()
 
 
+async def test_a_hub_slows_nobody_down() -> None:
+    async with MemoryHub(RelayConfig(byte_rate=1024, byte_burst=64 * 1024)) as hub:
+        ann, bob = await pair(hub)
+        for number in range(1000):  # minutes of that rate
+            ann.send(signal(number))
+            assert await heard(bob, 1) == [number]
+        await ann.close()
+        await bob.close()
+
+
 async def test_a_closed_hub_has_said_goodbye_and_is_closed() -> None:
     hub = MemoryHub()
     ann, bob = await pair(hub)
