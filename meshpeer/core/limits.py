@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Generic, TypeVar
 
@@ -92,6 +93,7 @@ class Buckets(Generic[Key]):
         return next(iter(self._buckets.values())).level(now)
 
 
+@lru_cache(maxsize=1024)  # asked more than once for a connection
 def address_key(address: str) -> str:
     """Who stands behind an IP address: of IPv6 its /64, which one customer has as a whole.
 

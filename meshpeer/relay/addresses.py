@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ _MAX_PROXIES: Final = 32
 """Entries of X-Forwarded-For that are looked at, from the end."""
 
 
+@lru_cache(maxsize=1024)  # who connects often comes back
 def plain_address(address: str) -> str:
     """``address`` as IPv4 or IPv6 without a zone; IPv4 in IPv6 form (RFC 4291, section 2.5.5.2) as
     IPv4. Raises `ValueError` for what is none."""
