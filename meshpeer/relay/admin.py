@@ -274,6 +274,7 @@ def _read_files() -> dict[str, Answer]:
     for file in (files("meshpeer.relay") / "web" / "admin").iterdir():
         kind = next((kind for end, kind in _TYPES.items() if file.name.endswith(end)), None)
         if kind is not None:
-            path = _PAGE if file.name == "index.html" else f"{_PAGE}/{file.name}"
-            found[path] = Answer(200, file.read_bytes(), kind, headers=(_POLICY,))
+            found[f"{_PAGE}/{file.name}"] = Answer(200, file.read_bytes(), kind, (_POLICY,))
+    # The page names its files by their whole paths, so it may be at either.
+    found[_PAGE] = found[f"{_PAGE}/"] = found.pop(f"{_PAGE}/index.html")
     return found

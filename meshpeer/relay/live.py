@@ -112,6 +112,9 @@ _log = Log(part="relay")
 class _Hello(Struct, frozen=True, tag="hello", rename="camel", forbid_unknown_fields=True):
     ticket: Annotated[str, Meta(max_length=100)]
 
+    def __repr__(self) -> str:
+        return "_Hello()"  # a ticket is a secret
+
 
 class _Watch(Struct, frozen=True, tag="watch", rename="camel", forbid_unknown_fields=True):
     room: Room | None

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from websockets.datastructures import Headers
 
 from meshpeer.relay import admin as module
+from meshpeer.relay import live
 from meshpeer.relay.admin import LIVE_PATH, Admin
 from meshpeer.relay.http import Answer
 from tests.relay.board import Board, captured, meet
@@ -356,6 +357,7 @@ def test_session(board: Board) -> None:
         assert shown["expiresIn"] == 30
         tickets.add(shown["ticket"])
     assert len(tickets) == 3
+    assert "secret" not in repr(live._Hello(ticket="secret"))
     assert all(re.fullmatch(r"[\w-]{32}", ticket) for ticket in tickets)
     # They are not kept: who reads the relay's memory finds nothing to sign in with.
     assert all(isinstance(kept, bytes) for kept in admin._live._tickets)
@@ -445,6 +447,7 @@ def test_the_dashboards_files_are_those_of_its_directory() -> None:
         assert answer is not None
         assert (answer.status, answer.body) == (200, file.read_bytes())
         answers[path] = answer
+    assert ask(admin, "/admin-analytics/", "", basic()) == answers["/admin-analytics"]
     types = {
         "/admin-analytics": "text/html; charset=utf-8",
         "/admin-analytics/app.js": "text/javascript; charset=utf-8",
@@ -470,7 +473,7 @@ def test_the_dashboards_files_are_those_of_its_directory() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "",
+        "/",
         "index.html",
         "..",
         "../admin.py",
