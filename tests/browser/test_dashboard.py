@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import pytest
 import pytest_asyncio
@@ -99,8 +99,10 @@ async def opened(
         await context.close()
     said = [each for each in seen.console if may_say is None or not re.search(may_say, each)]
     assert said == []
-    host = urlsplit(url).netloc
-    assert [each for each in seen.requests if urlsplit(each).netloc != host] == []
+    port = urlsplit(url).port
+    assert {(urlsplit(each).hostname, urlsplit(each).port) for each in seen.requests} == {
+        ("127.0.0.1", port)
+    }
 
 
 def lobby(site: Site) -> None:
@@ -319,7 +321,11 @@ async def test_curves_have_no_line_where_nothing_was_measured(browser: Browser, 
     )  # fmt: skip
     tracking.tick(site.now(460))
     tracking.tick(site.now(450))
-    site.link("lobby", "ann", "ben", rtt=0.04, attempts=2, successes=1, failures=1, ago=445)
+    counts = {"attempts": 2, "successes": 1, "failures": 1, "connect_time": 0.3}
+    site.link("lobby", "ann", "ben", state="disconnected", path=None, **counts, ago=445)
+    tracking.tick(site.now(440))
+    site.link("lobby", "ann", "ben", rtt=0.04, **counts, ago=435)
+    tracking.tick(site.now(430))
     tracking.tick(site.now(300))  # as after a time in which nobody was there
     tracking.tick(site.now(290))
     async with opened(browser, site.url) as page:
@@ -335,9 +341,13 @@ async def test_curves_have_no_line_where_nothing_was_measured(browser: Browser, 
         assert seen == {
             "Success rate": (0, 1),
             "Connection time": (0, 1),
-            "Round trip, median": (2, 0),
+            "Round trip, median": (2, 1),
             "Members": (2, 0),
         }
+        tracking.tick(site.now())
+        site.changed()
+        await expect(charts.nth(3).locator(".curve circle")).to_have_count(1)
+        await expect(charts.nth(3).locator(".stroke")).to_have_count(2)
         await charts.nth(2).focus()
         await page.keyboard.press("Home")
         await expect(charts.nth(2).locator("output")).to_have_text(re.compile("^20 ms at"))
@@ -600,16 +610,21 @@ async def test_another_password_asks_to_sign_in_again(browser: Browser) -> None:
         port = first.port
         said = "ERR_CONNECTION_REFUSED|WebSocket|401"
         async with opened(browser, first.url, may_say=said) as page:
+            await page.clock.install()
+            await page.reload()
             await live(page)
-            asked = []
-            page.on("response", lambda response: asked.append(response.status))
+            await page.evaluate(
+                "() => { window.asked = []; const real = fetch;"
+                " window.fetch = (...all) => (asked.push(all[0]), real(...all)) }"
+            )
             await first.close()
             async with Site.open(port, password="something else"):
                 await expect(page.locator("#again")).to_have_text("Sign in again")
                 await expect(page.locator("#connection")).to_contain_text("Signed out")
                 # Not again by itself: there is a limit on attempts.
-                await page.evaluate("window.dispatchEvent(new Event('hashchange'))")
-                assert asked.count(401) == 1
+                asked = await page.evaluate("asked.length")
+                await page.clock.run_for(60_000)
+                assert await page.evaluate("asked.length") == asked > 0
 
 
 async def test_a_relay_that_falls_silent_is_lost(browser: Browser, site: Site) -> None:
@@ -637,6 +652,16 @@ async def test_a_relay_that_falls_silent_is_lost(browser: Browser, site: Site) -
         silent = False
         await page.clock.run_for(2_000)
         await live(page)
+
+
+async def test_an_address_with_the_password_in_it_works(browser: Browser, site: Site) -> None:
+    from playwright.async_api import expect
+
+    lobby(site)
+    url = site.url.replace("//", f"//admin:{quote(PASSWORD)}@")
+    async with opened(browser, url, password="none of its business") as page:
+        await live(page)
+        await expect(page.locator(".node")).to_have_count(4)
 
 
 # --- keyboard, and what must not move ------------------------------------------------------------
@@ -853,7 +878,7 @@ def fifty(site: Site) -> None:
 
 _CORNERS = """(labels) => labels.map((label) => {
   const { x, y, width, height } = label.getBBox(), matrix = label.getScreenCTM();
-  const top = y + height / 4, bottom = y + height * 3 / 4; // the rest of a line is air
+  const top = y + height / 8, bottom = y + height * 7 / 8; // the rest of a line is air
   return [[x, top], [x + width, top], [x + width, bottom], [x, bottom]]
     .map(([x, y]) => new DOMPoint(x, y).matrixTransform(matrix)).map(({ x, y }) => [x, y]);
 })"""
@@ -929,6 +954,26 @@ async def test_on_a_phone_nothing_is_cut_off(browser: Browser, site: Site) -> No
             assert await page.evaluate("document.documentElement.scrollWidth") == 360
         await page.locator("#as-table").tap()
         assert await page.evaluate("document.documentElement.scrollWidth") == 360
+
+
+@pytest.mark.parametrize("motion", ["no-preference", "reduce"])
+async def test_what_changes_flashes_unless_motion_is_unwanted(
+    browser: Browser, site: Site, motion: str
+) -> None:
+    from playwright.async_api import expect
+
+    lobby(site)
+    async with opened(browser, site.url, reduced_motion=motion) as page:
+        await expect(page.locator(".links .link")).to_have_count(6)
+        # It is gone after a second: what counts is that there was one.
+        await page.evaluate(
+            "() => { window.flashes = 0; new MutationObserver((all) => { for (const each of all)"
+            " window.flashes += [...each.addedNodes].filter((e) => e.matches('.changed')).length"
+            " }).observe(document.querySelector('.front'), { childList: true }) }"
+        )
+        site.link("lobby", "ann", "ben", state="failed", path=None)
+        await expect(page.locator(".links .failed")).to_have_count(2)
+        assert await page.evaluate("window.flashes") == (1 if motion == "no-preference" else 0)
 
 
 async def test_light_and_dark(browser: Browser, site: Site) -> None:

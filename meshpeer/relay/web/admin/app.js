@@ -112,8 +112,11 @@ const live = new Live((connection) => {
 const onPeer = (peer) => select({ peer });
 const onLink = (a, b) => select({ link: [a, b] });
 function onDrawn(undrawn) {
-  setHidden(byId("mesh-note"), !undrawn);
-  setText(byId("mesh-note"), `${count(undrawn)} links that are well are not drawn. Point at a peer to see its own.`);
+  const notes = [];
+  if (state.room?.cut) notes.push(`The relay tells of ${count(state.room.links.length)} links of this room, those that are not connected first.`);
+  if (undrawn) notes.push(`${count(undrawn)} links that are well are not drawn. Point at a peer to see its own.`);
+  setHidden(byId("mesh-note"), !notes.length);
+  setText(byId("mesh-note"), notes.join(" "));
 }
 const actions = new Actions(live);
 const figures = new Figures();

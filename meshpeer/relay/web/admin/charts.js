@@ -61,7 +61,7 @@ export function drawSparkline(element, samples, value, dots) {
 export class Chart {
   element;
   #svg = svg("svg", { role: "img" });
-  #read = el("output");
+  #read = el("output", { aria: { live: "off" } }); // it changes by itself all the time
   #cursor = svg("g", { class: "cursor" });
   #about;
   #samples = [];
@@ -89,7 +89,10 @@ export class Chart {
       this.#pick(near);
     });
     this.#svg.addEventListener("pointerleave", () => this.#pick(null));
-    this.element.addEventListener("blur", () => this.#pick(null));
+    this.element.addEventListener("blur", () => {
+      this.#read.setAttribute("aria-live", "off");
+      this.#pick(null);
+    });
     this.element.addEventListener("keydown", (event) => this.#key(event));
   }
 

@@ -1,7 +1,7 @@
 // The WebSocket that keeps this page up to date. It is made again whenever it is gone, each time with
 // a fresh ticket: only somebody who is signed in gets one, and each is good for one socket.
 
-const SESSION = "/api/admin/session";
+const SESSION = "/api/admin/session"; // with the origin: an address with a password in it can't be fetched from
 const LIVE = "/api/admin/live";
 const FIRST = 500; // milliseconds until it tries again; doubles up to LONGEST
 const LONGEST = 10_000;
@@ -67,7 +67,7 @@ export class Live {
     this.#trying = true;
     this.#onState({ state: this.#delay > FIRST ? "again" : "connecting", text: "Connecting" });
     try {
-      const answer = await fetch(SESSION, { cache: "no-store", signal: AbortSignal.timeout(TO_SIGN_IN) });
+      const answer = await fetch(location.origin + SESSION, { cache: "no-store", signal: AbortSignal.timeout(TO_SIGN_IN) });
       if (answer.status === 401) {
         // Trying again by itself would use up the attempts that this address has.
         this.#trying = false;
