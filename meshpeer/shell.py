@@ -75,6 +75,7 @@ from meshpeer.errors import (
     PeerClosed,
     ProtocolError,
     RefusedError,
+    Removed,
     RequestFailed,
     SignalingBacklog,
     SignalingUnavailable,
@@ -435,7 +436,8 @@ class Shell:
     async def _tear_down(self, reason: str) -> None:
         # Before the peers go: who receives a file is told of our end, not of theirs.
         self.files.end(self.error)
-        self.do(self.node.close(self.now()))
+        leaves = not isinstance(self.error, IdentityReplaced | Removed)
+        self.do(self.node.close(self.now(), leaves=leaves))
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._transport.close())

@@ -57,7 +57,8 @@ async def test_callbacks_hear_of_the_end_too_and_may_take_some_time_over_it() ->
         a.on(Closed, slowly)
         await world.start("a", resume_token=a.resume_token)
         await a.close()
-        assert heard == ["Replaced", "Closed"]
+        # Each callback goes through its events on its own.
+        assert sorted(heard) == ["Closed", "Replaced"]
         del b
 
 

@@ -777,8 +777,9 @@ class Node:
             out.append(ReportLinks(tuple(links)))
         return out
 
-    def close(self, now: float) -> list[NodeOutput]:
-        """This peer leaves: every link ends."""
+    def close(self, now: float, *, leaves: bool = True) -> list[NodeOutput]:
+        """Every link ends. The peers are told that we leave, unless ``leaves`` is false: who was
+        replaced or removed does not, and the signalling service says why it is gone."""
         bye = frames.encode(frames.Bye())
         out: list[NodeOutput] = []
         for peer_id, peer in self._peers.items():
@@ -788,7 +789,8 @@ class Node:
                 # Or what has arrived, and waits for its acknowledgement, is taken for lost.
                 if (ack := peer.delivery.last_ack()) is not None:
                     out.append(SendFrame(peer_id, path, ack))
-                out.append(SendFrame(peer_id, path, bye))
+                if leaves:
+                    out.append(SendFrame(peer_id, path, bye))
         out += self._mesh_said(self._mesh.close(), now)
         self._reports.lost()
         return out

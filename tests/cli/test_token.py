@@ -42,7 +42,7 @@ async def test_the_token_says_what_the_options_say() -> None:
     config = RelayConfig(join_secret=SECRET)
     token = made("--subject", "ann", "--room", "team-*", "--name", "Ann B", "--peer-id", "ann-1")
     grant = await let_in(config, token, room="team-1", peer="ann-1")
-    assert grant == Grant(subject="ann", name="Ann B")
+    assert grant == Grant(subject="ann", name="Ann B", peer_id="ann-1")
     with pytest.raises(Forbidden):
         await let_in(config, token, room="lobby", peer="ann-1")
     with pytest.raises(Forbidden):

@@ -49,6 +49,7 @@ _SAMPLES: dict[str, Any] = {
     "detail": "",
     "address": None,
     "took": 0.1,
+    "text": "a notice",
 }
 
 

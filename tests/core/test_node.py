@@ -994,6 +994,16 @@ def test_our_goodbye_goes_where_data_goes() -> None:
     assert {type(frame) for frame in sent(out)} == {frames.Bye}
 
 
+def test_who_was_replaced_or_removed_says_no_goodbye() -> None:
+    """The relay tells the others, and which of the two came first would be chance."""
+    node = make(A1, C1, window=WINDOW)
+    connect(node, A1)
+    node.frame_received("a", A1.incarnation, 1, message("a"), 1.0)
+    out = node.close(1.0, leaves=False)
+    assert frames.Bye not in {type(each) for each in sent(out)}
+    assert [event.reason for event in events(out) if isinstance(event, PeerLeft)] == ["closed"] * 2
+
+
 # --- what did not arrive --------------------------------------------------------------------------
 
 

@@ -355,7 +355,8 @@ class Process:
         assert isinstance(error, PeerIdTaken | IdentityReplaced | Removed), error
         self.error = error
         if self.node is not None:
-            self.node_said(self.node.close(self.world.now))
+            leaves = not isinstance(error, IdentityReplaced | Removed)
+            self.node_said(self.node.close(self.world.now, leaves=leaves))
         self.alive = False
         self.host.process = None if self.host.process is self else self.host.process
         self.world.ended(self, error)
