@@ -23,6 +23,7 @@ from typing import Annotated, Any
 import typer
 
 from meshpeer.cli.common import (
+    JoinTokenOption,
     LogJson,
     LogLevel,
     LogLevelOption,
@@ -75,6 +76,7 @@ def bot(
     relay: str,
     room: str,
     peer_id: Annotated[str, typer.Argument()],
+    join_token: JoinTokenOption = None,
     log_level: LogLevelOption = LogLevel.WARNING,
     log_json: LogJson = False,
 ) -> None:
@@ -84,7 +86,8 @@ def bot(
     async def main() -> int:
         # What loads once is not what a connection costs.
         import_module("meshpeer.rtc.connection")
-        await _Bot(PeerManager(relay, room=room, peer_id=peer_id)).run()
+        mesh = PeerManager(relay, room=room, peer_id=peer_id, join_token=join_token)
+        await _Bot(mesh).run()
         return 0
 
     run(main)

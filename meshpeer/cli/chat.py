@@ -14,6 +14,7 @@ import typer
 
 from meshpeer.cli.common import (
     CommandError,
+    JoinTokenOption,
     LogJson,
     LogLevel,
     LogLevelOption,
@@ -56,6 +57,7 @@ def chat(
     relay: Annotated[
         str, typer.Option(metavar="URL", help="The relay to meet at.")
     ] = "ws://127.0.0.1:3001",
+    join_token: JoinTokenOption = None,
     name: Annotated[str | None, typer.Option(help="What the others read.")] = None,
     peer_id: Annotated[
         str | None, typer.Option("--id", metavar="ID", help="The peer id; random by default.")
@@ -106,6 +108,7 @@ def chat(
                 name=name,
                 config=MeshConfig(on_conflict=on_conflict),
                 resume_token=kept.resume_token if kept else None,
+                join_token=join_token,
             )
             await _Chat(mesh, view, relay, seat).run(exit_after)
         return 0

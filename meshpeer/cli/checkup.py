@@ -24,14 +24,16 @@ from meshpeer.signaling.websocket import WebSocketTransport, without_secrets
 __all__ = ["check"]
 
 
-async def check(config: MeshConfig, relay: str | None, timeout: float) -> Facts:
+async def check(
+    config: MeshConfig, relay: str | None, timeout: float, *, join_token: str | None = None
+) -> Facts:
     """Try everything, each part for ``timeout`` seconds and a few for the end at most.
 
-    Raises `ConfigError`, before anything is asked, for a URL that can't be one. Cancelling it
-    leaves nothing behind.
+    Raises `ConfigError`, before anything is asked, for a URL or a join token that can't be one.
+    Cancelling it leaves nothing behind.
     """
     parse_servers(config.ice_servers)
-    seats = None if relay is None else (_Seat(relay), _Seat(relay))
+    seats = None if relay is None else (_Seat(relay, join_token), _Seat(relay, join_token))
     # It takes a moment in which nothing else goes on, and nothing is to be measured.
     unusable = _load()
     async with asyncio.TaskGroup() as group:
@@ -85,8 +87,8 @@ async def _pair(timeout: float) -> Loopback:
 class _Seat(WebSocketTransport):
     """The relay's client; what it is to do goes on only until the relay can't be reached."""
 
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
+    def __init__(self, url: str, join_token: str | None) -> None:
+        super().__init__(url, join_token=join_token)
         self.stop: Stop | None = None
         self.failure: str | None = None
 

@@ -23,6 +23,7 @@ from meshpeer.errors import ClosedError, MeshError, RefusedError
 
 __all__ = [
     "CommandError",
+    "JoinTokenOption",
     "LogJson",
     "LogLevel",
     "LogLevelOption",
@@ -49,6 +50,18 @@ class CommandError(Exception):
     def __init__(self, text: str, *, reason: str) -> None:
         super().__init__(text)
         self.reason = reason
+
+
+JoinTokenOption = Annotated[
+    str | None,
+    typer.Option(
+        "--join-token",
+        metavar="TOKEN",
+        envvar="MESHPEER_JOIN_TOKEN",
+        help="What `meshpeer token` made, where the relay takes only who has one. Other users of "
+        "this machine may see the options of a command, not its environment.",
+    ),
+]
 
 
 def reason_of(error: MeshError | CommandError) -> str:

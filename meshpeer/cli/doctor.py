@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from meshpeer.cli.common import run
+from meshpeer.cli.common import JoinTokenOption, run
 from meshpeer.config import IceServer, MeshConfig
 from meshpeer.errors import ConfigError
 
@@ -18,6 +18,7 @@ def doctor(
     relay: Annotated[
         str | None, typer.Option(metavar="URL", help="A relay to enter a room of.")
     ] = None,
+    join_token: JoinTokenOption = None,
     stun: Annotated[
         list[str] | None,
         typer.Option(metavar="URL", help="A STUN server to ask; may be given several times."),
@@ -69,7 +70,7 @@ def doctor(
         try:
             config = _config(stun or [], turn or [], username, credential, ca_file, timeout)
             with busy(silent=as_json):
-                facts = await check(config, relay, timeout)
+                facts = await check(config, relay, timeout, join_token=join_token)
         except ConfigError as exc:
             raise typer.BadParameter(str(exc)) from None
         diagnosis = diagnose(facts)

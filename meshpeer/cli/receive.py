@@ -10,6 +10,7 @@ import typer
 
 from meshpeer.cli.common import (
     CommandError,
+    JoinTokenOption,
     LogJson,
     LogLevel,
     LogLevelOption,
@@ -42,6 +43,7 @@ def receive(
     relay: Annotated[
         str, typer.Option(metavar="URL", help="The relay to meet at.")
     ] = "ws://127.0.0.1:3001",
+    join_token: JoinTokenOption = None,
     peer_id: Annotated[
         str | None, typer.Option("--id", metavar="ID", help="Our peer id; random by default.")
     ] = None,
@@ -68,7 +70,7 @@ def receive(
 
     async def main() -> int:
         with told_at_the_end(shown.closed):
-            mesh = PeerManager(relay, room=room, peer_id=peer_id, name=name)
+            mesh = PeerManager(relay, room=room, peer_id=peer_id, name=name, join_token=join_token)
             came = await _Receiver(mesh, shown, directory, sender).run(once=once)
             if once and not came:
                 raise CommandError("stopped before a file came", reason="stopped")

@@ -18,6 +18,7 @@ from meshpeer.core.events import (
     Event,
     Joined,
     MeshState,
+    NoticeReceived,
     PeerJoined,
     PeerLeft,
     PeerState,
@@ -78,6 +79,8 @@ class JsonView:
                     path=event.path,
                     reason=event.reason,
                 )
+            case NoticeReceived():
+                self._write(event="notice", text=event.text)
             case _:
                 pass
 
@@ -141,6 +144,8 @@ class TextView:
                 who = event.name or event.peer_id
                 how = event.path or event.reason
                 self._dim(f"· {who} {event.state} ({how})")
+            case NoticeReceived():
+                self._line(("The relay: ", "bold"), (printable(event.text), ""))
             case BadInput():
                 self._dim(f"· refused from {event.peer_id or 'the relay'}: {event.error}")
             case _:
