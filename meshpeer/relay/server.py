@@ -340,12 +340,9 @@ class Relay:
             self._from[socket.key] -= 1
             if not self._from[socket.key]:
                 del self._from[socket.key]
-        failure = socket.protocol.handshake_exc
-        if failure is None:
-            return
-        if not isinstance(failure.__cause__, EOFError):
+        if socket.bad:
             self._refuse("bad_request", socket.address)
-        elif self._now() - socket.opened_at >= self._config.join_timeout:
+        elif socket.request is None and self._now() - socket.opened_at >= self._config.join_timeout:
             self._refuse("handshake_timeout", socket.address)
 
     def _count(self, socket: Socket, key: str) -> None:

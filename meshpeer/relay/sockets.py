@@ -107,6 +107,7 @@ class Socket(ServerConnection):
         "_tail",
         "_turn",
         "address",
+        "bad",
         "conn",
         "full",
         "heard_at",
@@ -151,6 +152,8 @@ class Socket(ServerConnection):
         """Nothing came since it was sent a ping."""
         self.full = False
         """More is unsent than should be."""
+        self.bad = False
+        """Once it is gone: what came was no request, or none that could be taken."""
         self._member = False
         self._head = self._tail = b""
         self._size = 0
@@ -190,8 +193,11 @@ class Socket(ServerConnection):
     def answer(self) -> None:
         """Read the request, which lets the task that serves this socket go on."""
         head, self._head = self._head, b""
-        if head and not self.transport.is_closing():
+        # With TLS the end of what it sends may come although nothing is read.
+        if head and not self.protocol.reader.eof and not self.transport.is_closing():
             super().data_received(head)
+            if self.request is None:
+                self._go(_HANDSHAKE)  # it was none; only the end of the connection is waited for
 
     def begin(self) -> None:
         """The handshake is over, one way or the other: read what follows."""
@@ -247,9 +253,11 @@ class Socket(ServerConnection):
             self._tail, self._input = (self._tail + data)[-3:], b""
         self._size += len(data)
         if self._size > MAX_HEAD:
-            text = f"A request may have {MAX_HEAD} bytes.\n"
-            self.protocol.handshake_exc = ValueError(text)
-            self.transport.write(_reject(431, text).serialize())
+            # What was none from its first line on was answered then, and nothing can follow that.
+            if self.protocol.handshake_exc is None:
+                text = f"A request may have {MAX_HEAD} bytes.\n"
+                self.protocol.handshake_exc = ValueError(text)
+                self.transport.write(_reject(431, text).serialize())
             self.transport.close()
             return
         if not whole:
@@ -277,7 +285,7 @@ class Socket(ServerConnection):
                 if self._rest == 0:
                     break  # its head is not complete
                 frames += 1
-            start, at = at, min(len(data), at + self._rest)
+            start, at = at, min(len(data), at + self._rest, _TURN_BYTES)
             self._rest -= at - start
             if begins and self._rest == 0 and data.startswith(_PONG, start):
                 continue  # it says nothing but that something came
@@ -321,15 +329,25 @@ class Socket(ServerConnection):
         super().connection_made(transport)
         keep_waits_short(transport)
 
+    def eof_received(self) -> None:
+        self._judge()
+        super().eof_received()
+
     def connection_lost(self, exc: Exception | None) -> None:
         for handle in (self._turn, self._pause):
             if handle is not None:
                 handle.cancel()
         self._input = b""
+        self._judge()
         super().connection_lost(exc)
         if self._member:
             self._owner.ended(self)
         self._owner.gone(self)
+
+    def _judge(self) -> None:
+        # To websockets a request that ends too early is as bad as one that is none.
+        if not self.protocol.reader.eof:
+            self.bad = self.protocol.handshake_exc is not None
 
     def pause_writing(self) -> None:
         # For members websockets must not know: what it writes by itself would wait for room.
