@@ -116,8 +116,9 @@ _ADVICE: Mapping[OnConflict, str] = {
 # A waiting time that comes from the relay is held to these: nothing it says makes a client hammer.
 _SHORTEST_WAIT = 0.1
 _TAKEN_WAIT = 1.0
-# Between two tries of a relay that is being restarted; half of it to one and a half.
-_RESTART_WAIT = 0.5
+# Between two tries of a relay that is being restarted; half of it to one and a half. Of the second
+# in which a client is to be back, that leaves 0.4 s for the handshakes (TCP, TLS, WebSocket, join).
+_RESTART_WAIT = 0.4
 
 
 class State(StrEnum):
