@@ -458,7 +458,10 @@ class Live:
         return True
 
     def _say(self, page: _Page, data: bytes) -> None:
-        if page.socket.transport.get_write_buffer_size() > self._config.max_unread:
+        transport = page.socket.transport
+        if transport.is_closing():
+            return  # what it had said before is heard, and nobody listens any more
+        if transport.get_write_buffer_size() > self._config.max_unread:
             self._cut_off(page)
         else:
             # Writes to the transport at once, whatever its buffer holds; never waits.

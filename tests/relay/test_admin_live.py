@@ -34,6 +34,7 @@ class Page:
         self.transport = SimpleNamespace(
             get_write_buffer_size=lambda: self.unsent,
             get_extra_info=lambda name: None,
+            is_closing=lambda: self.aborted,
             abort=self.abort,
         )
         self._incoming: asyncio.Queue[bytes | None] = asyncio.Queue()
@@ -615,6 +616,22 @@ async def test_who_does_not_read_is_told_nothing_and_then_cut_off() -> None:
     await asyncio.sleep(1)
     assert other.take("overview")
     await ended(other)
+
+
+@virtual
+async def test_to_a_page_that_is_gone_nothing_is_written() -> None:
+    """What it said before is carried out all the same."""
+    board = Board()
+    admin = admin_of(board)
+    page = await signed_in(admin)
+    page.take()
+    for number in range(10):
+        page.say({"type": "act", "id": number, "action": "notice", "room": "lobby", "text": "x"})
+        page.say({"type": "watch", "room": "lobby"})
+    page.abort()
+    await page.task
+    assert not page.heard
+    assert board.acted.count(("notice", "lobby", "x", 0.001)) == 10
 
 
 @virtual
