@@ -117,12 +117,14 @@ async def test_no_more_of_a_request_is_kept_than_its_size(relay: Relay) -> None:
     ],
 )
 async def test_what_is_no_request_that_it_takes_is_shut(
-    relay: Relay, request_: bytes, caplog: pytest.LogCaptureFixture
+    request_: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    line, _, _ = await exchange(relay, request_)
-    assert not line
-    await until_gone(relay)
-    assert refused(relay) == {"bad_request": 1}
+    """And not only when its time has run out."""
+    async with Relay(RelayConfig(port=0, join_timeout=3600)) as relay:
+        line, _, _ = await exchange(relay, request_)
+        assert not line
+        await until_gone(relay)
+        assert refused(relay) == {"bad_request": 1}
     assert not caplog.records
 
 
