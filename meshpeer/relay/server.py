@@ -20,7 +20,6 @@ from importlib.metadata import version
 from types import TracebackType
 from typing import Final, Self
 
-import msgspec
 from websockets.asyncio.server import ServerConnection
 from websockets.datastructures import MultipleValuesError
 from websockets.exceptions import ConnectionClosed
@@ -30,7 +29,7 @@ from websockets.http11 import Request, Response
 from meshpeer.alarm import Alarm
 from meshpeer.config import RelayConfig
 from meshpeer.core.limits import address_key
-from meshpeer.core.messages import DisplayName, Join
+from meshpeer.core.messages import Join
 from meshpeer.core.rooms import (
     ConnId,
     Grant,
@@ -508,8 +507,11 @@ class Relay:
         )
         code, text, retry_after = "unavailable", "nobody could say whether this is allowed", None
         try:
-            async with asyncio.timeout(None) as client.checking:
-                grant = _checked(await self._authenticator.authenticate(request))
+            try:
+                async with asyncio.timeout(None) as client.checking:
+                    grant = _checked(await self._authenticator.authenticate(request))
+            finally:
+                client.checking = None
         except (Unauthorized, Forbidden) as exc:
             code = "unauthorized" if isinstance(exc, Unauthorized) else "forbidden"
             text = str(exc)
@@ -525,8 +527,6 @@ class Relay:
         else:
             self._apply(self._rooms.granted(conn, grant, self._now()))
             return
-        finally:
-            client.checking = None
         self._apply(self._rooms.denied(conn, code, text, self._now(), retry_after=retry_after))
 
     def heard(self, socket: Socket, data: bytes) -> None:
@@ -640,17 +640,11 @@ def _authenticator(config: RelayConfig, given: Authenticator | None) -> Authenti
 
 
 def _checked(grant: Grant) -> Grant:
-    """What an authenticator returned. Raises `TypeError` or `ValueError` for what is no grant."""
+    """What an authenticator returned. Raises `TypeError` for what is no grant."""
     granted: object = grant
     if not isinstance(granted, Grant):
         raise TypeError(f"authenticate() must return a Grant, not {granted!r}")
-    msgspec.convert({"name": grant.name, "subject": grant.subject}, _Granted)
     return grant
-
-
-class _Granted(msgspec.Struct):
-    name: DisplayName | None
-    subject: str | None
 
 
 def _wants_websocket(request: Request) -> bool:

@@ -8,6 +8,7 @@ import base64
 import hashlib
 import hmac
 import json
+import logging
 import subprocess
 import sys
 import time
@@ -27,10 +28,16 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from websockets.asyncio.client import connect
+from websockets.frames import Opcode
 
 from meshpeer.config import RelayConfig
+from meshpeer.core.messages import Goodbye, Leave, MemberJoined, Refused, Welcome
 from meshpeer.errors import ConfigError, Forbidden, Unauthorized
-from meshpeer.relay import Grant, JoinRequest, JoinTokens, Relay, make_join_token
+from meshpeer.relay import Authenticator, Grant, JoinRequest, JoinTokens, Relay, make_join_token
+from tests.relay.board import captured
+from tests.relay.test_server import Peer, close_of, comeback, join, peer
+from tests.relay.wires import UPGRADE, client_frame, exchange, refused, until_gone
 
 SECRET = "a secret that only these tests have" * 2
 OTHER = "a secret that somebody else has, too" * 2
@@ -384,3 +391,311 @@ def test_on_this_machine_it_does(host: str) -> None:
 def test_an_authenticator_is_alone(config: RelayConfig) -> None:
     with pytest.raises(ConfigError, match="neither"):
         Relay(config, authenticator=Everybody())
+
+
+# --- an authenticator, with the relay around it --------------------------------------------------
+class Desk:
+    """Is asked by a relay, and answers what the test says, when it says so."""
+
+    def __init__(self) -> None:
+        self.requests: asyncio.Queue[JoinRequest] = asyncio.Queue()
+        self.answer: asyncio.Future[Grant] = asyncio.get_running_loop().create_future()
+        self.over = asyncio.Event()
+
+    async def authenticate(self, request: JoinRequest) -> Grant:
+        self.requests.put_nowait(request)
+        try:
+            return await asyncio.shield(self.answer)
+        finally:
+            self.over.set()
+
+    def let_in(self, **grant: Any) -> None:
+        self.answer.set_result(Grant(**grant))
+
+
+def guarded(desk: Authenticator, **config: Any) -> Relay:
+    return Relay(RelayConfig(port=0, **config), authenticator=desk)
+
+
+async def refusal(one: Peer) -> tuple[Refused, int]:
+    """What a socket is told last, and the code that it is closed with."""
+    (refused,), closed = await one.until_closed()
+    assert isinstance(refused, Refused)
+    return refused, close_of(closed)[0]
+
+
+async def test_it_is_told_who_asks() -> None:
+    """The address as a proxy says it, where that is trusted, and nothing else that others say."""
+    desk = Desk()
+    desk.let_in()
+    origins, token = ("https://app.example.org",), "a-token-that-is-secret"
+    fields: dict[str, Any] = {"name": "Ann", "join_token": token}
+    forwarded = [("X-Forwarded-For", "6.6.6.6"), ("X-Forwarded-For", "192.0.2.7")]
+    async with guarded(desk, origins=origins, trusted_proxies=("127.0.0.1",)) as relay:
+        headers = [*forwarded, ("X-Real-IP", "6.6.6.6"), ("Forwarded", "for=6.6.6.6")]
+        origin: Any = origins[0]
+        async with connect(relay.url, additional_headers=headers, origin=origin) as ws:
+            await Peer(ws).join("ann", **fields)
+        async with connect(relay.url) as ws:
+            await Peer(ws).join("bob")
+        async with connect(
+            relay.url, additional_headers=forwarded, local_addr=("127.0.0.2", 0)
+        ) as ws:
+            await Peer(ws).join("eve")
+    asked = [desk.requests.get_nowait() for _ in range(3)]
+    assert asked == [
+        JoinRequest(
+            room="lobby",
+            peer_id="ann",
+            name="Ann",
+            join_token=token,
+            address="192.0.2.7",
+            origin="https://app.example.org",
+        ),
+        JoinRequest(
+            room="lobby",
+            peer_id="bob",
+            name=None,
+            join_token=None,
+            address="127.0.0.1",
+            origin=None,
+        ),
+        JoinRequest(
+            room="lobby",
+            peer_id="eve",
+            name=None,
+            join_token=None,
+            address="127.0.0.2",
+            origin=None,
+        ),
+    ]
+    assert token not in repr(asked)
+
+
+async def test_it_is_asked_again_at_every_return_and_its_grant_is_what_counts() -> None:
+    desk = Desk()
+    desk.let_in(name="Ann B.", subject="ann@example.org")
+    async with guarded(desk) as relay, peer(relay) as bob:
+        await bob.join("bob")
+        async with peer(relay) as ann:
+            welcome = await ann.join("ann", name="the relay")
+            joined = await bob.hear()
+            assert isinstance(joined, MemberJoined)
+            assert joined.member.name == "Ann B."
+            ann.ws.transport.abort()
+        async with peer(relay) as back:
+            assert (await back.join("ann", **comeback(welcome, 0))).resumed
+        desk.answer = asyncio.get_running_loop().create_future()
+        desk.answer.set_exception(Unauthorized("your account is closed"))
+        async with peer(relay) as back:
+            await back.say(join("ann", **comeback(welcome, 0)))
+            refused, code = await refusal(back)
+            assert (refused.code, code) == ("unauthorized", 4003)
+    assert desk.requests.qsize() == 4
+
+
+@pytest.mark.parametrize("error", [Unauthorized, Forbidden])
+async def test_who_is_not_let_in_is_told_why(error: type[Unauthorized]) -> None:
+    desk = Desk()
+    desk.answer.set_exception(error("not\ntoday"))
+    with captured() as log:
+        async with guarded(desk) as relay, peer(relay) as ann:
+            await ann.say(join("ann"))
+            refused, code = await refusal(ann)
+            assert (refused.code, code) == (error.__name__.lower(), 4003)
+            assert refused.text == "not\ufffdtoday"
+            assert refused.retry_after is None
+            assert relay._rooms.connections == 0
+    assert not [entry for entry in log if entry["log_level"] == "error"]
+
+
+class Broken:
+    """Raises or returns what it is given."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    async def authenticate(self, request: JoinRequest) -> Grant:
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return self.answer  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ValueError("the database is at db.internal"),
+        TimeoutError(),
+        asyncio.CancelledError(),
+        ConnectionResetError(),
+        None,
+        True,
+        {"subject": "ann"},
+    ],
+)
+async def test_an_authenticator_that_fails_is_the_operators_trouble(answer: Any) -> None:
+    """The client is told to come back, and no more."""
+    with captured() as log:
+        async with guarded(Broken(answer)) as relay, peer(relay) as ann:
+            await ann.say(join("ann", join_token="a-token-that-is-secret"))
+            refused, code = await refusal(ann)
+            assert (refused.code, code) == ("unavailable", 4003)
+            assert refused.retry_after == 5
+            assert refused.text == "nobody could say whether this is allowed"
+    (error,) = [entry for entry in log if entry["log_level"] == "error"]
+    assert error["event"] == "the authenticator failed"
+    assert (error["room"], error["conn"]) == ("lobby", 1)
+    assert error["exc_info"]
+    assert "a-token-that-is-secret" not in str(log)
+
+
+async def test_one_that_takes_long_holds_up_nobody_and_has_its_time() -> None:
+    desk = Desk()
+    with captured() as log:
+        async with guarded(desk, join_timeout=0.3) as relay, peer(relay) as ann:
+            await ann.say(join("ann"))
+            await desk.requests.get()
+            waiting, desk.answer = desk.answer, asyncio.get_running_loop().create_future()
+            desk.let_in()
+            async with peer(relay) as bob:
+                await bob.join("bob")
+            refused, code = await refusal(ann)
+            assert (refused.code, code) == ("unavailable", 4003)
+            assert "0.3 s" in refused.text
+            assert refused.retry_after == 5
+            await desk.over.wait()
+            waiting.cancel()
+            assert not relay._clients
+    assert not [entry for entry in log if entry["log_level"] == "error"]
+
+
+@pytest.mark.parametrize("how", ["aborts", "leaves", "says more", "relay closes"])
+async def test_it_is_cancelled_with_the_socket_that_it_is_asked_about(how: str) -> None:
+    desk = Desk()
+    with captured() as log:
+        async with guarded(desk, join_timeout=3600) as relay, peer(relay) as ann:
+            await ann.say(join("ann"))
+            await desk.requests.get()
+            desk.over.clear()
+            match how:
+                case "aborts":
+                    ann.ws.transport.abort()
+                case "leaves":
+                    await ann.say(Leave())
+                case "says more":
+                    await ann.say(join("ann"))
+                case _:
+                    await relay.close()
+            await desk.over.wait()
+            assert not desk.answer.done()
+            await ann.ws.wait_closed()
+            await until_gone(relay)
+            assert not relay._clients
+            assert relay._rooms.connections == 0
+    assert not [entry for entry in log if entry["log_level"] == "error"]
+
+
+async def test_who_is_let_in_may_still_be_refused() -> None:
+    """Because another took the peer id while it was asked about."""
+    desk = Desk()
+    with captured() as log:
+        async with guarded(desk) as relay, peer(relay) as ann, peer(relay) as eve:
+            await ann.say(join("ann"))
+            await desk.requests.get()
+            await eve.say(join("ann", incarnation="another-one"))
+            await desk.requests.get()
+            desk.let_in()
+            assert isinstance(await ann.hear(), Welcome)
+            refused, code = await refusal(eve)
+            assert (refused.code, code) == ("peer_id_taken", 4003)
+    assert not [entry for entry in log if entry["log_level"] == "error"]
+
+
+async def test_a_subject_takes_its_peer_id_over_and_another_does_not() -> None:
+    desk = Desk()
+    desk.let_in(subject="ann@example.org")
+    async with guarded(desk) as relay, peer(relay) as old:
+        await old.join("ann")
+        async with peer(relay) as new:
+            await new.join("ann", incarnation="the-new-one", on_conflict="takeover")
+            heard, closed = await old.until_closed()
+            assert heard == [Goodbye(reason="replaced")]
+            assert close_of(closed)[0] == 4001
+            desk.answer = asyncio.get_running_loop().create_future()
+            desk.let_in(subject="eve@example.org")
+            async with peer(relay) as eve:
+                await eve.say(join("ann", incarnation="a-third-one", on_conflict="takeover"))
+                refused, _ = await refusal(eve)
+                assert refused.code == "peer_id_taken"
+
+
+async def test_with_tokens_only_who_has_one_gets_in_and_no_log_has_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    good = make_join_token(secret=SECRET, subject="ann@example.org", room="lobby", name="Ann B.")
+    tokens: dict[str, list[str | None]] = {
+        "unauthorized": [
+            None,
+            make_join_token(secret=OTHER, subject="ann"),
+            signed(claims(exp=int(time.time()) - 60)),
+            signed(claims(), alg="none"),
+        ],
+        "forbidden": [make_join_token(secret=SECRET, subject="ann", room="other")],
+    }
+    with captured() as log:
+        async with Relay(RelayConfig(port=0, join_secret=SECRET)) as relay:
+            async with peer(relay) as bob, peer(relay) as ann:
+                await bob.join("bob", join_token=good)
+                await ann.join("ann", join_token=good, name="somebody else")
+                joined = await bob.hear()
+                assert isinstance(joined, MemberJoined)
+                assert joined.member.name == "Ann B."
+            for code, each in tokens.items():
+                for token in each:
+                    async with peer(relay) as eve:
+                        await eve.say(join("eve", join_token=token))
+                        refused, closed = await refusal(eve)
+                        assert (refused.code, closed) == (code, 4003)
+            assert relay._rooms.connections == 0
+            assert SECRET not in repr(relay._config)
+    said = str(log) + caplog.text
+    for token in (good, *tokens["unauthorized"], *tokens["forbidden"]):
+        assert token is None or token not in said
+    assert SECRET not in said
+
+
+# --- pages, and who is behind a proxy ------------------------------------------------------------
+async def test_a_page_whose_name_was_made_to_lead_here_gets_nothing() -> None:
+    """DNS rebinding: such a page is of the same origin as this relay, for its browser."""
+    async with Relay(RelayConfig(port=0)) as relay:
+
+        async def upgrade(host: str, path: str) -> int:
+            host = f"{host}:{relay.port}"
+            lines = UPGRADE.replace(b"Host: relay", f"Host: {host}".encode())
+            lines = lines.replace(b"/ws", path.encode()) + f"Origin: http://{host}\r\n".encode()
+            line, _, _ = await exchange(relay, lines + b"\r\n" + client_frame(b"", Opcode.CLOSE))
+            return int(line.split()[1])
+
+        for path in ("/ws", "/", "/api/admin/live"):
+            assert await upgrade("rebound.example.org", path) == 403
+            assert await upgrade("localhost.example.org", path) == 403
+        for host in ("localhost", "127.0.0.1", "[::1]"):
+            assert await upgrade(host, "/ws") == 101
+        assert refused(relay) == {"origin": 6}
+
+
+async def test_a_proxy_with_tls_in_front_has_pages_of_its_own_name() -> None:
+    """It passes the Host on; and where it is on this machine, its name is listed."""
+    public: Any = "https://relay.example.org"
+    headers = {"Host": "relay.example.org"}
+    for config, status in (
+        (RelayConfig(port=0), 403),
+        (RelayConfig(port=0, origins=(public,)), 101),
+        (RelayConfig(port=0, host="0.0.0.0", open=True), 101),
+    ):
+        async with Relay(config) as relay:
+            lines = UPGRADE.replace(b"Host: relay", b"Host: " + headers["Host"].encode())
+            lines += f"Origin: {public}\r\n\r\n".encode() + client_frame(b"", Opcode.CLOSE)
+            line, _, _ = await exchange(relay, lines)
+            assert int(line.split()[1]) == status
