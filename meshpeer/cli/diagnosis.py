@@ -29,6 +29,12 @@ class Relay:
     """Seconds until a seat was given."""
     round_trip: float | None = None
     """Seconds from a signal that was sent to its arrival at another seat of ours."""
+    refusal: str | None = None
+    """The relay's code when it did not let us in."""
+    servers: tuple[str, ...] = ()
+    """The STUN and TURN servers that it names to its members, each once."""
+    carries_data: bool = False
+    """Whether it forwards the data of peers that find no other way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,25 +95,26 @@ def diagnose(facts: Facts) -> Diagnosis:
     near = _same_network(facts.network)
     across = _across_nats(facts.network)
     turn = _over_turn(facts.network)
-    relay = None if facts.relay is None else _relay(facts.relay)
-    verdicts = [here, near, across, turn] + ([relay] if relay else [])
+    relay = () if facts.relay is None else _relay(facts.relay)
+    verdicts = (here, near, across, turn, *relay)
     ok, summary = _summary(facts, {each.case: each.works for each in verdicts})
     return Diagnosis(
         ok=ok,
         summary=summary,
-        verdicts=tuple(verdicts),
+        verdicts=verdicts,
         changes=tuple(dict.fromkeys(_changes(facts, across.works, turn.works))),
     )
 
 
 # --- each way -------------------------------------------------------------------------------------
 
-_HERE, _NEAR, _ACROSS, _TURN, _RELAY = (
+_HERE, _NEAR, _ACROSS, _TURN, _RELAY, _OVER = (
     "on this machine",
     "same network",
     "across NATs",
     "over TURN",
     "relay",
+    "over the relay",
 )
 
 
@@ -200,10 +207,22 @@ def _over_turn(network: Network) -> Verdict:
     )
 
 
-def _relay(relay: Relay) -> Verdict:
+def _relay(relay: Relay) -> tuple[Verdict, ...]:
     if relay.failure is not None:
-        return Verdict(_RELAY, Works.NO, f"{_sentence(relay.failure)}")
-    return Verdict(_RELAY, Works.YES, f"Peers find each other at {relay.url}.")
+        # One that is for other rooms says nothing about the relay.
+        works = Works.UNKNOWN if relay.refusal == "forbidden" else Works.NO
+        return (Verdict(_RELAY, works, _sentence(relay.failure)),)
+    names = f" It names {_listed(list(relay.servers), 'and')}." if relay.servers else ""
+    return (
+        Verdict(_RELAY, Works.YES, f"Peers find each other at {relay.url}.{names}"),
+        Verdict(
+            _OVER,
+            Works.YES,
+            "Who has no other path talks over it, which is slower and not encrypted end to end.",
+        )
+        if relay.carries_data
+        else Verdict(_OVER, Works.NO, "It carries no data of peers that have no other path."),
+    )
 
 
 def _silence(network: Network) -> str:
@@ -220,16 +239,24 @@ def _silence(network: Network) -> str:
 def _summary(facts: Facts, works: dict[str, Works]) -> tuple[bool, str]:
     broken = [each.url for each in facts.network.servers if not _found(each)]
     apart = Works.YES in (works[_ACROSS], works[_TURN]) or works[_ACROSS] is Works.MOSTLY
+    over = works.get(_OVER) is Works.YES
     if works[_HERE] is Works.NO:
         return False, "Peers will not connect."
+    refusal = None if facts.relay is None else facts.relay.refusal
+    if refusal == "unauthorized":
+        return False, "Peers will not find each other without a join token that the relay takes."
+    if refusal == "forbidden":
+        return False, "What the relay does is not known: the join token is for others."
     if works.get(_RELAY) is Works.NO:
         return False, "Peers will not find each other: the relay can't be used."
     if works[_NEAR] is Works.NO:
         return False, "Peers will connect on this machine only."
-    if not apart and Works.NO in (works[_ACROSS], works[_TURN]):
+    if not (apart or over) and Works.NO in (works[_ACROSS], works[_TURN]):
         return False, "Peers will connect in the same network only."
     if broken:
         return False, f"Peers will connect, but not with the help of {_listed(broken, 'or')}."
+    if over and not apart:
+        return True, "Peers will connect, over the relay where there is no other path."
     if not apart:
         return True, "Peers will connect in the same network; beyond it nothing is known."
     return True, "Peers will connect."
@@ -242,8 +269,16 @@ def _changes(facts: Facts, across: Works, turn: Works) -> Iterator[str]:
     if not _addresses(network):
         yield "Connect this machine to a network, or set one of its interfaces up."
         return
+    if facts.relay is not None and facts.relay.refusal == "unauthorized":
+        yield "Give a join token that is valid (--join-token, or MESHPEER_JOIN_TOKEN)."
+    if facts.relay is not None and facts.relay.refusal == "forbidden":
+        yield (
+            "Give a join token that is for every room and peer id: what is tried here uses a room "
+            "and ids of its own."
+        )
+    named = () if facts.relay is None else facts.relay.servers
     for each in network.servers:
-        if (change := _repair(each)) is not None:
+        if (change := _repair(each, by_relay=each.url in named)) is not None:
             yield change
     stun = [each for each in network.servers if _is_stun(each)]
     if turn is not Works.YES:
@@ -259,7 +294,7 @@ def _changes(facts: Facts, across: Works, turn: Works) -> Iterator[str]:
         yield "Name another STUN server, on another host outside (--stun), to know more of the NAT."
 
 
-def _repair(report: IceServerReport) -> str | None:
+def _repair(report: IceServerReport, *, by_relay: bool) -> str | None:
     url = report.url
     detail = f" ({report.detail})" if report.detail else ""
     match report.outcome:
@@ -270,9 +305,19 @@ def _repair(report: IceServerReport) -> str | None:
             return f"{url} did not answer: is it running, and is {over} to it let through?"
         case IceServerOutcome.REFUSED:
             return f"{url} refused{detail}: is its port right, and does it take more clients?"
+        case IceServerOutcome.WRONG_CREDENTIALS if by_relay:
+            return (
+                f"{url} does not take the credentials that the relay gives{detail}: do both have "
+                "the same secret, and do their clocks agree?"
+            )
         case IceServerOutcome.WRONG_CREDENTIALS:
             return (
                 f"{url} does not take these credentials{detail}: are they right, and still valid?"
+            )
+        case IceServerOutcome.UNTRUSTED_CERTIFICATE if by_relay:
+            return (
+                f"The certificate of {url} is not trusted{detail}: is the name the one that is in "
+                "it, and its authority one that every member's system trusts?"
             )
         case IceServerOutcome.UNTRUSTED_CERTIFICATE:
             return (

@@ -55,8 +55,8 @@ def doctor(
 ) -> None:
     """Try what peers need, and say what will work and what to change.
 
-    Asks each STUN and TURN server that is named, enters a room of the relay, and connects two peers
-    on this machine, all at once. Nothing is contacted that is not named.
+    Connects two peers on this machine, enters a room of the relay, and asks each STUN and TURN
+    server that is named here or by the relay. Nothing else is contacted.
 
     The status is 0 when peers will connect and everything that was named works, 1 when something
     is broken, 2 when the command is wrong.

@@ -226,6 +226,85 @@ def test_the_relay() -> None:
     assert diagnosis.summary == "Peers will not find each other: the relay can't be used."
 
 
+@pytest.mark.parametrize(
+    ("refusal", "works", "summary", "change"),
+    [
+        (
+            "unauthorized",
+            Works.NO,
+            "Peers will not find each other without a join token that the relay takes.",
+            "Give a join token that is valid (--join-token, or MESHPEER_JOIN_TOKEN).",
+        ),
+        (
+            "forbidden",
+            Works.UNKNOWN,
+            "What the relay does is not known: the join token is for others.",
+            (
+                "Give a join token that is for every room and peer id: what is tried here uses a "
+                "room and ids of its own."
+            ),
+        ),
+        (
+            "room_full",
+            Works.NO,
+            "Peers will not find each other: the relay can't be used.",
+            "Name two STUN servers on different hosts (--stun), to know more of the NAT.",
+        ),
+    ],
+)
+def test_a_relay_that_lets_nobody_in(refusal: str, works: Works, summary: str, change: str) -> None:
+    relay = Relay("ws://relay.example", "its words", refusal=refusal)
+    diagnosis, verdicts = about(network(), relay=relay)
+    assert verdicts["relay"] == Verdict("relay", works, "Its words.")
+    assert "over the relay" not in verdicts
+    assert (diagnosis.ok, diagnosis.summary) == (False, summary)
+    assert diagnosis.changes[0] == change
+
+
+def over(carries_data: bool = True, *servers: str) -> Relay:
+    return Relay(
+        "ws://relay.example", None, 0.01, 0.001, servers=servers, carries_data=carries_data
+    )
+
+
+def test_what_a_relay_does_without_another_path() -> None:
+    symmetric = network(report(STUN), mapping=Mapping.DEPENDENT)
+    diagnosis, verdicts = about(symmetric, relay=over())
+    assert verdicts["over the relay"].works is Works.YES
+    assert (diagnosis.ok, diagnosis.summary) == (
+        True,
+        "Peers will connect, over the relay where there is no other path.",
+    )
+    assert "Configure a TURN server, for peers that can't connect directly." in diagnosis.changes
+    diagnosis, verdicts = about(symmetric, relay=over(carries_data=False))
+    assert verdicts["over the relay"].works is Works.NO
+    assert (diagnosis.ok, diagnosis.summary) == (
+        False,
+        "Peers will connect in the same network only.",
+    )
+    diagnosis, _ = about(replace(symmetric, servers=(report(TURN),)), relay=over())
+    assert (diagnosis.ok, diagnosis.summary) == (True, "Peers will connect.")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said"),
+    [
+        (IceServerOutcome.WRONG_CREDENTIALS, "the credentials that the relay gives"),
+        (IceServerOutcome.UNTRUSTED_CERTIFICATE, "that every member's system trusts"),
+    ],
+)
+def test_servers_that_the_relay_names_are_its_operator_s_to_mend(
+    outcome: IceServerOutcome, said: str
+) -> None:
+    found = network(report(TLS, outcome), report(TURN, outcome))
+    diagnosis, verdicts = about(found, relay=over(True, TLS))
+    assert verdicts["relay"].text.endswith(f" It names {TLS}.")
+    assert not diagnosis.ok
+    of_relay, of_user, *_ = diagnosis.changes
+    assert (TLS in of_relay, said in of_relay) == (True, True)
+    assert (TURN in of_user, said in of_user) == (True, False)
+
+
 def test_every_combination_has_whole_sentences() -> None:
     """And is well only when nothing that was named is broken."""
     outcomes = [None, *IceServerOutcome]

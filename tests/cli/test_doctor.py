@@ -7,16 +7,20 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from meshpeer import Relay
+from meshpeer import IceServer, Relay, RelayConfig
 from meshpeer.cli import checkup
 from meshpeer.cli.app import app
 from meshpeer.cli.checkup import check
 from meshpeer.config import MeshConfig
+from meshpeer.core.messages import IceServerInfo, IceServers, Join, Welcome
 from meshpeer.errors import ConfigError
 from tests.cli.processes import Start
 from tests.coturn import Coturn, run_coturn
@@ -24,6 +28,8 @@ from tests.coturn import Coturn, run_coturn
 FINISHED = 0
 BROKEN = 1
 WRONG = 2
+
+SECRET = "shared" * 6
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +70,51 @@ async def test_everything_works(start: Start, coturn: Coturn, relay: Relay) -> N
     assert works["on this machine"] == works["over TURN"] == works["relay"] == "yes"
     if works["same network"] == "yes":  # not on a machine without a network
         assert (status, found["ok"]) == (FINISHED, True)
+
+
+async def test_the_servers_that_a_relay_names_are_asked_too(start: Start, tmp_path: Path) -> None:
+    with run_coturn(tmp_path, f"static-auth-secret={SECRET}", ephemeral=True) as coturn:
+        urls = [f"turn:127.0.0.1:{coturn.port}?transport={each}" for each in ("udp", "tcp")]
+        stun = f"stun:127.0.0.1:{coturn.port}"
+        config = RelayConfig(
+            port=0,
+            ice_servers=(IceServer(urls=stun),),
+            turn_urls=tuple(urls),
+            turn_secret=SECRET,
+        )
+        async with Relay(config) as relay:
+            _, found = await examined(start, "--relay", relay.url)
+        async with Relay(replace(config, turn_secret="another" * 5)) as relay:
+            status, broken = await examined(start, "--relay", relay.url)
+    assert found["relay"]["servers"] == [stun, *urls]
+    assert {each["url"]: each["outcome"] for each in found["servers"]} == dict.fromkeys(
+        [stun, *urls], "found"
+    )
+    works = {each["case"]: each["works"] for each in found["verdicts"]}
+    assert works["over TURN"] == works["relay"] == works["over the relay"] == "yes"
+    assert not any("TURN server" in change for change in found["changes"])
+    assert status == BROKEN
+    assert [each["outcome"] for each in broken["servers"]] == ["found", *["wrong credentials"] * 2]
+    assert "the credentials that the relay gives" in " ".join(broken["changes"])
+
+
+async def test_a_server_that_a_relay_should_not_name(relay: Relay) -> None:
+    class Wrong(checkup._Seat):
+        async def open(self, join: Join) -> Welcome:
+            named = IceServers(servers=[IceServerInfo(urls=["stun:[::1", "turn:no.login"])])
+            self.welcome = msgspec.structs.replace(await super().open(join), ice_servers=named)
+            return self.welcome
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkup, "_Seat", Wrong)
+        facts = await check(MeshConfig(), relay.url, 60)
+    assert facts.relay is not None
+    assert facts.relay.failure is None
+    assert facts.relay.servers == ("stun:[::1", "turn:no.login")
+    assert [(each.url, each.outcome) for each in facts.network.servers] == [
+        ("stun:[::1", "failed"),
+        ("turn:no.login", "failed"),
+    ]
 
 
 async def test_what_is_broken_is_said(start: Start, coturn: Coturn) -> None:

@@ -20,8 +20,6 @@ from meshpeer import (
     Unauthorized,
     make_join_token,
 )
-from meshpeer.cli.checkup import check
-from meshpeer.config import MeshConfig
 from tests.cli.processes import Start
 from tests.test_manager import event_of
 
@@ -112,17 +110,27 @@ async def test_the_demo_s_bots_take_one_too(start: Start, guarded: Relay) -> Non
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
-    [("*", None), ("lobby", "the join token is for other rooms"), ("", "none was given")],
+    ("given", "said", "refusal"),
+    [
+        ("*", None, None),
+        ("lobby", "The join token is for other rooms.", "forbidden"),
+        ("", "This relay takes only who has a join token, and none was given.", "unauthorized"),
+    ],
 )
 async def test_the_doctor_enters_a_room_with_it(
-    guarded: Relay, given: str, said: str | None
+    start: Start, guarded: Relay, given: str, said: str | None, refusal: str | None
 ) -> None:
-    join_token = token(given) if given else None
-    facts = await check(MeshConfig(), guarded.url, 60, join_token=join_token)
-    assert facts.relay is not None
-    assert (facts.relay.failure is None) == (said is None)
-    assert (said or "") in (facts.relay.failure or "")
+    join_token = token(given) if given else ""
+    doctor = await start(
+        *("doctor", "--json", "--relay", guarded.url),
+        environment={"MESHPEER_JOIN_TOKEN": join_token} if given else None,
+    )
+    await doctor.end()
+    (found,) = doctor.events
+    assert found["relay"]["refusal"] == refusal
+    texts = [each["text"] for each in found["verdicts"] if each["case"] == "relay"]
+    assert texts == [said or f"Peers find each other at {guarded.url}."]
+    assert any("join token" in each for each in found["changes"]) == (said is not None)
 
 
 async def test_a_program_may_give_a_new_one_for_each_connection() -> None:
