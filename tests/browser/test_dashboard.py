@@ -185,7 +185,7 @@ async def test_it_shows_the_true_picture(browser: Browser, site: Site) -> None:
     async with opened(browser, site.url) as page:
         await expect(page.locator(".node")).to_have_count(4)
         assert await figures(page) == {
-            "Rooms": ("2", ""),
+            "Rooms": ("2", "2 not all connected"),
             "Members": ("6", ""),
             "Active P2P": ("4", "of 7 pairs"),
             "Upgrade rate": ("57 %", "of the pairs are P2P"),
@@ -253,6 +253,13 @@ async def test_it_shows_the_true_picture(browser: Browser, site: Site) -> None:
         newest = page.locator("#activity li").first
         await expect(newest.locator(".chip")).to_have_text("refused")
         await expect(newest.locator(".text")).to_have_text("room_full: there are 2")
+        kinds = page.locator("#activity .chip")
+        assert set(await kinds.all_inner_texts()) == {
+            "refused", "failed", "direct", "relay", "TURN", "joined",
+        }  # fmt: skip
+        failed = page.locator("#activity li", has=page.locator(".chip.bad", has_text="failed"))
+        await expect(failed.locator(".what")).to_have_text("Ben ↔ dora in lobbygave up")
+        await expect(failed.locator(".names")).to_have_attribute("title", "ben ↔ dora")
         assert "version 1.2.3" in await page.locator(".facts").inner_text()
 
 
@@ -278,8 +285,12 @@ async def test_what_happens_shows_without_being_asked_for(browser: Browser, site
         site.leave("lobby", "ann")
         site.leave("lobby", "cleo")
         site.leave("lobby", "dora", "timeout")
-        await expect(page.locator("#mesh-empty")).to_have_text("Nobody is in this room.")
-        await expect(page.locator("#rooms-note")).to_contain_text("Nobody is here.")
+        await expect(page.locator("#mesh-empty p").first).to_have_text("Nobody is in this room.")
+        await expect(page.locator("#rooms-note")).to_contain_text("There is none.")
+        left = page.locator("#activity li", has=page.locator(".chip", has_text="left"))
+        await expect(left.first.locator(".what")).to_have_text(
+            "dora in lobbydid not come back in time"
+        )
         site.join("lobby", "eve")
         await expect(page.locator(".node")).to_have_count(1)
 
@@ -289,7 +300,9 @@ async def test_what_nobody_measured_is_a_dash(browser: Browser, site: Site) -> N
 
     async with opened(browser, site.url) as page:
         await live(page)
-        await expect(page.locator("#rooms-note")).to_contain_text("Nobody is here.")
+        await expect(page.locator("#mesh-empty p").first).to_have_text("Nobody is at this relay.")
+        how = f"meshpeer chat lobby --relay ws://127.0.0.1:{site.port}"
+        await expect(page.locator("#mesh-empty code")).to_have_text(how)
         known = await figures(page)
         assert known["Rooms"] == ("0", "")
         assert known["Upgrade rate"][0] == known["Success rate"][0] == NONE
@@ -389,7 +402,9 @@ async def test_a_room_a_peer_and_a_link_can_be_chosen(browser: Browser, site: Si
         assert rows["Reason"] == ["gave up", NONE]
         assert rows["Bytes sent"] == ["0 B", "2.5 MB"]
         assert await page.locator(".sides .differs th").all_inner_texts() == ["State", "ICE"]
-        await expect(page.locator("#detail-body .entries")).to_contain_text("failed: gave up")
+        await expect(page.locator("#detail-body .entries")).to_have_text(
+            re.compile("failedBen ↔ doragave up$")
+        )
 
         await page.reload()
         await expect(title).to_have_text("Ben ↔ dora")
@@ -432,6 +447,101 @@ async def test_pointing_at_a_peer_shows_whose_links_are_its_own(
         await expect(page.locator(".tip")).to_have_text("Ann2 direct, 1 TURN")
         await page.mouse.move(5, 5)
         await expect(page.locator(".links .near")).to_have_count(0)
+
+
+async def test_two_of_one_name_are_told_apart(browser: Browser, site: Site) -> None:
+    from playwright.async_api import expect
+
+    names = {"ann": "Ann", "x-1": "Ann", "ben": "Ben", "x-2": "ben"}
+    site.join("lobby", *names, names=names)
+    for a, b in combinations(names, 2):
+        site.link("lobby", a, b, path="relay")
+    async with opened(browser, site.url) as page:
+        await expect(page.locator(".node .label")).to_have_text(
+            ["Ann (ann)", "Ben", "Ann (x-1)", "ben (x-2)"]
+        )
+        rows = await page.locator("#detail-body > .list .who").all_inner_texts()
+        assert "Ann (ann) ↔ Ann (x-1)" in rows
+        assert "Ben ↔ ben (x-2)" in rows
+        await expect(page.locator("#activity .names").first).to_have_text("Ben ↔ ben (x-2)")
+        await node(page, "Ben").locator(".dot").click()
+        await page.get_by_role("button", name="Remove…").click()
+        # What can't be taken back says who it is, however unique the name.
+        await expect(page.locator("#confirm-text")).to_contain_text("Ben (ben) loses its seat")
+
+
+async def test_who_is_away_is_nobody_elses_trouble(browser: Browser, site: Site) -> None:
+    from playwright.async_api import expect
+
+    names = ("ann", "ben", "cleo", "dora", "eve")
+    site.join("lobby", *names)
+    for a, b in combinations(names, 2):
+        site.link("lobby", a, b, rtt=0.02)
+    site.drop("lobby", "eve")
+    lost: dict[str, Any] = {"state": "disconnected", "path": None, "rtt": 0.02}
+    for each in ("ann", "ben", "cleo"):  # dora's link to eve is alive
+        site.report("lobby", each, [link_report("eve", **lost)])
+    async with opened(browser, site.url) as page:
+        await expect(node(page, "eve")).to_have_class(re.compile("away"))
+        await expect(page.locator(".node.well")).to_have_count(4)
+        shown = await facts(page.locator("#detail-body .pairs"))
+        assert shown["Members"] == "5, 1 away"
+        # As the admin API counts them: the six of those that are there, and one that outlives it.
+        assert (shown["Pairs"], shown["Direct"], shown["Down"]) == ("7", "7", "0")
+        assert shown["Links of who is away"] == "3"
+        assert (await figures(page))["Active P2P"] == ("7", "of 7 pairs")
+        attention = page.locator("#detail-body > .list .row")
+        assert await attention.all_inner_texts() == ["eve\naway, its seat is kept"]
+        await attention.click()
+        await expect(page.locator("#detail-title")).to_have_text("eve")
+        # A round trip of before is not one of now.
+        assert await page.locator("#detail-body > .list .row").first.inner_text() == (
+            "ann\ndisconnected"
+        )
+
+
+async def test_one_peer_that_nobody_reaches_is_one_thing(browser: Browser, site: Site) -> None:
+    from playwright.async_api import expect
+
+    fifty(site)
+    site.link("hall", "00 with quite a long name", "01 with quite a long name", path="relay")
+    async with opened(browser, site.url) as page:
+        rows = page.locator("#detail-body > .list .row")
+        await expect(rows).to_have_count(2)
+        await expect(rows.first).to_have_text("49 with quite a long nameall 49 links down")
+        await expect(rows.last.locator(".chip")).to_have_text("relay")
+        await rows.first.click()
+        await expect(page.locator("#detail-body .advice")).to_contain_text("likely to be its own")
+
+
+async def test_what_is_wrong_is_explained(browser: Browser, site: Site) -> None:
+    from playwright.async_api import expect
+
+    lobby(site)
+    site.join("small", "ann")
+    site.drop("lobby", "dora")
+    async with opened(browser, site.url + "#room=lobby") as page:
+        await expect(page.locator(".node")).to_have_count(4)
+        advice = page.locator("#detail-body .advice")
+
+        async def choose(hash_: str) -> None:
+            await page.evaluate("(hash) => { location.hash = hash }", hash_)
+
+        await choose('#room=lobby&link=["ben","cleo"]')
+        await expect(advice).to_contain_text("goes through this relay")
+        await choose('#room=lobby&link=["ben","dora"]')
+        await expect(advice).to_contain_text("dora has lost the relay as well")
+        await choose("#room=lobby&peer=dora")
+        await expect(advice).to_contain_text("Its seat is kept for a while")
+        await choose('#room=lobby&link=["ann","ben"]')
+        await expect(page.locator("#detail-title")).to_have_text("Ann ↔ Ben")
+        await expect(advice).to_be_hidden()  # nothing is wrong
+        site.link("lobby", "ann", "ben", state="disconnected", path=None)
+        await expect(advice).to_contain_text("They restart ICE by themselves")
+        site.link("lobby", "ann", "ben", state="failed", path=None)
+        await expect(advice).to_contain_text("a TURN server helps")
+        await choose("#room=small&peer=ann")
+        await expect(advice).to_have_text("Nobody else is here.")
 
 
 # --- acting --------------------------------------------------------------------------------------
@@ -586,11 +696,12 @@ async def test_it_comes_back_when_the_relay_restarts(browser: Browser) -> None:
     async with Site.open() as first:
         port = first.port
         lobby(first)
-        async with opened(browser, first.url, may_say="ERR_CONNECTION_REFUSED|WebSocket") as page:
+        async with opened(browser, first.url, may_say="ERR_CONNECTION|WebSocket") as page:
             await expect(page.locator("#activity li")).not_to_have_count(0)
             await first.close()
             await expect(page.locator(".connection")).to_have_attribute("data-state", "lost")
             await expect(page.locator("body")).to_have_class("stale")
+            await expect(page.locator("#as-of")).to_have_text(re.compile(r"^as of \d\d:\d\d:\d\d$"))
             async with page.expect_request("**/session"):
                 await page.locator("#again", has_text="Try now").click()
             await expect(page.locator(".node")).to_have_count(4)  # what was known is still there
@@ -601,6 +712,7 @@ async def test_it_comes_back_when_the_relay_restarts(browser: Browser) -> None:
                 await expect(page.locator(".node")).to_have_count(1)
                 await expect(page.locator("#activity li")).to_have_count(1)
                 await expect(page.locator("body")).not_to_have_class("stale")
+                await expect(page.locator("#as-of")).to_be_hidden()
 
 
 async def test_another_password_asks_to_sign_in_again(browser: Browser) -> None:
@@ -608,7 +720,7 @@ async def test_another_password_asks_to_sign_in_again(browser: Browser) -> None:
 
     async with Site.open() as first:
         port = first.port
-        said = "ERR_CONNECTION_REFUSED|WebSocket|401"
+        said = "ERR_CONNECTION|WebSocket|401"
         async with opened(browser, first.url, may_say=said) as page:
             await page.clock.install()
             await page.reload()
@@ -1029,7 +1141,9 @@ async def test_three_bots_in_two_rooms(browser: Browser) -> None:
             await page.get_by_role("button", name="Remove…").click()
             await page.locator("#confirm-yes").click()
             await expect(page.locator(".toast.ok")).to_contain_text("Remove cleo")
-            await expect(page.locator("#mesh-empty")).to_have_text("Nobody is in this room.")
+            await expect(page.locator("#mesh-empty p").first).to_have_text(
+                "Nobody is in this room."
+            )
             await cleo.end()  # it is told so, and does not come back
 
             await page.locator("#rooms button", has_text="lobby").click()

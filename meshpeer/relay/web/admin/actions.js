@@ -64,7 +64,8 @@ export class Actions {
     if (asked !== null) await this.#do(title, "restart_ice", { room: room.id, peerId: link.a, otherPeerId: link.b });
   }
 
-  async restartPeer(room, member, name) {
+  async restartPeer(room, member) {
+    const name = room.name(member.peerId);
     const title = ["Restart ICE: ", named(name)];
     const links = room.linksOf.get(member.peerId)?.length ?? 0;
     const asked = await ask({
@@ -75,11 +76,15 @@ export class Actions {
     if (asked !== null) await this.#do(title, "restart_ice", { room: room.id, peerId: member.peerId });
   }
 
-  async remove(room, member, name) {
+  async remove(room, member) {
+    const name = room.name(member.peerId);
     const title = ["Remove ", named(name)];
+    const { peerId, displayName } = member;
+    // A name is not unique: the id says who loses its seat.
+    const who = displayName === null || displayName === peerId ? [named(peerId)] : [named(displayName), " (", named(peerId), ")"];
     const asked = await ask({
       title,
-      text: [named(name), " loses its seat in ", named(room.id), " at once, and the others see it leave. It is told not to come back; started anew it may join again."],
+      text: [...who, " loses its seat in ", named(room.id), " at once, and the others see it leave. It is told not to come back; started anew it may join again."],
       yes: "Remove",
       danger: true,
     });

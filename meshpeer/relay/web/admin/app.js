@@ -5,7 +5,7 @@ import { Activity } from "./activity.js";
 import { Detail } from "./detail.js";
 import { byId, setAttribute, setClass, setHidden, setText } from "./dom.js";
 import { Figures } from "./figures.js";
-import { count, counted, long } from "./format.js";
+import { count, counted, long, time } from "./format.js";
 import { Graph, drawLegend } from "./graph.js";
 import { Live } from "./live.js";
 import { Room } from "./model.js";
@@ -82,14 +82,14 @@ function take(message, first) {
       state.skew = message.now - state.heard;
       if (state.selection.room === null && message.rooms.length) {
         select({ room: message.rooms[0].roomId }, { reveal: false });
-      }
+      } else if (state.selection.room === null) changed("mesh", "detail"); // there is none to wait for
       changed("figures", "rooms", "top");
       break;
     case "room":
       if (message.roomId !== state.selection.room) break; // of the one before
       state.room = message.room && new Room(message.room);
       state.missing = !message.room;
-      changed("mesh", "detail");
+      changed("mesh", "detail", "activity"); // which says names
       break;
     case "activity":
       activity.add(message.entries, first);
@@ -141,19 +141,22 @@ function draw() {
   if (parts.has("mesh")) drawMesh();
   if (parts.has("detail")) {
     const info = overview?.rooms.find((each) => each.roomId === selection.room);
-    detail.update({ room, selection, activity: activity.entries, now: now(), info });
+    detail.update({ room, selection, activity, now: now(), info });
   }
-  if (parts.has("activity")) activity.update(selection.room);
+  if (parts.has("activity")) activity.update(selection.room, room);
 }
 
 function drawTop() {
   const { state: at, text, retryAt } = state.connection;
   const wait = retryAt && Math.max(0, Math.ceil((retryAt - Date.now()) / 1000));
   setAttribute(byId("connection").parentElement, "data-state", at);
+  const stale = at !== "live" && state.overview !== null;
   setText(byId("connection"), text);
+  setHidden(byId("as-of"), !stale);
+  if (stale) setText(byId("as-of"), `as of ${time(state.overview.now)}`);
   setHidden(byId("again"), at === "live" || at === "connecting");
   setText(byId("again"), at === "refused" ? "Sign in again" : `Try now${wait ? ` (${wait} s)` : ""}`);
-  setClass(document.body, "stale", at !== "live" && state.overview !== null);
+  setClass(document.body, "stale", stale);
   setText(byId("host"), location.host);
   const relay = state.overview?.relay;
   setText(byId("version"), relay ? `version ${relay.version}` : "");
@@ -174,9 +177,13 @@ function drawMesh() {
     tables.update(room, selection, now());
   }
   else graph.update(room, selection);
-  setHidden(byId("mesh-empty"), room !== null);
-  const why = selection.room === null ? (state.overview ? "Nobody is here yet." : "Waiting for the relay.") : state.missing ? "Nobody is in this room." : "Waiting for this room.";
-  setText(byId("mesh-empty"), why);
+  const empty = byId("mesh-empty"), [why, how] = empty.children;
+  setHidden(empty, room !== null);
+  const nobody = selection.room === null ? state.overview !== null : state.missing;
+  const here = selection.room === null ? "at this relay" : "in this room";
+  setText(why, nobody ? `Nobody is ${here}.` : selection.room === null ? "Waiting for the relay." : "Waiting for this room.");
+  setHidden(how, !nobody || selection.room !== null);
+  setText(how.lastChild, `meshpeer chat lobby --relay ${location.protocol === "https:" ? "wss" : "ws"}://${location.host}`);
 }
 
 for (const [id, table] of [["as-graph", false], ["as-table", true]]) {

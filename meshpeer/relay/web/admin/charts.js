@@ -40,7 +40,7 @@ export function drawSparkline(element, samples, value, dots) {
   const [width, height] = [60, 22];
   const all = runs(samples, value);
   const points = all.flat();
-  setClass(element, "none", points.length < 2);
+  setClass(element, "dots", Boolean(dots));
   if (points.length < 2) return element.replaceChildren();
   const values = points.map((point) => point.value);
   const low = Math.min(...values), high = Math.max(...values);

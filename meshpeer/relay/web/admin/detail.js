@@ -2,8 +2,8 @@
 
 import { byId, el, keyed, named, setClass, setHidden, setText } from "./dom.js";
 import { NONE, bytes, count, counted, date, known, long, pathName, short, stateName } from "./format.js";
-import { displayName, roundTrip, standingWords, tally, tallyText, touches, troubled, worry } from "./model.js";
-import { activityItem, chip, linkList, pairs, setChip, setLinkChip, setNames } from "./parts.js";
+import { attention, linkAdvice, peerAdvice, roundTrip, rttOf, standingWords, tally, tallyText, touches, worry } from "./model.js";
+import { activityItem, chip, fillActivityItem, pairs, rowList, setChip, setLinkChip, setNames } from "./parts.js";
 
 const RECENT = 8; // entries of the activity
 const WORST = 30; // links that ask for attention
@@ -27,6 +27,9 @@ const SIDE = [
   ["Bytes received", (side) => bytes(side.bytesReceived)],
   ["Told", (side, now) => `${long(now - side.updated)} ago`],
 ];
+
+/** How many links there are of a kind, with its colour; none of them are no news. */
+const path = (term, number, colour) => [term, count(number), `${colour} mark${number ? "" : " zero"}`];
 
 const byWorry = (a, b) => worry(b) - worry(a) || (a.key < b.key ? -1 : 1);
 
@@ -54,7 +57,7 @@ export class Detail {
     if (!room) {
       this.#skeleton("none", () => {
         setNames(this.#title, ["Detail"]);
-        this.#body.append(el("p", { className: "empty" }, "Choose a room."));
+        this.#body.append(el("p", { className: "empty" }, "What you choose is shown here."));
       });
     } else if (link) this.#link(room, link, activity, now);
     else if (peer) this.#peer(room, peer, activity, now);
@@ -82,15 +85,21 @@ export class Detail {
     return button;
   }
 
+  #advise(text) {
+    setText(this.#parts.advice, text);
+    setHidden(this.#parts.advice, !text);
+  }
+
   #recent(activity, about) {
     const found = [];
-    for (let i = activity.length - 1; i >= 0 && found.length < RECENT; i--) if (about(activity[i])) found.push(activity[i]);
+    const { entries } = activity;
+    for (let i = entries.length - 1; i >= 0 && found.length < RECENT; i--) if (about(entries[i])) found.push(entries[i]);
     keyed(
       this.#parts.recent,
       found,
       (entry) => entry.number,
-      (entry) => activityItem(entry, (chosen) => this.#select({ peer: chosen.peerId, link: chosen.otherPeerId ? [chosen.peerId, chosen.otherPeerId] : null })),
-      () => {},
+      (entry) => activityItem(entry, (chosen) => this.#select({ peer: chosen.peerId, link: chosen.otherPeerId ? [chosen.peerId, chosen.otherPeerId] : null }), true),
+      (item, entry) => fillActivityItem(item, entry, (roomId, id) => activity.nameOf(this.#room, roomId, id)),
     );
     setHidden(this.#parts.recent, !found.length);
     setHidden(this.#parts.recentTitle, !found.length);
@@ -101,29 +110,31 @@ export class Detail {
   #whole(room, activity, now, info) {
     this.#skeleton(JSON.stringify(["room", room.id]), () => {
       setNames(this.#title, [room.id]);
-      this.#add("facts", el("dl", { className: "pairs" }));
-      this.#add("buttons", el("p", { className: "buttons" }, this.#button("Send a notice…", () => this.#actions.notice(this.#room))));
+      this.#add("facts", el("dl", { className: "pairs two" }));
       this.#add("links", el("ul", { className: "list" }), "Needs attention");
       this.#add("well", el("p", { className: "empty" }));
+      this.#add("buttons", el("p", { className: "buttons" }, this.#button("Send a notice…", () => this.#actions.notice(this.#room))));
       this.#add("recent", el("ol", { className: "list entries" }), "Lately");
     });
     const away = room.members.filter((member) => member.presence === "away").length;
-    const counts = tally(room.links);
+    const counts = tally(room.counted);
+    const apart = room.links.length - room.counted.length;
     pairs(this.#parts.facts, [
       ["Members", count(room.members.length) + (away ? `, ${count(away)} away` : "")],
-      ["Pairs", count(room.pairs)],
+      ["Pairs", count(room.cut && info ? info.links : room.pairs)],
       // The relay tells of so many links, and counts all.
-      ["Direct", count(room.cut ? info?.direct : counts.direct)],
-      ["TURN", count(room.cut ? info?.turn : counts.turn)],
-      ["Relay", count(room.cut ? info?.relay : counts.relay)],
-      ["Connecting", count(counts.idle)],
-      ["Down", count(counts.bad)],
-      ...(room.cut ? [] : [["Nothing reported", count(room.pairs - room.links.length)]]),
-      ["Round trip, median", short(roundTrip(room.links))],
-      ...(info ? [["Open for", long(now - info.since)]] : []),
+      path("Direct", room.cut ? info?.direct : counts.direct, "direct"),
+      path("TURN", room.cut ? info?.turn : counts.turn, "turn"),
+      path("Relay", room.cut ? info?.relay : counts.relay, "relay"),
+      path("Connecting", counts.idle, "idle"),
+      path("Down", counts.bad, "bad"),
+      ...(room.cut ? [] : [path("Nothing reported", room.pairs - room.counted.length, "none")]),
+      ...(apart ? [["Links of who is away", count(apart), "wide"]] : []),
+      ["Round trip, median", short(roundTrip(room.links)), "wide"],
+      ...(info ? [["Open for", long(now - info.since), "wide"]] : []),
     ]);
-    const worst = room.links.filter(troubled).sort(byWorry);
-    linkList(this.#parts.links, room, worst.slice(0, WORST), null, (a, b) => this.#select({ link: [a, b] }));
+    const worst = attention(room);
+    rowList(this.#parts.links, room, worst.slice(0, WORST), null, this.#select);
     setText(this.#parts.linksTitle, worst.length > WORST ? `Needs attention: ${WORST} of ${count(worst.length)}` : "Needs attention");
     setHidden(this.#parts.well, worst.length > 0);
     setText(this.#parts.well, room.links.length ? "Nothing: every link that was reported is well." : "No links were reported.");
@@ -137,10 +148,11 @@ export class Detail {
     if (!member) return this.#gone(room, id, activity);
     this.#what = { member };
     this.#skeleton(JSON.stringify(["peer", room.id, id]), () => {
-      const current = () => [this.#room, this.#what.member, displayName(this.#what.member)];
+      const current = () => [this.#room, this.#what.member];
       this.#add("id", el("p", { className: "id" }));
       this.#add("standing", el("p"));
       this.#parts.standing.append((this.#parts.chip = chip()));
+      this.#add("advice", el("p", { className: "advice" }));
       this.#add("facts", el("dl", { className: "pairs" }));
       this.#add(
         "buttons",
@@ -149,10 +161,11 @@ export class Detail {
       this.#add("links", el("ul", { className: "list" }), "Links");
       this.#add("recent", el("ol", { className: "list entries" }), "Lately");
     });
-    setNames(this.#title, [displayName(member)]);
+    setNames(this.#title, [room.name(id)]);
     setText(this.#parts.id, id);
     const links = room.linksOf.get(id).toSorted(byWorry);
-    setChip(this.#parts.chip, ...standingWords(room.standing(member), links));
+    setChip(this.#parts.chip, ...standingWords(room, member));
+    this.#advise(peerAdvice(room, member));
     pairs(this.#parts.facts, [
       ["Links", tallyText(tally(links)) || "none reported"],
       ["Round trip, median", short(roundTrip(links))],
@@ -163,7 +176,7 @@ export class Detail {
       ["Incarnation", member.incarnation, "code"],
     ]);
     setText(this.#parts.linksTitle, counted(links.length, "link"));
-    linkList(this.#parts.links, room, links, id, (a, b) => this.#select({ link: [a, b] }));
+    rowList(this.#parts.links, room, links.map((link) => ({ link, key: link.key })), id, this.#select);
     this.#recent(activity, (entry) => entry.roomId === room.id && (entry.peerId === id || entry.otherPeerId === id));
   }
 
@@ -196,6 +209,7 @@ export class Detail {
     this.#skeleton(JSON.stringify(["link", room.id, link.a, link.b]), () => {
       this.#add("state", el("p"));
       this.#parts.state.append((this.#parts.chip = chip()), (this.#parts.since = el("small")));
+      this.#add("advice", el("p", { className: "advice" }));
       this.#add("facts", el("dl", { className: "pairs" }));
       this.#add("buttons", el("p", { className: "buttons" }, this.#button("Restart ICE…", () => this.#actions.restartLink(this.#room, this.#what.link))));
       this.#add("sides", this.#sides(link), "Both sides");
@@ -204,8 +218,9 @@ export class Detail {
     setNames(this.#title, [room.name(link.a), room.name(link.b)]);
     setLinkChip(this.#parts.chip, link);
     setText(this.#parts.since, known(link.since) ? ` for ${long(now - link.since)}` : "");
+    this.#advise(linkAdvice(room, link));
     pairs(this.#parts.facts, [
-      ["Round trip", short(link.rtt)],
+      ["Round trip", short(rttOf(link))],
       ["Quality", link.quality ?? NONE],
     ]);
     this.#fillSides(room, link, now);

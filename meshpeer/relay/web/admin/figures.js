@@ -17,7 +17,16 @@ function sum(overview, name) {
 }
 
 const FIGURES = [
-  { title: "Rooms", value: (o) => count(o.roomCount) },
+  {
+    title: "Rooms",
+    value: (o) => count(o.roomCount),
+    about: ({ rooms, roomCount }) => {
+      if (rooms.length < roomCount) return ""; // of some it is not told
+      const apart = rooms.filter((room) => room.unconnected).length;
+      if (apart) return `${count(apart)} not all connected`;
+      return rooms.some((room) => room.links) ? "all pairs connected" : "";
+    },
+  },
   {
     title: "Members",
     value: (o) => count(sum(o, "members")),

@@ -4,7 +4,7 @@
 
 import { keyed, named, roving, setAttribute, setClass, setText, svg, el } from "./dom.js";
 import { pathName, short, stateName } from "./format.js";
-import { dash, displayName, standingWords, tally, tallyText, tone, touches, troubled } from "./model.js";
+import { dash, rttOf, standingWords, tally, tallyText, tone, touches, troubled } from "./model.js";
 
 const FEW = 12; // peers that have room for words
 const ALL = 3000; // links that are drawn; of more, those with trouble and those of one peer
@@ -127,7 +127,7 @@ export class Graph {
     if (!width || !height) return; // the table is shown instead
     const members = room?.members ?? [];
     const family = getComputedStyle(this.#svg).fontFamily;
-    const where = (this.#places = places(members.map(displayName), width, height, family));
+    const where = (this.#places = places(members.map(({ peerId }) => room.name(peerId)), width, height, family));
     this.#at = new Map(members.map((member, i) => [member.peerId, where.at[i]]));
     for (const each of [this.#under, this.#svg]) setAttribute(each, "viewBox", `0 0 ${width} ${height}`);
     setClass(this.#box, "many", !where.few);
@@ -176,6 +176,7 @@ export class Graph {
       this.#drawn.get(key).element.remove();
       this.#drawn.delete(key);
     }
+    setClass(this.#box, "busy", links.length > 20);
     setClass(this.#box, "dense", links.length > 150);
   }
 
@@ -251,13 +252,13 @@ export class Graph {
     const at = this.#at.get(member.peerId);
     const room = this.#room;
     const standing = room.standing(member);
-    const name = displayName(member);
+    const name = room.name(member.peerId);
     const counts = tally(room.linksOf.get(member.peerId));
     const text = tallyText(counts);
     const chosen = this.#selection.peer === member.peerId;
     setAttribute(node, "class", `node ${standing}${chosen ? " chosen" : ""}${!few && font < LEGIBLE ? " crowded" : ""}`);
     setAttribute(node, "transform", `translate(${at.x.toFixed(1)} ${at.y.toFixed(1)})`);
-    const [words] = standingWords(standing, room.linksOf.get(member.peerId));
+    const [words] = standingWords(room, member);
     setAttribute(node, "aria-label", `${name}: ${words}${text && `, ${text}`}`);
     setAttribute(node, "aria-pressed", chosen);
     const [ring, dot, label, sub] = node.children;
@@ -267,7 +268,7 @@ export class Graph {
     setAttribute(label, "font-size", size.toFixed(1));
     if (few) {
       // Beside it on the left and on the right, above and below at the top and at the bottom.
-      const beside = Math.abs(at.cos) > 0.5;
+      const beside = Math.abs(at.cos) > 0.3;
       const away = radius + 10;
       const x = beside ? Math.sign(at.cos) * away : 0;
       const y = beside ? -1 : at.sin > 0 ? away + 10 : -away - 14;
@@ -379,7 +380,8 @@ export class Graph {
     this.#tip.hidden = !member && !link;
     if (this.#tip.hidden) return;
     if (link) {
-      const words = [stateName(link.state), pathName(link.path), short(link.rtt)];
+      const rtt = rttOf(link);
+      const words = [link.heard ? stateName(link.state) : "not known now", pathName(link.path), ...(rtt === null ? [] : [short(rtt)])];
       this.#tip.replaceChildren(
         el("strong", {}, named(this.#room.name(link.a)), " ↔ ", named(this.#room.name(link.b))),
         el("span", {}, words.join(" · ")),
@@ -387,7 +389,7 @@ export class Graph {
     } else {
       const links = this.#room.linksOf.get(peer);
       const words = tallyText(tally(links)) || "no links reported";
-      this.#tip.replaceChildren(el("strong", {}, named(displayName(member))), el("span", {}, member.presence === "away" ? `away · ${words}` : words));
+      this.#tip.replaceChildren(el("strong", {}, named(this.#room.name(peer))), el("span", {}, member.presence === "away" ? `away · ${words}` : words));
       if (x === null) ({ x, y } = this.#at.get(peer) ?? { x: 0, y: 0 });
     }
     if (x === null) return; // it stays where it is
@@ -406,11 +408,18 @@ const SAMPLES = [
   ["bad", "failed", "failed"],
 ];
 
-/** What the lines mean. */
+const PEERS = [
+  ["bad", "mostly down"],
+  ["away", "away"],
+];
+
+/** What the lines and the peers mean. */
 export function drawLegend(list) {
-  for (const [colour, line, words] of SAMPLES) {
-    const sample = svg("svg", { width: 30, height: 10, viewBox: "0 0 30 10", "aria-hidden": "true" });
-    sample.append(svg("path", { d: "M1 5H29", class: `link ${colour} ${line}${["relay", "bad"].includes(colour) ? " trouble" : ""}` }));
+  const item = (width, shape, words) => {
+    const sample = svg("svg", { width, height: 12, viewBox: `0 0 ${width} 12`, "aria-hidden": "true" });
+    sample.append(shape);
     list.append(el("li", {}, sample, words));
-  }
+  };
+  for (const [colour, line, words] of SAMPLES) item(30, svg("path", { d: "M1 6H29", class: `link ${colour} ${line}` }), words);
+  for (const [standing, words] of PEERS) item(12, svg("circle", { class: `peer ${standing}`, cx: 6, cy: 6, r: 4.5 }), words);
 }

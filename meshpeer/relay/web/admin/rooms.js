@@ -49,7 +49,7 @@ export class Rooms {
     setText(byId("room-count"), overview ? count(all) : "");
     const hidden = all - rooms.length;
     const notes = [];
-    if (overview && !all) notes.push("Nobody is here. Programs meet at this relay's address, in a room of any name.");
+    if (overview && !all) notes.push("There is none. The first who names a room opens it, the last who leaves closes it.");
     else if (overview && !found.length) notes.push(hidden ? "None of the largest rooms has this in its name." : "No room has this in its name.");
     if (hidden > 0) notes.push(`These are the ${count(rooms.length)} largest of ${count(all)}. Others open by their whole name.`);
     setText(byId("rooms-note"), notes.join(" "));

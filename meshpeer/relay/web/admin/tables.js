@@ -1,8 +1,8 @@
 // The same as the graph, as tables: for screen readers, for the keyboard, and for looking things up.
 
 import { el, keyed, setAttribute, setHidden, setText } from "./dom.js";
-import { NONE, count, date, known, long, pathName, short, stateName } from "./format.js";
-import { displayName, roundTrip, standingWords, tally, tone, worry } from "./model.js";
+import { NONE, count, known, long, pathName, short, stateName } from "./format.js";
+import { roundTrip, rttOf, standingWords, tally, tone, worry } from "./model.js";
 import { chip, setChip, setNames } from "./parts.js";
 
 const AT_FIRST = 100; // rows; the rest when asked for
@@ -99,18 +99,18 @@ export class Tables {
       choose: (member) => onPeer(member.peerId),
       chosen: (member, { selection }) => selection.peer === member.peerId,
       columns: [
-        { title: "Name", value: (member) => displayName(member).toLowerCase(), fill: (button, member) => setNames(button, [displayName(member)]) },
+        { title: "Name", value: (member, { room }) => room.name(member.peerId).toLowerCase(), fill: (button, member, { room }) => setNames(button, [room.name(member.peerId)]) },
         {
           title: "Standing",
           value: (member, { room }) => ORDER.indexOf(room.standing(member)),
-          fill: chipped((each, member, { room }) => setChip(each, ...standingWords(room.standing(member), room.linksOf.get(member.peerId)))),
+          fill: chipped((each, member, { room }) => setChip(each, ...standingWords(room, member))),
         },
         ...[["Direct", "direct"], ["TURN", "turn"], ["Relay", "relay"], ["Down", "bad"]].map(([title, name]) => {
           const get = (member, { room }) => tally(room.linksOf.get(member.peerId))[name];
           return { title, number: true, value: (member, context) => -get(member, context), fill: text((member, context) => count(get(member, context))) };
         }),
         this.#roundTrip((member, { room }) => roundTrip(room.linksOf.get(member.peerId))),
-        { title: "Here since", value: (member) => member.joined, fill: text((member) => date(member.joined)) },
+        { title: "Here for", number: true, value: (member) => -member.joined, fill: text((member, { now }) => long(now - member.joined)) },
         { title: "Address", value: (member) => member.address, fill: text((member) => member.address ?? NONE), className: "code" },
         { title: "Id", value: (member) => member.peerId, fill: text((member) => member.peerId), className: "code" },
       ],
@@ -135,7 +135,7 @@ export class Tables {
         },
         { title: "State", value: (link) => -worry(link), fill: chipped((each, link) => setChip(each, stateName(link.state), tone(link))) },
         { title: "Path", value: (link) => link.path, fill: text((link) => pathName(link.path)) },
-        this.#roundTrip((link) => link.rtt),
+        this.#roundTrip(rttOf),
         { title: "Quality", value: (link) => ["poor", "fair", "good"].indexOf(link.quality), fill: text((link) => link.quality ?? NONE) },
         { title: "For", number: true, value: (link) => (known(link.since) ? -link.since : null), fill: text((link, { now }) => (known(link.since) ? long(now - link.since) : NONE)) },
         { title: "Restarts", number: true, value: (link) => -(restarts(link) ?? 0), fill: text((link) => count(restarts(link))) },
