@@ -66,8 +66,9 @@ class SignalingTransport(ABC):
     3. **Senders are stamped.** `SignalIn.sender` and `SignalIn.incarnation` come from the service.
     4. **Loss.** A lost connection is told (`SignalingLost`), and mended without being asked. Then
        comes a `Welcome`: ``resumed`` when nothing was missed, else with the whole room anew.
-    5. **An end is an exception.** When the service refuses for good (`RefusedError`), or a newer
-       incarnation has the seat (`IdentityReplaced`), `receive` raises it, then and ever after.
+    5. **An end is an exception.** When the service refuses for good (`RefusedError`), a newer
+       incarnation has the seat (`IdentityReplaced`), or the operator took it away (`Removed`),
+       `receive` raises it, then and ever after.
     6. **Bounds.** Nothing queues without a bound.
     7. **Data** (optional; `Welcome.forward_window` is set where it is offered). Frames that one
        member forwards to another arrive in order, each at most once, and all of them as long as
