@@ -819,6 +819,18 @@ async def test_everything_can_be_reached_by_keyboard(browser: Browser, site: Sit
         await expect(page.locator("#detail-title")).to_have_text("lobby")
         assert site.acts == [("restart_ice", "lobby", "ben")]
 
+        # What is chosen in the panel stays in the panel.
+        panel = page.locator("#detail")
+        await page.locator("#detail-body .row").first.focus()
+        await press("Enter")
+        await expect(page.locator("#detail-title")).to_have_text("Ben ↔ dora")
+        await expect(panel).to_be_focused()
+        await press("Tab")
+        await expect(focused).to_have_text("Back to the room")
+        await press("Enter")
+        await expect(page.locator("#detail-title")).to_have_text("lobby")
+        await expect(panel).to_be_focused()
+
         await page.locator("#as-table").focus()
         await press("Enter")
         await expect(page.locator("#tables")).to_be_visible()

@@ -53,7 +53,9 @@ export class Detail {
   update({ room, selection, activity, now, info }) {
     this.#room = room;
     const { peer, link } = selection;
-    setHidden(byId("detail-back"), !peer && !link);
+    const back = byId("detail-back");
+    if (!peer && !link && document.activeElement === back) byId("detail").focus({ preventScroll: true });
+    setHidden(back, !peer && !link);
     if (!room) {
       this.#skeleton("none", () => {
         setNames(this.#title, ["Detail"]);
@@ -69,6 +71,8 @@ export class Detail {
     if (this.#shown === key) return;
     this.#shown = key;
     this.#parts = {};
+    // What has the focus goes: somebody who can't see where it went begins at what is shown now.
+    if (this.#body.contains(document.activeElement)) byId("detail").focus({ preventScroll: true });
     this.#body.replaceChildren();
     this.#body.scrollTop = 0;
     make();
