@@ -84,7 +84,8 @@ class MeshConfig:
     """An id that is in use: refuse to start, take it over (same resume token), or rename."""
 
     ice_servers: tuple[IceServer, ...] = ()
-    """STUN and TURN servers. None by default: nothing is contacted that was not named."""
+    """STUN and TURN servers, besides those that the relay names. None by default: nothing is
+    contacted that neither of them named."""
 
     ice_transport_policy: Literal["all", "relay"] = "all"
     """``relay``: only candidates of TURN servers are used, so that no address of ours is shown
