@@ -431,6 +431,19 @@ async def test_a_goodbye_is_heard_before_the_socket_closes() -> None:
         await transport.close()
 
 
+async def test_a_signal_does_not_wait_for_the_one_before_it_on_both_sides(relay: Relay) -> None:
+    transport = WebSocketTransport(relay.url)
+    wire = await transport._connect()
+    assert isinstance(wire, _WebSocketWire)
+    try:
+        (served,) = relay._sockets
+        for connection in (wire._websocket, served):
+            sock = connection.transport.get_extra_info("socket")
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    finally:
+        await wire.abort()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has it")
 async def test_lost_signals_are_sent_again_without_growing_waits_on_both_sides(
     relay: Relay,
