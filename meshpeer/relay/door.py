@@ -11,7 +11,7 @@ import asyncio
 import socket as sockets
 import ssl
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from ipaddress import ip_address
 from typing import Any, Final
 
@@ -38,8 +38,9 @@ class Door:
     """Listens, and lets in.
 
     ``admit`` is asked for each connection by the address that it comes from, and gives a `Socket`
-    for it or None. ``failed`` is told when such a socket never had a connection. ``tls`` is for all
-    of them; its handshake may take ``timeout`` seconds.
+    for it or None. ``failed`` is told when such a socket never had a connection; it is ``bad`` when
+    that is because its TLS handshake was none. ``tls`` is for all of them; its handshake may take
+    ``timeout`` seconds, and its end as long.
     """
 
     def __init__(
@@ -49,7 +50,6 @@ class Door:
         *,
         tls: ssl.SSLContext | None,
         timeout: float,
-        close_timeout: float,
     ) -> None:
         self._admit = admit
         self._failed = failed
@@ -58,10 +58,11 @@ class Door:
             self._tls = {
                 "ssl": tls,
                 "ssl_handshake_timeout": timeout,
-                "ssl_shutdown_timeout": close_timeout,
+                "ssl_shutdown_timeout": timeout,
             }
         self._listening: list[sockets.socket] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._accepting: set[asyncio.Task[None]] = set()
+        self._entering: set[asyncio.Task[None]] = set()
 
     @property
     def address(self) -> tuple[str, int] | None:
@@ -88,30 +89,22 @@ class Door:
     def start(self) -> None:
         """Let in who comes."""
         for listening in self._listening:
-            self._own(self._accept(listening))
+            _own(self._accept(listening), self._accepting)
 
     async def close(self) -> None:
         """Let nobody in any more. What is inside is not touched."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
         try:
-            await asyncio.gather(*tasks, return_exceptions=True)
+            # One after the other: a task that has not begun when it is cancelled never does, and
+            # what it was given would be left open.
+            for tasks in (self._accepting, self._entering):
+                await _end(list(tasks))
         finally:
             self._shut()
-        for task in tasks:
-            if not task.cancelled() and (failure := task.exception()) is not None:
-                raise failure
 
     def _shut(self) -> None:
         for listening in self._listening:
             listening.close()
         self._listening.clear()
-
-    def _own(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _accept(self, listening: sockets.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -135,18 +128,34 @@ class Door:
                 connection.close()
                 spent += _TURNED_AWAY
             else:
-                self._own(self._let_in(connection, socket))
+                _own(self._let_in(connection, socket), self._entering)
                 spent += 1
 
     async def _let_in(self, connection: sockets.socket, socket: Socket) -> None:
         loop = asyncio.get_running_loop()
         try:
             await loop.connect_accepted_socket(lambda: socket, connection, **self._tls)
-        except OSError:  # TLS errors and timeouts are, too
+        except OSError as exc:  # TLS errors and timeouts are, too
+            socket.bad = isinstance(exc, ssl.SSLError)
             self._failed(socket)
         except BaseException:
             self._failed(socket)
             raise
+
+
+def _own(work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:
+    task = asyncio.get_running_loop().create_task(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    for task in tasks:
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            raise failure
 
 
 async def _resolve(host: str) -> list[str]:

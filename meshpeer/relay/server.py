@@ -150,7 +150,6 @@ class Relay:
             self.gone,
             tls=None if self._certificate is None else self._certificate.context,
             timeout=config.join_timeout,
-            close_timeout=_CLOSE_TIMEOUT,
         )
         self._started = False  # nor closed before it was
         self._closed = asyncio.Event()
@@ -332,8 +331,10 @@ class Relay:
         return socket
 
     def gone(self, socket: Socket) -> None:
-        """See `Owner`; also told when it never was there."""
-        self._sockets.discard(socket)
+        """See `Owner`; also told when it never was there, and then maybe twice."""
+        if socket not in self._sockets:
+            return
+        self._sockets.remove(socket)
         self._keepalive.remove(socket)
         if socket.key:
             self._from[socket.key] -= 1
@@ -408,6 +409,8 @@ class Relay:
     def _responded(self, socket: ServerConnection, request: Request, response: Response) -> None:  # noqa: ARG002
         assert isinstance(socket, Socket)
         if response.status_code != 101:
+            # Who reads slowly has as long for it as it would have had to join.
+            socket.close_timeout = self._config.join_timeout
             # After it is written.
             self._loop.call_soon(socket.begin)
 

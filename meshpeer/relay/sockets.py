@@ -193,8 +193,7 @@ class Socket(ServerConnection):
     def answer(self) -> None:
         """Read the request, which lets the task that serves this socket go on."""
         head, self._head = self._head, b""
-        # With TLS the end of what it sends may come although nothing is read.
-        if head and not self.protocol.reader.eof and not self.transport.is_closing():
+        if head and not self.transport.is_closing():
             super().data_received(head)
             if self.request is None:
                 self._go(_HANDSHAKE)  # it was none; only the end of the connection is waited for
