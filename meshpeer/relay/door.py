@@ -38,15 +38,15 @@ class Door:
     """Listens, and lets in.
 
     ``admit`` is asked for each connection by the address that it comes from, and gives a `Socket`
-    for it or None. ``failed`` is told when such a socket never had a connection; it is ``bad`` when
-    that is because its TLS handshake was none. ``tls`` is for all of them; its handshake may take
-    ``timeout`` seconds, and its end as long.
+    for it or None. ``failed`` is told of such a socket that never had a connection, with what is
+    to be counted as the reason, if that is the other side's fault. ``tls`` is for all of them; its
+    handshake may take ``timeout`` seconds, and its end as long.
     """
 
     def __init__(
         self,
         admit: Callable[[str], Socket | None],
-        failed: Callable[[Socket], None],
+        failed: Callable[[Socket, str | None], None],
         *,
         tls: ssl.SSLContext | None,
         timeout: float,
@@ -135,11 +135,14 @@ class Door:
         loop = asyncio.get_running_loop()
         try:
             await loop.connect_accepted_socket(lambda: socket, connection, **self._tls)
-        except OSError as exc:  # TLS errors and timeouts are, too
-            socket.bad = isinstance(exc, ssl.SSLError)
-            self._failed(socket)
+        except ssl.SSLError:
+            self._failed(socket, "bad_request")
+        except ConnectionAbortedError:  # what event loops make of their timeout
+            self._failed(socket, "handshake_timeout")
+        except OSError:
+            self._failed(socket, None)
         except BaseException:
-            self._failed(socket)
+            self._failed(socket, None)
             raise
 
 

@@ -14,7 +14,6 @@ import itertools
 import json
 import secrets
 from collections import Counter, deque
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from types import TracebackType
@@ -147,7 +146,7 @@ class Relay:
         self._version = version("meshpeer")
         self._door = Door(
             self._admit,
-            self.gone,
+            self._failed,
             tls=None if self._certificate is None else self._certificate.context,
             timeout=config.join_timeout,
         )
@@ -331,7 +330,7 @@ class Relay:
         return socket
 
     def gone(self, socket: Socket) -> None:
-        """See `Owner`; also told when it never was there, and then maybe twice."""
+        """See `Owner`. May be told twice."""
         if socket not in self._sockets:
             return
         self._sockets.remove(socket)
@@ -342,8 +341,12 @@ class Relay:
                 del self._from[socket.key]
         if socket.bad:
             self._refuse("bad_request", socket.address)
-        elif socket.request is None and self._now() - socket.opened_at >= self._config.join_timeout:
-            self._refuse("handshake_timeout", socket.address)
+
+    def _failed(self, socket: Socket, why: str | None) -> None:
+        """A socket that was admitted never had a connection."""
+        if why is not None:
+            self._refuse(why, socket.address)
+        self.gone(socket)
 
     def _count(self, socket: Socket, key: str) -> None:
         socket.key = key
@@ -378,9 +381,14 @@ class Relay:
     async def _handle(self, socket: Socket) -> None:
         """The task of a socket, from its TCP connection on."""
         try:
-            with suppress(TimeoutError, ConnectionClosed):  # of the handshake
+            try:
                 async with asyncio.timeout(self._config.join_timeout):
                     await socket.handshake(self._respond, self._responded, server_header=None)
+            except TimeoutError:
+                if socket.request is None and socket.protocol.handshake_exc is None:
+                    self._refuse("handshake_timeout", socket.address)
+            except ConnectionClosed:
+                pass
             if socket.is_open and not self._closing:
                 async with socket:
                     await self._serve(socket)

@@ -112,7 +112,6 @@ class Socket(ServerConnection):
         "full",
         "heard_at",
         "key",
-        "opened_at",
         "origin",
         "path",
         "pinged",
@@ -147,7 +146,7 @@ class Socket(ServerConnection):
         """What `Rooms` knows it by."""
         self.origin: str | None = None
         self.path = ""
-        self.opened_at = self.heard_at = self.loop.time()
+        self.heard_at = self.loop.time()
         self.pinged = False
         """Nothing came since it was sent a ping."""
         self.full = False

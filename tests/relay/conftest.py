@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 import uvloop
 
-_BOTH: Final = ("test_tls",)
+_BOTH: Final = ("test_http", "test_tls")
 """What is the event loop's own, and so runs on each that a relay runs on."""
 
 

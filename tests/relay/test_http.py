@@ -38,6 +38,17 @@ async def test_who_does_not_finish_its_request_is_shut(start: bytes) -> None:
         assert refused(relay) == {"handshake_timeout": 1}
 
 
+async def test_who_stays_after_what_was_no_request_is_counted_once() -> None:
+    async with (
+        Relay(RelayConfig(port=0, join_timeout=0.2)) as relay,
+        raw(relay) as (reader, writer),
+    ):
+        writer.write(b"GET\r\n\r\n")
+        assert await reader.read() == b""
+        await until_gone(relay)
+        assert refused(relay) == {"bad_request": 1}
+
+
 async def test_a_byte_now_and_then_holds_nothing_open_longer() -> None:
     async with (
         Relay(RelayConfig(port=0, join_timeout=0.2)) as relay,
@@ -274,6 +285,7 @@ def test_pages_of_others(origin: str, host: str) -> None:
     assert origins().refusal(origin, host, own=True) is not None
     assert origins("*").refusal(origin, host) is None
     assert origins("*").refusal(origin, host, own=True) is not None
+    assert origins("*", "https://relay").refusal(origin, host, own=True) is not None
 
 
 def test_pages_that_are_allowed() -> None:
@@ -285,9 +297,13 @@ def test_pages_that_are_allowed() -> None:
         "chrome-extension://abc",
     ):
         assert some.refusal(origin, "relay.example.org") is None
-        assert some.refusal(origin, "relay.example.org", own=True) is not None
+        # Behind a proxy that does not pass the Host on, the operator's own page is one of these.
+        assert some.refusal(origin, "127.0.0.1:3001", own=True) is None
     for origin in ("http://app.example.org", "https://app.example.org:8443", "http://localhost"):
         assert some.refusal(origin, "relay.example.org") is not None
+        why = some.refusal(origin, "relay.example.org", own=True)
+        assert why is not None
+        assert "--origin; '*' does not count" in why
 
 
 def test_where_the_relay_speaks_tls_so_does_the_page() -> None:

@@ -294,8 +294,8 @@ async def test_who_goes_in_the_middle_of_its_handshake_is_forgotten(
         await ann.join("ann")
         gone, forget = asyncio.Event(), relay._door._failed
 
-        def note(one: Any) -> None:
-            forget(one)
+        def note(*args: Any) -> None:
+            forget(*args)
             gone.set()
 
         relay._door._failed = note

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator
 
 from websockets.frames import Frame, Opcode
@@ -52,6 +53,6 @@ def refused(relay: Relay) -> dict[str, int]:
 
 
 async def until_gone(relay: Relay, keep: int = 0) -> None:
-    """Until the relay has noticed that connections are closed, but for the first ones."""
-    for socket in sorted(relay._sockets, key=lambda socket: socket.opened_at)[keep:]:
+    """Until the relay has noticed that connections are closed, but for the first members'."""
+    for socket in sorted(relay._sockets, key=lambda socket: socket.conn or math.inf)[keep:]:
         await socket.wait_closed()
