@@ -103,25 +103,31 @@ class Origins:
 
     def refusal(self, origin: str, host: str, *, own: bool = False) -> str | None:
         """Why a page of ``origin`` may not; None when it may. ``host`` is the Host header of its
-        request. ``own``: only pages of this host, whatever is allowed besides."""
+        request. ``own``: what is asked for is the operator's, and ``*`` lets nobody have it."""
         try:
             page = _parts(origin)
             same = self._is_own(page, host)
         except ValueError:
             page, same = ("", None, None), False
         listed = page in self._allowed
-        if not own and (self._every or listed):
+        if listed or (self._every and not own):
             return None
+        if not same and own:
+            return (
+                "The dashboard's WebSocket is for pages of the address that this relay was asked "
+                "for (Host). Where a proxy asks for another one, its operator lists the address of "
+                "the page itself (--origin; '*' does not count here)."
+            )
         if not same:
             return (
                 "Pages of this origin may not connect to this relay. Its operator can let them "
                 "(--origin)."
             )
         # Where a proxy in front has another name than this machine, that name is listed.
-        if self._loopback and not listed and not is_loopback(page[1] or ""):
+        if self._loopback and not is_loopback(page[1] or ""):
             return (
                 "This relay is for this machine, by the names that it has itself. Its operator can "
-                "let pages of other names connect (--origin)."
+                "let pages of another name connect by listing their address (--origin)."
             )
         return None
 
