@@ -1061,6 +1061,19 @@ async def test_of_many_links_those_with_trouble_are_drawn(browser: Browser, site
         await expect(page.locator(".links .link")).to_have_count(1)
 
 
+async def test_a_long_name_leaves_room_for_the_numbers(browser: Browser, site: Site) -> None:
+    from playwright.async_api import expect
+
+    site.join("a room with a very long name " * 4, "ann", "ben")
+    async with opened(browser, site.url) as page:
+        number = page.locator("#rooms .number")
+        await expect(number).to_have_text("2 members")
+        inner, outer = await number.bounding_box(), await page.locator("#rooms").bounding_box()
+        assert inner is not None
+        assert outer is not None
+        assert inner["x"] + inner["width"] <= outer["x"] + outer["width"]
+
+
 async def test_on_a_phone_nothing_is_cut_off(browser: Browser, site: Site) -> None:
     from playwright.async_api import expect
 
