@@ -426,10 +426,9 @@ class Relay:
         if request.method not in ("GET", "HEAD"):
             return Answer(405, b"Use GET.\n", headers=(("Allow", "GET, HEAD"),))
         if request.method == "GET" and _wants_websocket(request):
-            if path == LIVE_PATH:
-                return self._refuse_origin(socket, request, own=True)
-            if path in ("/", "/ws"):
-                return self._refuse_too_many(socket) or self._refuse_origin(socket, request)
+            if path in ("/", "/ws", LIVE_PATH):
+                own = path == LIVE_PATH
+                return self._refuse_too_many(socket) or self._refuse_origin(socket, request, own)
         if path == "/":
             return Answer(200, _ROOT)
         if path == "/ws":
@@ -463,9 +462,7 @@ class Relay:
         text = f"{limit} connections come from your address, which is the limit.\n"
         return Answer(429, text.encode(), headers=retry)
 
-    def _refuse_origin(
-        self, socket: Socket, request: Request, *, own: bool = False
-    ) -> Answer | None:
+    def _refuse_origin(self, socket: Socket, request: Request, own: bool) -> Answer | None:
         """Browsers say what page they are, others say nothing (RFC 6455, section 10.2)."""
         try:
             socket.origin = request.headers.get("Origin")

@@ -29,6 +29,7 @@ from meshpeer.relay import Relay, live
 from meshpeer.relay.admin import LIVE_PATH
 from tests.relay.board import captured
 from tests.relay.test_server import Peer, close_of, peer
+from tests.relay.wires import until_gone
 
 Heard = list[dict[str, Any]]
 
@@ -273,6 +274,28 @@ async def test_a_ticket_is_good_for_one_socket(relay: Relay) -> None:
             await second.recv()
         assert close_of(caught.value)[0] == 4401
         assert json.loads(await first.recv())["type"] == "activity"
+
+
+@pytest.mark.parametrize(
+    ("limit", "status"), [("max_connections", 503), ("max_connections_per_address", 429)]
+)
+async def test_strangers_at_it_count_as_connections(limit: str, status: int) -> None:
+    config: dict[str, Any] = {limit: 2}
+    async with Relay(RelayConfig(port=0, **config)) as relay:
+        async with connect(live_url(relay)) as one, connect(live_url(relay)) as other:
+            for url in (live_url(relay), relay.url):
+                with pytest.raises(InvalidStatus) as caught:
+                    await connect(url)
+                assert caught.value.response.status_code == status
+                assert int(caught.value.response.headers["Retry-After"]) > 0
+            assert relay._figures().refused == {limit: 2}
+            # What the operator asks for without a WebSocket is answered all the same.
+            assert (await ask(relay, "/api/admin/rooms"))[0] == 200
+            for ws in (one, other):
+                ws.transport.abort()
+        await until_gone(relay)
+        async with dashboard(relay) as page:
+            await page.until("overview")
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1"])
