@@ -425,10 +425,10 @@ class Relay:
     def _answer(self, socket: Socket, request: Request, path: str, query: str) -> Answer | None:
         if request.method not in ("GET", "HEAD"):
             return Answer(405, b"Use GET.\n", headers=(("Allow", "GET, HEAD"),))
-        if request.method == "GET" and _wants_websocket(request):
-            if path in ("/", "/ws", LIVE_PATH):
-                own = path == LIVE_PATH
-                return self._refuse_too_many(socket) or self._refuse_origin(socket, request, own)
+        wants_websocket = request.method == "GET" and _wants_websocket(request)
+        if wants_websocket and path in ("/", "/ws", LIVE_PATH):
+            own = path == LIVE_PATH
+            return self._refuse_too_many(socket) or self._refuse_origin(socket, request, own)
         if path == "/":
             return Answer(200, _ROOT)
         if path == "/ws":
