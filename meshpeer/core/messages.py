@@ -29,6 +29,7 @@ from meshpeer.errors import ProtocolError
 __all__ = [
     "MAX_CANDIDATES",
     "MAX_DEPTH",
+    "MAX_JOIN_TOKEN",
     "MAX_METADATA",
     "MAX_REPORTS",
     "MAX_SDP",
@@ -80,6 +81,8 @@ __all__ = [
 VERSION = 1
 MAX_METADATA = 4096
 """Bytes of JSON that a member's metadata may have."""
+MAX_JOIN_TOKEN = 4096
+"""Characters of a token that a join may carry."""
 MAX_TEXT = 1024
 """Characters that a text for people may have."""
 MAX_SDP = 64 * 1024
@@ -101,7 +104,7 @@ _TOKEN = r"^[A-Za-z0-9_-]{16,128}\Z"
 _CODE = r"^[a-z_]{1,64}\Z"
 _TEXT = rf"^[^{_BAD}]*\Z"
 # RFC 7515, section 7.1, and whatever else an embedding program takes: printable ASCII.
-_JOIN_TOKEN = r"^[!-~]{1,4096}\Z"
+_JOIN_TOKEN = rf"^[!-~]{{1,{MAX_JOIN_TOKEN}}}\Z"
 _ICE_URL = rf"^(stun|turns?):[^\s{_BAD}]+\Z"
 _PATTERNS = {
     _ICE_URL: "that begins with stun:, turn: or turns:",
@@ -110,7 +113,7 @@ _PATTERNS = {
     _INCARNATION: "of 8 to 64 letters, digits, - and _",
     _TOKEN: "of 16 to 128 letters, digits, - and _",
     _CODE: "of 1 to 64 lower-case letters and _",
-    _JOIN_TOKEN: "of 1 to 4096 printable ASCII characters without spaces",
+    _JOIN_TOKEN: f"of 1 to {MAX_JOIN_TOKEN} printable ASCII characters without spaces",
 }
 
 PeerId = Annotated[str, Meta(min_length=1, max_length=128, pattern=_LABEL)]

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from meshpeer.config import RelayConfig
-from meshpeer.core.messages import DisplayName, PeerId, Room
+from meshpeer.core.messages import MAX_JOIN_TOKEN, DisplayName, PeerId, Room
 from meshpeer.core.rooms import Grant
 from meshpeer.errors import ConfigError, Forbidden, Unauthorized
 
@@ -34,8 +34,6 @@ __all__ = ["Authenticator", "JoinRequest", "JoinTokens", "make_join_token"]
 _LEEWAY: Final = 5.0
 """Seconds that the clocks of who makes tokens and of the relay may differ."""
 _LONGEST: Final = 10 * 366 * 86400.0
-_MAX_TOKEN: Final = 4096
-"""Characters of a token that a join may carry."""
 _REQUIRED: Final = ("sub", "exp")
 
 
@@ -190,9 +188,9 @@ def make_join_token(
         if len(secret.encode()) < 32:
             raise ConfigError("secret must be of 32 bytes or more")
         token = jwt.encode(claims, secret, algorithm="HS256")
-    if len(token) > _MAX_TOKEN:
+    if len(token) > MAX_JOIN_TOKEN:
         raise ConfigError(
-            f"the token has {len(token)} characters, and a relay takes {_MAX_TOKEN}: take "
+            f"the token has {len(token)} characters, and a relay takes {MAX_JOIN_TOKEN}: take "
             "shorter names"
         )
     return token

@@ -32,7 +32,16 @@ from websockets.asyncio.client import connect
 from websockets.frames import Opcode
 
 from meshpeer.config import RelayConfig
-from meshpeer.core.messages import Goodbye, Leave, MemberJoined, Refused, Welcome
+from meshpeer.core.messages import (
+    Goodbye,
+    Join,
+    Leave,
+    MemberJoined,
+    Refused,
+    Welcome,
+    decode_client,
+    encode,
+)
 from meshpeer.errors import ConfigError, Forbidden, Unauthorized
 from meshpeer.relay import Authenticator, Grant, JoinRequest, JoinTokens, Relay, make_join_token
 from tests.relay.board import captured
@@ -323,6 +332,22 @@ def test_arguments_that_make_no_token(arguments: dict[str, Any], named: str) -> 
         make_join_token(**{**good, **arguments})
     assert SECRET not in str(caught.value)
     assert PRIVATE[30:50] not in str(caught.value)
+
+
+def test_what_is_made_is_no_longer_than_what_a_join_may_carry() -> None:
+    carried = refused = 0
+    for length in range(64, 129):
+        name = "\u00e4" * length
+        names = dict.fromkeys(("subject", "room", "name", "peer_id"), name)
+        try:
+            token = make_join_token(secret=SECRET, **names)  # type: ignore[arg-type]
+        except ConfigError:
+            refused += 1
+        else:
+            carried += 1
+            assert isinstance(decode_client(encode(join("ann", join_token=token))), Join)
+    assert refused
+    assert carried
 
 
 @pytest.mark.parametrize(
