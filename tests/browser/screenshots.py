@@ -238,11 +238,11 @@ async def dashboard(browser: Browser) -> None:
     async with Site.open(3001) as site:
         _Story(site).tell()
         url = f"{site.url}#room=standup"
-        async with _dashboard(browser, url, (1440, 1470), color_scheme="light") as page:
+        async with _dashboard(browser, url, (1440, 1530), color_scheme="light") as page:
             await page.locator("#detail-body .row").first.click()
             await page.mouse.move(5, 5)
             await _take(page, "dashboard-light")
-        async with _dashboard(browser, url, (1440, 1470), color_scheme="dark") as page:
+        async with _dashboard(browser, url, (1440, 1530), color_scheme="dark") as page:
             await page.locator(".node .dot").nth(2).click()
             await page.locator("#detail-body .danger").wait_for()
             await page.mouse.move(5, 5)

@@ -248,7 +248,7 @@ async def test_it_shows_the_true_picture(browser: Browser, site: Site) -> None:
         assert (await facts(page.locator("#relay-figures")))["Messages out"] == "3,400 (7.8 MB)"
         assert await page.locator("#refusals li").all_inner_texts() == [
             "sockets: too many\n3",
-            "room full\n1",
+            "room full\n1\n--max-members",
         ]
         newest = page.locator("#activity li").first
         await expect(newest.locator(".chip")).to_have_text("refused")

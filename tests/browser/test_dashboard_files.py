@@ -6,6 +6,10 @@ import re
 from importlib.resources import files
 
 import pytest
+import typer
+
+from meshpeer.cli.app import app
+from tests.docs.generate import DOCS
 
 FILES = files("meshpeer.relay") / "web" / "admin"
 
@@ -55,3 +59,18 @@ def _contrast(one: list[float], two: list[float]) -> float:
 
     low, high = sorted((luminance(one), luminance(two)))
     return (high + 0.05) / (low + 0.05)
+
+
+def test_refusals_are_explained_with_options_and_codes_that_there_are() -> None:
+    text = (FILES / "figures.js").read_text(encoding="utf-8")
+    explained = text.partition("const REFUSALS = {")[2].partition("\n};")[0]
+    relay = typer.main.get_command(app).commands["relay"]  # type: ignore[attr-defined]
+    options = {option for parameter in relay.params for option in parameter.opts}
+    assert set(re.findall(r"--[a-z-]+", explained)) <= options
+    codes = re.findall(r'^  "?((?:sockets: )?\w+)"?: ', explained, re.MULTILINE)
+    protocol = (DOCS / "protocol.md").read_text(encoding="utf-8")
+    metrics = (DOCS / "operations" / "metrics.md").read_text(encoding="utf-8")
+    for code in codes:
+        name = code.removeprefix("sockets: ")
+        assert f"`{name}`" in (protocol if name == code and "admin" not in code else metrics), code
+    assert len(codes) > 15

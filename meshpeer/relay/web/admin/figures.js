@@ -70,6 +70,32 @@ const CHARTS = [
   { title: "Members", colour: "plain", value: (sample) => sample.members, format: count, smallest: 1 },
 ];
 
+/** What a refusal means to an operator, where its code does not say it. */
+const BAD_CLIENT = "a client of another make, or somebody who tries things";
+const REFUSALS = {
+  malformed: BAD_CLIENT,
+  not_json: BAD_CLIENT,
+  too_deep: BAD_CLIENT,
+  bad_forward: BAD_CLIENT,
+  unsupported_version: "clients of another version",
+  not_joined: "a socket that did not join in time, or said something else first",
+  unauthorized: "no join token, an expired one, or one of another secret",
+  forbidden: "a join token for other rooms, or another id",
+  peer_id_taken: "two programs with one id",
+  room_full: "--max-members",
+  too_many_rooms: "--max-rooms",
+  no_such_peer: "a message to somebody who had just left",
+  rate_limited: "too many joins of one address (--join-rate), or messages of one member (--message-rate)",
+  no_data: "data that should go over this relay, which takes none",
+  admin_unauthorized: "a wrong password for this dashboard or the admin API",
+  admin_rate_limited: "not listened to, after too many of those",
+  "sockets: max_connections": "--max-connections",
+  "sockets: max_connections_per_address": "of one address, or of a proxy that --trusted-proxy does not name",
+  "sockets: origin": "pages of other sites: --origin lets them in",
+  "sockets: bad_request": "no WebSocket client: scanners, for the most part",
+  "sockets: handshake_timeout": "connections on which nothing came",
+};
+
 export class Figures {
   #tiles = new Map();
   #charts = CHARTS.map((about) => new Chart(about));
@@ -117,7 +143,7 @@ export class Figures {
       byId("refusals"),
       all,
       ([code]) => code,
-      ([code]) => el("li", {}, el("span", { className: "code" }, code.replaceAll("_", " ")), el("span", { className: "number" }), el("i", { aria: { hidden: "true" } })),
+      ([code]) => el("li", {}, el("span", { className: "code" }, code.replaceAll("_", " ")), el("span", { className: "number" }), el("i", { aria: { hidden: "true" } }), ...(Object.hasOwn(REFUSALS, code) ? [el("small", {}, REFUSALS[code])] : [])),
       (item, [, times]) => {
         setText(item.children[1], count(times));
         item.children[2].style.width = `${(times / all[0][1]) * 100}%`;
