@@ -23,6 +23,9 @@ from meshpeer.errors import ConfigError
 
 __all__ = ["ice_servers_for", "turn_credentials"]
 
+_PERIODS: Final = 4
+"""Parts of a lifetime: who asks again within one gets the same credentials. Every return to the
+relay asks again, and other ones cost an ICE restart of every link over TURN."""
 _MAX_USER: Final = 128
 """Characters of a name within a username, which STUN limits to 508 bytes (RFC 8489, 14.3)."""
 
@@ -46,17 +49,22 @@ def ice_servers_for(
 ) -> Callable[[str, str | None], IceServers | None]:
     """What each member is told: a function of its peer id and its subject.
 
+    TURN credentials are good for ``RelayConfig.turn_lifetime``, which is their ``expires_in``, and
+    up to a quarter longer: until the end of the quarter, as Unix time has them, in which that
+    passes. So they depend on nothing but the time, and a relay that was restarted gives the same.
     ``wall`` is Unix time. Raises `ConfigError` for servers that no message can carry.
     """
     fixed = [_info(server) for server in config.ice_servers]
     urls = list(config.turn_urls)
     secret, lifetime = config.turn_secret, config.turn_lifetime
+    period = lifetime / _PERIODS
     always = IceServers(servers=fixed) if fixed else None
 
     def servers(peer_id: str, subject: str | None) -> IceServers | None:  # noqa: ARG001
         if secret is None:
             return always
-        username, password = turn_credentials(secret, peer_id, wall() + lifetime)
+        expires_at = math.ceil((wall() + lifetime) / period) * period
+        username, password = turn_credentials(secret, peer_id, expires_at)
         turn = IceServerInfo(urls=urls, username=username, credential=password)
         return IceServers(servers=[*fixed, turn], expires_in=lifetime)
 

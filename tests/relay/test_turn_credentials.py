@@ -1,0 +1,168 @@
+"""TURN credentials that a relay gives: until when they are good, and who gets the same again."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+from collections.abc import Callable
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from meshpeer.config import IceServer, MeshConfig, RelayConfig
+from meshpeer.core.messages import IceServerInfo, IceServers
+from meshpeer.core.rooms import _RENEW_AFTER
+from meshpeer.errors import ConfigError
+from meshpeer.relay.turn import ice_servers_for, turn_credentials
+from tests.fakes import TURN
+from tests.test_manager import World
+from tests.virtual import virtual
+
+URL = "turn:turn.example.org"
+SECRET = "what the relay and coturn both know"
+MIDNIGHT = 1_700_006_400.0
+"""Unix time: a multiple of a day."""
+
+
+def config(lifetime: float = 3600.0, secret: str = SECRET) -> RelayConfig:
+    return RelayConfig(turn_urls=(URL,), turn_secret=secret, turn_lifetime=lifetime)
+
+
+def given_at(
+    wall: float, lifetime: float = 3600.0, peer_id: str = "ann", secret: str = SECRET
+) -> IceServers:
+    """By a relay that has only just started."""
+    servers = ice_servers_for(config(lifetime, secret), wall=lambda: wall)(peer_id, None)
+    assert servers is not None
+    return servers
+
+
+def expiry(servers: IceServers) -> int:
+    """Unix time, as coturn reads it."""
+    (server,) = servers.servers
+    assert server.username is not None
+    at, _, _ = server.username.partition(":")
+    return int(at)
+
+
+# --- how they are made ---------------------------------------------------------------------------
+def test_they_are_what_coturn_computes() -> None:
+    (server,) = given_at(MIDNIGHT).servers
+    assert server.urls == [URL]
+    assert server.username == "1700010000:ann"
+    digest = hmac.digest(SECRET.encode(), server.username.encode(), hashlib.sha1)
+    assert server.credential == base64.b64encode(digest).decode()
+    assert turn_credentials(SECRET, "ann", 1_700_010_000.0) == (server.username, server.credential)
+
+
+def test_a_name_can_not_be_taken_for_the_time() -> None:
+    for peer_id in ("9999999999:eve", "a b", "\u00e4" * 128, "x" * 128):
+        username, _ = turn_credentials(SECRET, peer_id, MIDNIGHT)
+        assert username.startswith("1700006400:")
+        assert username.count(":") == 1
+        assert username.isascii()
+        assert len(username) <= 150
+
+
+def test_servers_without_a_secret_are_the_same_for_ever() -> None:
+    fixed = IceServer(urls=URL, username="user", credential="password")
+    servers = ice_servers_for(RelayConfig(ice_servers=(fixed,)))("ann", None)
+    assert servers == IceServers([IceServerInfo([URL], "user", "password")], None)
+    assert ice_servers_for(RelayConfig())("ann", None) is None
+
+
+def test_servers_that_no_message_can_carry() -> None:
+    with pytest.raises(ConfigError, match="256 characters"):
+        ice_servers_for(RelayConfig(ice_servers=(IceServer(urls=f"stun:{'x' * 260}"),)))
+
+
+# --- until when ----------------------------------------------------------------------------------
+def test_within_a_quarter_of_their_lifetime_a_member_gets_the_same_again() -> None:
+    """From another process as well: a relay that was restarted, or one beside it."""
+    quarter = [MIDNIGHT + offset for offset in (0.001, 1.0, 450.0, 899.9, 900.0)]
+    assert {expiry(given_at(wall)) for wall in quarter} == {int(MIDNIGHT) + 4500}
+    first = given_at(quarter[0])
+    assert all(given_at(wall) == first for wall in quarter)
+    # The first and the last moment of the quarters beside it.
+    assert expiry(given_at(MIDNIGHT)) == MIDNIGHT + 3600
+    assert expiry(given_at(MIDNIGHT + 900.001)) == MIDNIGHT + 5400
+    # They are nobody else's.
+    assert given_at(MIDNIGHT, peer_id="bob") != given_at(MIDNIGHT)
+    assert (
+        given_at(MIDNIGHT, secret=SECRET + "!").servers[0].credential != first.servers[0].credential
+    )
+
+
+@given(wall=st.floats(0, 4e9), lifetime=st.floats(1, 86400))
+@example(wall=MIDNIGHT, lifetime=1.0)
+@example(wall=MIDNIGHT + 0.25, lifetime=1.0)
+@example(wall=MIDNIGHT + 0.2500001, lifetime=1.0)
+@example(wall=MIDNIGHT + 900.0, lifetime=3600.0)
+def test_they_are_good_for_their_lifetime_and_a_quarter_more_at_most(
+    wall: float, lifetime: float
+) -> None:
+    servers = given_at(wall, lifetime)
+    assert servers.expires_in == lifetime
+    # coturn has whole seconds.
+    assert wall + lifetime - 1e-5 <= expiry(servers) < wall + 1.25 * lifetime + 1.001
+
+
+@given(wall=st.floats(1.6e9, 2e9), lifetime=st.floats(1, 86400), late=st.floats(0, 0.2))
+@example(wall=MIDNIGHT, lifetime=1.0, late=0.0)
+@example(wall=MIDNIGHT, lifetime=4.0, late=0.0)
+def test_those_that_follow_are_there_before_they_expire(
+    wall: float, lifetime: float, late: float
+) -> None:
+    """Whenever a member came, as long as its relay is late by no more than a fifth of a lifetime;
+    also where the next ones are the same, as may be when seconds are as long as lifetimes."""
+    until = expiry(given_at(wall, lifetime))
+    for _ in range(10):
+        wall += (_RENEW_AFTER + late) * lifetime
+        assert wall < until
+        renewed = expiry(given_at(wall, lifetime))
+        assert renewed >= until
+        assert renewed > until or lifetime < 2
+        until = renewed
+
+
+# --- what it means for links ---------------------------------------------------------------------
+def wall_of(hub_time: Callable[[], float]) -> Callable[[], float]:
+    return lambda: MIDNIGHT + 1.0 + hub_time()
+
+
+@virtual
+async def test_a_link_over_turn_outlives_the_socket_without_an_ice_restart() -> None:
+    """A return, also to a relay that was restarted, brings no other credentials with it."""
+    async with World() as world:
+        world.network.pair = TURN
+        loop = asyncio.get_running_loop()
+        lifetime = 86400.0
+        quarter = lifetime / 4
+
+        def servers() -> Callable[[str, str | None], IceServers | None]:
+            return ice_servers_for(config(lifetime), wall=wall_of(loop.time))
+
+        world.hub._rooms._ice_servers = servers()
+        # So that nothing but the servers restarts anything.
+        calm = MeshConfig(relay_after=None, upgrade_first=3600, upgrade_max=3600)
+        a, b = await world.pair(config=calm)
+
+        def restarts() -> list[int]:
+            return [peer.restarts for m in (a, b) for peer in m.stats().peers.values()]
+
+        await asyncio.sleep(20)
+        before = restarts()
+        for _ in range(5):
+            world.hub._rooms._ice_servers = servers()
+            world.hub.cut()
+            await asyncio.sleep(60)
+            assert restarts() == before
+        assert [peer.path for peer in a.stats().peers.values()] == ["turn"]
+        # In another quarter they are others; each end restarts for its own.
+        await asyncio.sleep(quarter - loop.time() + 1)
+        world.hub.cut()
+        await asyncio.sleep(60)
+        assert all(after > some for after, some in zip(restarts(), before, strict=True))
