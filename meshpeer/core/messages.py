@@ -265,7 +265,7 @@ class IceServerInfo(Struct, frozen=True):
 
 class IceServers(Struct, frozen=True, tag="ice_servers"):
     """The servers to use from now on, in place of those that an earlier one named. Sent again
-    before credentials expire, which they do ``expires_in`` seconds after it was sent."""
+    before credentials expire, ``expires_in`` seconds after it was sent at the earliest."""
 
     servers: Annotated[list[IceServerInfo], Meta(max_length=16)]
     expires_in: Seconds | None = None
