@@ -467,7 +467,10 @@ class RelayConfig:
                 "RelayConfig.turn_urls must be a tuple of addresses that begin with turn: or "
                 f"turns:, not {urls!r}"
             )
-        if bool(urls) != bool(self.turn_secret):
+        secret: object = self.turn_secret
+        if secret is not None and not isinstance(secret, str):
+            raise ConfigError("RelayConfig.turn_secret must be a str")  # not its value
+        if bool(urls) != bool(secret):
             raise ConfigError(
                 "RelayConfig.turn_urls and RelayConfig.turn_secret must be given together"
             )
