@@ -88,12 +88,18 @@ class Reports:
     def due(
         self, now: float, peers: Collection[str], report: Callable[[str], LinkReport]
     ) -> list[LinkReport]:
-        """What is to be told now. ``peers`` are those that are there, ``report`` makes one's."""
+        """What is to be told now, each incarnation once. ``peers`` are those that are there,
+        ``report`` makes one's."""
         at = self.next_deadline()
         if at is None or at > now:
             return []
         figures = self._all or (self._due_at is not None and self._due_at <= now)
-        out = list(self._ended.values())
+        out: list[LinkReport] = []
+        for (peer_id, incarnation), last in self._ended.items():
+            if peer_id in peers and report(peer_id).incarnation == incarnation:
+                self._changed[peer_id] = None  # it is back, and counts on
+            else:
+                out.append(last)
         for peer_id in peers if figures else self._changed:
             if peer_id not in peers:
                 continue  # it has left since

@@ -510,9 +510,6 @@ class _Totals:
 
     def add(self, report: LinkReport, before: LinkReport, *, dials: bool) -> None:
         """What ``report`` tells more than the one ``before`` it, of the same end of the pair."""
-        if before.state == "closed" and report.state != "closed":
-            # Another link of the same pair: it counts from zero.
-            before = _NOTHING
         self.messages += _rise(report.messages, before.messages, _MAX_MESSAGES)
         if not dials:
             return

@@ -926,16 +926,26 @@ def test_a_time_that_was_not_told_is_not_in_the_mean() -> None:
     assert mesh.metrics().average_connection_time == 0.5
 
 
-def test_a_link_that_follows_one_that_was_closed_counts_from_zero() -> None:
+def test_a_pair_that_goes_on_after_its_link_was_closed_is_not_counted_twice() -> None:
+    """Its ends count from the beginning of this pair of incarnations, however often it meets."""
     mesh = Picture()
     mesh.enter("r", "a", "b")
-    mesh.tell("a", about("b", **counts(3, 2, 1, 1, 10)))
-    mesh.tell("a", about("b", "closed", **counts(4, 2, 2, 1, 11)))
-    mesh.tell("a", about("b", "closed", **counts(4, 2, 2, 1, 11)))
+    mesh.tell("a", about("b", connect_time=1.0, **counts(3, 2, 1, 1, 10)))
+    mesh.tell("a", about("b", "closed", connect_time=1.0, **counts(4, 2, 2, 1, 11)))
+    mesh.tell("a", about("b", "closed", connect_time=1.0, **counts(4, 2, 2, 1, 11)))
     assert counted(mesh) == (4, 2, 2, 1, 11)
     assert mesh.numbers() == (1, 0, 0, 0, 1)
-    mesh.tell("a", about("b", "connecting", **counts(4, 0, 0, 0, 0)))
-    assert counted(mesh) == (8, 2, 2, 1, 11)
+    mesh.tell("a", about("b", "connecting", connect_time=1.0, **counts(5, 2, 2, 1, 11)))
+    mesh.tell("a", about("b", connect_time=1.5, **counts(5, 3, 2, 1, 12)))
+    assert counted(mesh) == (5, 3, 2, 1, 12)
+    assert mesh.metrics().average_connection_time == 1.5 / 3
+    # Nor when the one that was told of the end had lost its seat.
+    mesh.dropped("r", "b", 1.0)
+    mesh.left("r", "b", "timeout", 2.0)
+    mesh.tell("a", about("b", "closed", connect_time=1.5, **counts(6, 3, 3, 1, 13)))
+    mesh.enter("r", "b", now=3.0)
+    mesh.tell("a", about("b", "connecting", connect_time=1.5, **counts(7, 3, 3, 1, 13)))
+    assert counted(mesh) == (7, 3, 3, 1, 13)
 
 
 def test_a_closed_link_is_nothing_of_its_members() -> None:

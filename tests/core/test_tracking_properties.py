@@ -74,7 +74,7 @@ class Told:
         sums: Counter[str] = Counter()
         before = None
         for report in self.reports:
-            if before is None or (before.state == "closed" and report.state != "closed"):
+            if before is None:
                 base: Any = Counter()
                 earlier = 0.0
             else:

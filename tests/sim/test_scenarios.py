@@ -161,6 +161,25 @@ def test_the_operator_sees_the_mesh_a_second_after_all_are_back(seed: int, goodb
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_a_pair_that_gave_each_other_up_and_meets_again_is_summed_up_once(seed: int) -> None:
+    world = together(3, seed)
+    before = world.now
+    lost = process(world, 0)
+    assert lost.socket is not None
+    world.cut(lost.socket)
+    for other in (1, 2):
+        world.outage(0, other, 80.0)
+    world.hosts[0].away_until = world.now + 80.0
+    world.run(80.0)
+    connected_again(world, 20.0)
+    assert {event.peer_id for event in told(process(world, 1), before, PeerLeft)} == {"m"}
+    assert process(world, 0) is lost, "the same two incarnations"
+    world.check_all_arrived()
+    world.check_picture(within=16.0)
+    world.check_nothing_left()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_all_are_back_within_a_second_of_the_relay_s_return_from_a_restart(seed: int) -> None:
     world = together(5, seed)
     world.refusals = 1.0

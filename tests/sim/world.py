@@ -12,7 +12,7 @@ import contextlib
 import heapq
 import itertools
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,6 +72,7 @@ from meshpeer.core.node import (
     UseServers,
 )
 from meshpeer.core.route import RouteState
+from meshpeer.core.tracking import Metrics
 from meshpeer.core.values import encode_value
 from meshpeer.errors import (
     ConfigError,
@@ -1481,6 +1482,50 @@ class World:
         metrics = self.rooms.tracking.metrics()
         assert metrics.active_p2p_connections == len(seen)
         assert metrics.mesh_upgrade_rate == (1.0 if seen else None)
+        self._check_sums(metrics, told=within >= self.relay_config.report_interval)
+
+    def _check_sums(self, metrics: Metrics, *, told: bool) -> None:
+        """The sums are what all that ever lived have counted, and each of it once.
+
+        Of a pair of which an end is gone the last may be missing: it told of it as it went, or
+        told a relay before this one. Of those that live nothing is. ``told``: figures are as well.
+        """
+        ever = sum((self._counted(process) for process in self.processes.values()), Counter())
+        live = sum((self._counted(process, live=True) for process in self.live()), Counter())
+        sums = {
+            "attempts": metrics.total_p2p_attempts,
+            "successes": metrics.successful_p2p_connections,
+            "failures": metrics.failed_p2p_connections,
+            "fallbacks": metrics.fallback_count,
+            "messages": metrics.p2p_message_count,
+        }
+        for name, count in sums.items():
+            least = live[name] if told or name != "messages" else 0
+            assert least <= count <= ever[name], name
+
+    def _counted(self, process: Process, *, live: bool = False) -> Counter[str]:
+        """What a process has counted of its links: with whom it ever met, or with whom it is
+        linked. What happens once for a pair is the word of the end that dials."""
+        counts: Counter[str] = Counter()
+        node = process.node
+        if node is None:
+            return counts
+        met = [
+            (peer_id, peer.link.history, peer.link.failures, peer.delivery)
+            for peer_id, peer in node._peers.items()
+        ]
+        if not live:
+            for (peer_id, _), (_, history, delivery) in node._ended.items():
+                failures = history.attempts - history.connections
+                met.append((peer_id, history, failures, delivery))
+        for peer_id, history, failures, delivery in met:
+            counts["messages"] += delivery.messages_direct
+            if node._mesh.peer_id < peer_id:
+                counts["attempts"] += history.attempts
+                counts["successes"] += history.connections
+                counts["failures"] += failures
+                counts["fallbacks"] += history.fallbacks
+        return counts
 
     def check_nothing_left(self) -> None:
         """Everybody leaves, and nothing stays."""
