@@ -67,7 +67,7 @@ class PeerStats:
     connections: int
     """How many of them succeeded."""
     failures: int
-    """How many of them ended without that."""
+    """How many of them failed. One that was under way when the peer left is none."""
     connect_time: float | None
     """Seconds from the beginning of an attempt to its success, of all successes together; None
     before the first."""

@@ -396,6 +396,8 @@ class History:
     """Connections that were begun."""
     connections: int = 0
     """How many of them connected."""
+    withdrawn: int = 0
+    """How many of them were under way when one of the two was gone."""
     connect_time: float = 0.0
     """Seconds from the beginning of an attempt to its success, of all together."""
     restarts: int = 0
@@ -524,9 +526,14 @@ class Link:
 
     @property
     def failures(self) -> int:
-        """How many attempts ended without having connected, in all epochs."""
-        under_way = self.state in (*_DIALLING, *_ANSWERING)
-        return self.history.attempts - self.history.connections - under_way
+        """How many attempts failed, in all epochs."""
+        history = self.history
+        ended = history.attempts - self._is_attempting
+        return ended - history.connections - history.withdrawn
+
+    @property
+    def _is_attempting(self) -> bool:
+        return self.state in (*_DIALLING, *_ANSWERING)
 
     def next_deadline(self) -> float | None:
         """When `tick` is wanted next."""
@@ -669,6 +676,7 @@ class Link:
 
     def close(self, reason: str, now: float) -> list[LinkOutput]:
         """End the link for good."""
+        self.history.withdrawn += self._is_attempting
         return self._feed(Input.CLOSE, "", now, detail=reason)
 
     def tick(self, now: float) -> list[LinkOutput]:
