@@ -22,7 +22,7 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, MutableMapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import pytest
 import structlog
@@ -76,8 +76,9 @@ def quoted(text: str) -> bytes:
 class Draw(random.Random):
     """Draws what a stranger sends."""
 
-    links: Sequence[bytes] = ()
-    """What reports are made of: to draw each anew would take longer than the relay takes for it."""
+    links: Sequence[Sequence[bytes]] = ()
+    """What reports are made of, some for each other end: to draw each anew would take longer than
+    the relay takes for it."""
 
     def __init__(self, seed: str) -> None:
         super().__init__(seed)
@@ -137,13 +138,17 @@ class Draw(random.Random):
         return [(b"type", b'"ack"'), (b"received", self.count())]
 
     def report(self) -> Fields:
-        links = [self.choice(self.links) for _ in range(self.choice((0, 1, 2, 3, 30)))]
+        # Nearly always about each end once.
+        ends = self.sample(self.links, self.choice((0, 1, 2, 3, 30)))
+        if ends and self.random() < 0.1:
+            ends.append(ends[0])
+        links = [self.choice(links) for links in ends]
         return [(b"type", b'"report"'), (b"links", b"[%b]" % b",".join(links))]
 
-    def link(self) -> bytes:
+    def link(self, peer_id: str, incarnation: int) -> bytes:
         link = [
-            quoted(self.some_id()),
-            b'"incarnation-%d"' % self.randrange(3),
+            quoted(peer_id),
+            b'"incarnation-%d"' % incarnation,
             b'"%b"' % self.choice(_STATES).encode(),
             self.choice((b'"checking"', b'"completed"', b'"failed"', b'"made_up"')),
             self.choice((b'"direct"', b'"turn"', b'"relay"', b"null")),
@@ -319,8 +324,7 @@ class Wire(asyncio.Protocol):
         self._room.set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         if not self.answered.is_set() and data.rfind(b'{"type":"') >= 0:
@@ -462,7 +466,11 @@ class Run:
         self._numbers = itertools.count()
         self._turns = asyncio.Semaphore(0)
         draw = Draw(f"{seed}/links")
-        self._links = [draw.link() for _ in range(1_000)]
+        self._links = [
+            [draw.link(peer_id, incarnation) for _ in range(20)]
+            for peer_id in _IDS
+            for incarnation in range(3)
+        ]
         self._told = asyncio.Event()
 
     async def watch(self) -> None:
