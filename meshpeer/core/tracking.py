@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Final, Literal, NamedTuple
 
 import msgspec
@@ -26,6 +26,7 @@ from meshpeer.core.messages import LinkReport
 __all__ = [
     "FAIR_RTT",
     "MAX_ACTIVITY",
+    "MAX_PART",
     "MAX_SAMPLES",
     "POOR_RTT",
     "SAMPLE_INTERVAL",
@@ -41,6 +42,8 @@ __all__ = [
     "RoomInfo",
     "RoomTopology",
     "Sample",
+    "StatusPart",
+    "Sums",
     "Tracking",
 ]
 
@@ -51,6 +54,12 @@ MAX_SAMPLES: Final = 360
 """Samples that are kept: an hour of them."""
 SAMPLE_INTERVAL: Final = 10.0
 """Seconds between two samples."""
+MAX_PART: Final = 1_000
+"""Ends of links in a part of what is told in parts, at most, unless they are of one member; each
+member counts as two more. A part takes a few milliseconds, with its encoding. A room of 31 members
+that are all linked is one."""
+_LOOKED_AT: Final = 20_000
+"""Ends of links that one step looks at, where only some are told of."""
 FAIR_RTT: Final = 0.15
 """Seconds of round trip from which on a link is no longer good."""
 POOR_RTT: Final = 0.4
@@ -71,6 +80,11 @@ _SAID_A_SECOND: Final = 2.0
 
 Quality = Literal["good", "fair", "poor"]
 Presence = Literal["present", "away"]
+
+
+# Of those of which there are many the garbage collector is told nothing (gc=False): they can't be
+# part of a circle, and to look at everything else because they are so many takes it a tenth of a
+# second in a large mesh.
 
 
 class Metrics(Struct, frozen=True, rename="camel"):
@@ -114,7 +128,7 @@ class ConnectionInfo(Struct, frozen=True, rename="camel"):
     """Unix time."""
 
 
-class LinkSide(Struct, frozen=True, rename="camel"):
+class LinkSide(Struct, frozen=True, rename="camel", gc=False):
     """A link as one end sees it; see `LinkReport`."""
 
     state: str
@@ -138,7 +152,7 @@ class LinkSide(Struct, frozen=True, rename="camel"):
     """Unix time of the latest report."""
 
 
-class LinkInfo(Struct, frozen=True, rename="camel"):
+class LinkInfo(Struct, frozen=True, rename="camel", gc=False):
     """A link between two members of a room: ``a`` is the smaller id, the one that dials.
 
     What both sides give is given of the sides whose members are present and have reported; when
@@ -164,7 +178,7 @@ class LinkInfo(Struct, frozen=True, rename="camel"):
     b_side: LinkSide | None
 
 
-class MemberInfo(Struct, frozen=True, rename="camel"):
+class MemberInfo(Struct, frozen=True, rename="camel", gc=False):
     """A member of a room."""
 
     peer_id: str
@@ -188,7 +202,7 @@ class RoomTopology(Struct, frozen=True, rename="camel"):
     links: list[LinkInfo]
 
 
-class RoomInfo(Struct, frozen=True, rename="camel"):
+class RoomInfo(Struct, frozen=True, rename="camel", gc=False):
     """A room in numbers."""
 
     room_id: str
@@ -252,6 +266,27 @@ class MeshStatus(Struct, frozen=True, rename="camel"):
     metrics: Metrics
     connections: list[ConnectionInfo]
     topology: list[RoomTopology]
+
+
+class StatusPart(NamedTuple):
+    """A room of `MeshStatus`, or the next part of one."""
+
+    first: bool
+    connections: list[ConnectionInfo]
+    room: RoomTopology
+    """Some members, each with its links to those that were told of before it."""
+
+
+class Sums(NamedTuple):
+    """All rooms in numbers; see `RoomInfo`."""
+
+    rooms: int
+    members: int
+    away: int
+    direct: int
+    turn: int
+    relay: int
+    unconnected: int
 
 
 # room, peer id and incarnation of the end that reported, peer id and incarnation of the other
@@ -345,24 +380,25 @@ class _Side:
 
     def info(self, wall: float) -> LinkSide:
         report = self.report
+        # By position, as in `LinkSide`: by name it takes three times as long.
         return LinkSide(
-            state=report.state,
-            ice_state=report.ice_state,
-            path=report.path,
-            rtt=report.rtt,
-            reason=report.reason,
-            failure=report.failure,
-            restarts=report.restarts,
-            attempts=report.attempts,
-            successes=report.successes,
-            failures=report.failures,
-            connect_time=report.connect_time,
-            fallbacks=report.fallbacks,
-            messages=report.messages,
-            bytes_sent=report.bytes_sent,
-            bytes_received=report.bytes_received,
-            since=self.since + wall,
-            updated=self.updated + wall,
+            report.state,
+            report.ice_state,
+            report.path,
+            report.rtt,
+            report.reason,
+            report.failure,
+            report.restarts,
+            report.attempts,
+            report.successes,
+            report.failures,
+            report.connect_time,
+            report.fallbacks,
+            report.messages,
+            report.bytes_sent,
+            report.bytes_received,
+            self.since + wall,
+            self.updated + wall,
         )
 
 
@@ -410,6 +446,12 @@ class _Link:
         return sides or [side for side in (a, b) if side is not None]
 
     @property
+    def stands(self) -> bool:
+        """Both of its ends still have their seats."""
+        a, b = self.a, self.b
+        return (a.links or {}).get(b.peer_id) is self is (b.links or {}).get(a.peer_id)
+
+    @property
     def spoken_of(self) -> bool:
         """An end that is present has said something."""
         return (self.a_side is not None and not self.a.away) or (
@@ -440,16 +482,17 @@ class _Link:
         return own
 
     def info(self, wall: float) -> LinkInfo:
+        a_side, b_side = self.a_side, self.b_side
         return LinkInfo(
-            a=self.a.peer_id,
-            b=self.b.peer_id,
-            state=self.state,
-            path=self.path,
-            rtt=self.rtt,
-            quality=self.quality,
-            since=self.since + wall,
-            a_side=None if self.a_side is None else self.a_side.info(wall),
-            b_side=None if self.b_side is None else self.b_side.info(wall),
+            self.a.peer_id,
+            self.b.peer_id,
+            self.state,
+            self.path,
+            self.rtt,
+            self.quality,
+            self.since + wall,
+            None if a_side is None else a_side.info(wall),
+            None if b_side is None else b_side.info(wall),
         )
 
 
@@ -474,24 +517,49 @@ class _Room:
         return _pairs(self.present) + self.beyond
 
     def info(self, wall: float) -> RoomInfo:
+        members, pairs, paths = len(self.members), self.pairs, self.paths
+        direct, turn, relay = paths["direct"], paths["turn"], paths["relay"]
         return RoomInfo(
-            room_id=self.name,
-            members=len(self.members),
-            away=len(self.members) - self.present,
-            links=self.pairs,
-            direct=self.paths["direct"],
-            turn=self.paths["turn"],
-            relay=self.paths["relay"],
-            unconnected=self.pairs - sum(self.paths.values()),
-            since=self.since + wall,
+            self.name,
+            members,
+            members - self.present,
+            pairs,
+            direct,
+            turn,
+            relay,
+            pairs - direct - turn - relay,
+            self.since + wall,
         )
 
-    def links(self) -> Iterator[_Link]:
-        """Each once."""
-        for member in self.members.values():
-            for link in (member.links or {}).values():
-                if link.a is member:
-                    yield link
+    def parts(self) -> Iterator[tuple[list[_Member], list[_Link]]]:
+        """Members with `MAX_PART` ends of links together, and their links to those before them.
+
+        Between two parts anything may happen: who leaves before its turn is in none, nor is who
+        comes after the beginning.
+        """
+        members = list(self.members.values())
+        told: set[_Member] = set()
+        at = 0
+        while at < len(members):
+            some: list[_Member] = []
+            links: list[_Link] = []
+            ends = 0
+            while at < len(members):
+                member = members[at]
+                if self.members.get(member.peer_id) is member:
+                    ends += 2 + len(member.links or ())
+                    if some and ends > MAX_PART:
+                        break
+                    some.append(member)
+                    told.add(member)
+                    links += [
+                        link
+                        for link in (member.links or {}).values()
+                        if (link.b if link.a is member else link.a) in told
+                    ]
+                at += 1
+            if some:
+                yield some, links
 
 
 @dataclass(slots=True)
@@ -811,31 +879,98 @@ class Tracking:
             fallback_count=totals.fallbacks,
         )
 
-    def status(self, wall: float) -> MeshStatus:
-        """All of it."""
-        return MeshStatus(
-            metrics=self.metrics(),
-            connections=[
-                _connection(room.name, member, wall)
-                for room in self._rooms.values()
-                for member in room.members.values()
-            ],
-            topology=[_topology(room, wall) for room in self._rooms.values()],
+    def sums(self) -> Sums:
+        """All rooms in numbers. Costs O(rooms), and little for each."""
+        present = sum(room.present for room in self._rooms.values())
+        paths = self._paths
+        return Sums(
+            rooms=len(self._rooms),
+            members=self._members,
+            away=self._members - present,
+            direct=paths["direct"],
+            turn=paths["turn"],
+            relay=paths["relay"],
+            unconnected=self._pairs - sum(paths.values()),
         )
+
+    def status(self, wall: float) -> MeshStatus:
+        """All of it, as of one moment."""
+        parts = list(self.status_parts(wall))
+        topology: list[RoomTopology] = []
+        for part in parts:
+            if part.first:
+                topology.append(part.room)
+            else:
+                topology[-1].members.extend(part.room.members)
+                topology[-1].links.extend(part.room.links)
+        connections = chain.from_iterable(part.connections for part in parts)
+        return MeshStatus(self.metrics(), list(connections), topology)
+
+    def status_parts(self, wall: float) -> Iterator[StatusPart]:
+        """The same, all but the sums, of `MAX_PART` ends of links at a time.
+
+        Between two parts anything may happen. A room that is in one part is told of as of one
+        moment. Of a larger one each member is told of as of the moment of its part, and each link
+        as of that of the later of its ends.
+        """
+        for room in list(self._rooms.values()):
+            first = True
+            for members, links in room.parts():
+                yield StatusPart(
+                    first,
+                    [_connection(room.name, member, wall) for member in members],
+                    _topology(room, members, links, wall),
+                )
+                first = False
 
     def rooms(self, wall: float, limit: int | None = None) -> list[RoomInfo]:
         """Every room, the largest first; or the ``limit`` largest."""
-        rooms = sorted(self._rooms.values(), key=lambda room: len(room.members), reverse=True)
-        return [room.info(wall) for room in rooms[:limit]]
+        return [room.info(wall) for room in self._largest()[:limit]]
 
-    def room(self, room: str, wall: float, limit: int | None = None) -> RoomTopology | None:
-        """One room as a graph; None when there is none of that name.
+    def rooms_parts(self, wall: float) -> Iterator[list[RoomInfo]]:
+        """The same, some at a time; each as of the moment of its part."""
+        rooms = self._largest()
+        for at in range(0, len(rooms), MAX_PART // 2):
+            some = rooms[at : at + MAX_PART // 2]
+            yield [room.info(wall) for room in some if room.members]
 
-        Of more than ``limit`` links, those that are not connected come first, then the others as
-        far as there is room.
-        """
+    def _largest(self) -> list[_Room]:
+        return sorted(self._rooms.values(), key=lambda room: len(room.members), reverse=True)
+
+    def room(self, room: str, wall: float) -> RoomTopology | None:
+        """One room as a graph; None when there is none of that name."""
         where = self._rooms.get(room)
-        return None if where is None else _topology(where, wall, limit)
+        if where is None:
+            return None
+        links = chain.from_iterable(links for _, links in where.parts())
+        return _topology(where, where.members.values(), links, wall)
+
+    def room_in_steps(
+        self, room: str, wall: float, limit: int
+    ) -> Generator[None, None, RoomTopology | None]:
+        """The same, as of the moment of the last step, with ``limit`` links at most: those that are
+        not connected, then others. Between two steps anything may happen."""
+        while (where := self._rooms.get(room)) is not None:
+            bad: list[_Link] = []
+            good: list[_Link] = []
+            ends = 0
+            for member in list(where.members.values()):
+                for link in (member.links or {}).values():
+                    if link.a is member:
+                        if link.counted is None:
+                            bad.append(link)
+                        elif len(good) < limit:
+                            good.append(link)
+                if len(bad) >= limit:
+                    break
+                ends += len(member.links or ())
+                if ends >= _LOOKED_AT:
+                    ends = 0
+                    yield
+            if self._rooms.get(room) is where:
+                links = [link for link in (bad + good)[:limit] if link.stands]
+                return _topology(where, where.members.values(), links, wall)
+        return None
 
     def room_version(self, room: str) -> int:
         """Rises with every change in this room; 0 when there is none of that name."""
@@ -844,23 +979,28 @@ class Tracking:
 
     def peers(self, wall: float, room: str | None = None) -> list[PeerInfo]:
         """Every member of ``room``, or of all, with its links."""
+        return list(chain.from_iterable(self.peers_parts(wall, room)))
+
+    def peers_parts(self, wall: float, room: str | None = None) -> Iterator[list[PeerInfo]]:
+        """The same, of `MAX_PART` ends of links at a time, each part as of one moment. Between two
+        parts anything may happen."""
         if room is None:
             rooms = list(self._rooms.values())
         else:
             rooms = [self._rooms[room]] if room in self._rooms else []
-        peers = []
         for where in rooms:
-            # Each link is in the lists of both its members.
-            links = {link: link.info(wall) for link in where.links()}
-            peers += [
-                PeerInfo(
-                    room_id=where.name,
-                    member=member.info(wall),
-                    links=[links[link] for link in (member.links or {}).values()],
-                )
-                for member in where.members.values()
-            ]
-        return peers
+            for members, _ in where.parts():
+                links: dict[_Link, LinkInfo] = {}
+                peers = []
+                for member in members:
+                    mine = []
+                    for link in (member.links or {}).values():
+                        info = links.get(link)
+                        if info is None:
+                            info = links[link] = link.info(wall)
+                        mine.append(info)
+                    peers.append(PeerInfo(where.name, member.info(wall), mine))
+                yield peers
 
     def activity(self, wall: float, after: int = 0) -> list[Activity]:
         """What happened after that number, the oldest first."""
@@ -1067,40 +1207,45 @@ def _badness(side: _Side) -> tuple[int, int]:
     return _STATE_RANK[side.report.state], _PATH_RANK[side.report.path]
 
 
-def _topology(room: _Room, wall: float, limit: int | None = None) -> RoomTopology:
-    links = list(room.links())
-    if limit is not None and len(links) > limit:
-        links.sort(key=lambda link: link.counted is not None)
+def _topology(
+    room: _Room, members: Iterable[_Member], links: Iterable[_Link], wall: float
+) -> RoomTopology:
     return RoomTopology(
-        room_id=room.name,
-        members=[member.info(wall) for member in room.members.values()],
-        links=[link.info(wall) for link in links[:limit]],
+        room.name, [member.info(wall) for member in members], [link.info(wall) for link in links]
     )
 
 
 def _connection(room: str, member: _Member, wall: float) -> ConnectionInfo:
-    links = [link for link in (member.links or {}).values() if link.state != "closed"]
-    connected = [link for link in links if link.counted is not None]
-    p2p = [link.other(member).peer_id for link in connected if link.counted != "relay"]
+    p2p: list[str] = []
+    ice_state: str | None = None
+    path: str | None = None
+    quality: Quality | None = None
+    worst = -1
     rtts: dict[float, int] = {}
-    for link in connected:
-        if link.rtt is not None:
-            rtts[link.rtt] = rtts.get(link.rtt, 0) + 1
+    for other, link in (member.links or {}).items():
+        if link.state == "closed":
+            continue
+        if link.counted is not None:
+            if link.counted != "relay":
+                p2p.append(other)
+            if _PATH_RANK[link.counted] > _PATH_RANK[path]:
+                path = link.counted
+            if link.rtt is not None:
+                rtts[link.rtt] = rtts.get(link.rtt, 0) + 1
+        state = link.seen_by(member).report.ice_state
+        if (rank := _ICE_RANK.get(state, 1)) > worst:
+            ice_state, worst = state, rank
+        if _QUALITY_RANK[its := link.quality] > _QUALITY_RANK[quality]:
+            quality = its
     return ConnectionInfo(
         peer_id=member.peer_id,
         display_name=member.name,
         room_id=room,
         p2p_peers=sorted(p2p),
-        ice_state=max(
-            (link.seen_by(member).report.ice_state for link in links),
-            key=lambda state: _ICE_RANK.get(state, 1),
-            default=None,
-        ),
-        path=max((link.counted for link in connected), key=_PATH_RANK.__getitem__, default=None),
+        ice_state=ice_state,
+        path=path,
         rtt=_median(rtts),
-        connection_quality=max(
-            (link.quality for link in links), key=_QUALITY_RANK.__getitem__, default=None
-        ),
+        connection_quality=quality,
         is_p2p_active=bool(p2p),
         last_seen=member.seen + wall,
     )

@@ -20,7 +20,7 @@ change after a quiet time at once, and no more than twice a second.
               (the 200 largest, `RoomInfo`), ``roomCount``, ``refused`` (how often each code).
               Every five seconds at least
 ``room``      ``roomId``, ``room`` (`RoomTopology`; null: there is none of that name). After each
-              ``watch``, and when something changed in that room. Has 5000 links at most, those
+              ``watch``, and when something changed in that room. Has 1000 links at most, those
               that are not connected first
 ``activity``  ``entries`` (`Activity`) since the last ones, the latest 200 at most
 ``history``   ``samples`` (`Sample`) since the last ones
@@ -30,8 +30,9 @@ change after a quiet time at once, and no more than twice a second.
 Close codes (RFC 6455, section 7.4.2): 4400 it said something malformed or out of place; 4401 no
 ticket that is good; 4429 twenty pages are open already; 1012 the relay goes down.
 
-A page that does not read is told nothing meanwhile, and cut off after half a minute. Telling what
-changed takes a tenth of the relay's time at most, and nothing while no page is open.
+Each message is of one moment, and each of its own. A page that does not read is told nothing
+meanwhile, and cut off after half a minute. Telling what changed takes a tenth of the relay's time
+at most, a few milliseconds at once, and nothing while no page is open.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ import socket as sockets
 import time
 from bisect import bisect
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -100,7 +101,7 @@ would see what was true a minute ago."""
 _BEHIND: Final = 30.0
 """Seconds that it may be behind."""
 _MAX_ROOMS: Final = 200
-_MAX_LINKS: Final = 5_000
+_MAX_LINKS: Final = 1_000
 _MAX_ENTRIES: Final = 200
 
 _log = Log(part="relay")
@@ -179,8 +180,10 @@ class _Page:
     reading: asyncio.Timeout = field(default_factory=lambda: asyncio.timeout(_HELLO))
     """Around the reading of the socket; let expire to end it from elsewhere."""
     watches: str | None = None
+    due: bool = False
+    """It is to be told of the room that it watches, as far as that changed."""
     version: int | None = None
-    """Of the room that it watches, as it was told last. None: not told of it."""
+    """Of that room, as it was told last. None: not told of it."""
     number: int | None = None
     """Of the latest activity that it was told. None: it was told nothing yet."""
     sampled: float = -math.inf
@@ -190,7 +193,7 @@ class _Page:
 
 
 class _Telling:
-    """What is true at one moment, encoded once for all pages."""
+    """What is true at one moment but for single rooms, encoded once for all pages."""
 
     def __init__(
         self, rooms: Rooms, figures: Callable[[], RelayFigures], now: float, wall: float
@@ -201,7 +204,6 @@ class _Telling:
         self.now = now
         self.wall = wall
         """What is added to times of `Rooms` for Unix time."""
-        self._rooms: dict[str, bytes] = {}
 
     @cached_property
     def overview(self) -> bytes:
@@ -216,21 +218,12 @@ class _Telling:
             )
         )
 
-    def room(self, name: str) -> bytes:
-        if name not in self._rooms:
-            room = self._tracking.room(name, self.wall, _MAX_LINKS)
-            self._rooms[name] = msgspec.json.encode(_Room(room_id=name, room=room))
-        return self._rooms[name]
-
     def activity(self, after: int) -> list[Activity]:
         return self._tracking.activity(self.wall, after)[-_MAX_ENTRIES:]
 
     @cached_property
     def history(self) -> list[Sample]:
         return self._tracking.history(self.wall)
-
-    def version(self, room: str) -> int:
-        return self._tracking.room_version(room)
 
 
 class Live:
@@ -261,6 +254,12 @@ class Live:
         self._version = -1
         self._earliest = 0.0
         """When the pages may be told again."""
+        self._next = 0.0
+        """When they are."""
+        self._steps: Iterator[None] | None = None
+        """What is left to tell now. After each step it is the turn of the relay's other work."""
+        self._took = 0.0
+        """Seconds that the steps so far took."""
         self._closed = False
 
     @property
@@ -284,7 +283,9 @@ class Live:
         """See `Admin.changed`."""
         if self._pages and not self._changed and self._rooms.tracking.version != self._version:
             self._changed = True
-            self._alarm.set(max(self._earliest, self._now() + _SOON))
+            self._next = max(self._earliest, self._now() + _SOON)
+            if self._steps is None:
+                self._alarm.set(self._next)
 
     def close(self) -> None:
         """Close every page, and let none in any more."""
@@ -316,6 +317,7 @@ class Live:
             self._open.discard(page)
             self._pages.discard(page)
             if not self._pages:
+                self._steps = None
                 self._alarm.set(None)
         if end is not None:
             await socket.close(end.code, end.reason)
@@ -340,7 +342,8 @@ class Live:
         if not self._pages:
             self._changed = False
             self._version = self._rooms.tracking.version
-            self._alarm.set(self._now() + _IDLE)
+            self._next = self._now() + _IDLE
+            self._alarm.set(self._next)
         self._pages.add(page)
         self._tell(page, self._telling())
         while True:
@@ -348,9 +351,10 @@ class Live:
             if isinstance(message, _Watch):
                 page.watches = message.room
                 page.version = None
-                telling = self._telling()
-                if not self._behind(page, telling.now):
-                    self._tell_room(page, telling)
+                page.due = True
+                if self._steps is None:
+                    self._steps, self._took = self._tell_rooms(), 0.0
+                    self._alarm.set(self._now())
             elif isinstance(message, _Act):
                 self._act(page, message)
             else:
@@ -405,22 +409,48 @@ class Live:
     # --- to the pages ----------------------------------------------------------------------------
 
     def _telling(self) -> _Telling:
-        now = self._now()
-        return _Telling(self._rooms, self._figures, now, time.time() - now)
+        return _Telling(self._rooms, self._figures, self._now(), self._wall())
+
+    def _wall(self) -> float:
+        return time.time() - self._now()
 
     def _ring(self) -> None:
-        telling = self._telling()
+        began = self._now()
         # First, so that it goes on whatever happens below.
-        self._alarm.set(telling.now + _IDLE)
+        self._alarm.set(began + _IDLE)
+        steps, self._steps = self._steps, None
+        if steps is None:
+            steps, self._took = self._tell_all(began), 0.0
+        try:
+            next(steps)
+        except StopIteration:
+            pass
+        else:
+            self._steps = steps
+        now = self._now()
+        self._took += now - began
+        if self._steps is not None:
+            self._alarm.set(now)
+            return
+        self._earliest = max(self._earliest, now + self._took * _SHARE)
+        if any(page.behind is not None for page in self._pages):
+            self._next = self._earliest
+        self._next = max(self._next, self._earliest)
+        self._alarm.set(self._next)
+
+    def _tell_all(self, now: float) -> Iterator[None]:
         self._changed = False
         self._version = self._rooms.tracking.version
-        behind = [page for page in self._pages if not self._tell(page, telling)]
-        now = self._now()
-        self._earliest = now + max(_PAUSE, (now - telling.now) * _SHARE)
-        self._alarm.set(self._earliest if behind else max(self._earliest, now + _IDLE))
+        self._earliest = now + _PAUSE
+        self._next = now + _IDLE
+        telling = self._telling()
+        for page in self._pages:
+            page.due = self._tell(page, telling)
+        yield
+        yield from self._tell_rooms()
 
     def _tell(self, page: _Page, telling: _Telling) -> bool:
-        """Say what it does not know yet. False: later, it is behind."""
+        """Say what it does not know yet but of its room. False: later, it is behind."""
         if self._behind(page, telling.now):
             return False
         self._say(page, telling.overview)
@@ -435,16 +465,26 @@ class Live:
         if samples or first:
             page.sampled = max(times, default=page.sampled)
             self._say(page, msgspec.json.encode(_History(samples=samples)))
-        self._tell_room(page, telling)
         return True
 
-    def _tell_room(self, page: _Page, telling: _Telling) -> None:
-        if page.watches is None:
-            return
-        version = telling.version(page.watches)
-        if version != page.version:
-            page.version = version
-            self._say(page, telling.room(page.watches))
+    def _tell_rooms(self) -> Iterator[None]:
+        """Say what became of the rooms that are watched, to those who do not know it yet."""
+        tracking = self._rooms.tracking
+        while (page := next((page for page in self._pages if page.due), None)) is not None:
+            name = page.watches
+            if name is None or page.version == tracking.room_version(name):
+                page.due = False
+                continue
+            room = yield from tracking.room_in_steps(name, self._wall(), _MAX_LINKS)
+            data = msgspec.json.encode(_Room(room_id=name, room=room))
+            now, version = self._now(), tracking.room_version(name)
+            for page in self._pages:
+                if page.due and page.watches == name:
+                    page.due = False
+                    if page.version != version and not self._behind(page, now):
+                        page.version = version
+                        self._say(page, data)
+            yield
 
     def _behind(self, page: _Page, now: float) -> bool:
         """Whether too much waits for it; for too long, and it is cut off."""

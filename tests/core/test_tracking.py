@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import sys
 import tracemalloc
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Callable, Generator, Iterator
+from itertools import combinations, pairwise
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from meshpeer.core import tracking
 from meshpeer.core.messages import LinkReport
 from meshpeer.core.tracking import (
     MAX_ACTIVITY,
+    MAX_PART,
     MAX_SAMPLES,
     SAMPLE_INTERVAL,
     Activity,
@@ -27,6 +31,8 @@ from meshpeer.core.tracking import (
     RoomInfo,
     RoomTopology,
     Sample,
+    StatusPart,
+    Sums,
     Tracking,
 )
 
@@ -302,7 +308,8 @@ FAY = member("fay", 6, 6)
 LOBBY = RoomTopology(
     room_id="lobby",
     members=[ANN, BOB, CID, DAN],
-    links=[ANN_BOB, ANN_CID, ANN_DAN, BOB_CID, BOB_DAN],
+    # Each member's to those before it.
+    links=[ANN_BOB, ANN_CID, BOB_CID, ANN_DAN, BOB_DAN],
 )
 ANNEX = RoomTopology(room_id="annex", members=[EVE, FAY], links=[EVE_FAY])
 
@@ -422,11 +429,10 @@ def test_the_largest_room_comes_first() -> None:
     assert mesh.rooms(WALL, 2) == mesh.rooms(WALL)[:2]
 
 
-def test_of_a_large_room_what_is_not_connected_comes_first() -> None:
+def test_all_rooms_in_numbers() -> None:
     mesh = known_mesh()
-    some = [BOB_CID, BOB_DAN, ANN_BOB]
-    assert mesh.room("lobby", WALL, 3) == msgspec.structs.replace(LOBBY, links=some)
-    assert mesh.room("lobby", WALL, 5) == LOBBY
+    assert mesh.sums() == Sums(rooms=2, members=6, away=1, direct=1, turn=1, relay=1, unconnected=2)
+    assert Picture().sums() == Sums(0, 0, 0, 0, 0, 0, 0)
 
 
 def test_peers() -> None:
@@ -444,6 +450,248 @@ def test_peers() -> None:
     assert mesh.peers(WALL) == lobby + annex
     assert mesh.peers(WALL, "annex") == annex
     assert mesh.peers(WALL, "cellar") == []
+
+
+# --- in parts ------------------------------------------------------------------------------------
+Steps = Generator[None, None, RoomTopology | None]
+
+
+def last(steps: Steps, between: Callable[[], None] = lambda: None) -> RoomTopology | None:
+    """What it comes to. ``between`` is called between the steps."""
+    told = []
+
+    def run() -> Iterator[None]:
+        told.append((yield from steps))
+
+    for _ in run():
+        between()
+    return told[0]
+
+
+def full_mesh(*sizes: int) -> Picture:
+    """The room r2 has two members, and so on; all are linked."""
+    mesh = Picture()
+    for size in sizes:
+        room = f"r{size}"
+        members = [f"p{number:03}" for number in range(size)]
+        mesh.enter(room, *members)
+        for one in members:
+            mesh.tell(one, *(about(other) for other in members if other != one), room=room)
+    return mesh
+
+
+def ends_of(part: StatusPart) -> int:
+    """`about` knows of no closed ones, so all links are somebody's."""
+    return 2 * len(part.connections) + sum(len(c.p2p_peers) for c in part.connections)
+
+
+def whole(parts: list[StatusPart]) -> list[RoomTopology]:
+    rooms: list[RoomTopology] = []
+    for part in parts:
+        if part.first:
+            rooms.append(RoomTopology(part.room.room_id, [], []))
+        assert part.room.room_id == rooms[-1].room_id
+        assert [m.peer_id for m in part.room.members] == [c.peer_id for c in part.connections]
+        rooms[-1].members.extend(part.room.members)
+        rooms[-1].links.extend(part.room.links)
+    return rooms
+
+
+def test_parts_are_small_and_come_to_all_of_it() -> None:
+    mesh = full_mesh(2, 31, 32, 60)
+    parts = list(mesh.status_parts(WALL))
+    assert all(0 < ends_of(part) <= MAX_PART for part in parts)
+    assert all(len(part.room.links) <= MAX_PART for part in parts)
+    # A room that is not too large is in one part; a larger one is in few.
+    sizes = [(part.room.room_id, part.first, len(part.connections)) for part in parts]
+    assert sizes == [
+        ("r2", True, 2),
+        ("r31", True, 31),
+        ("r32", True, 30),
+        ("r32", False, 2),
+        ("r60", True, 16),
+        ("r60", False, 16),
+        ("r60", False, 16),
+        ("r60", False, 12),
+    ]
+    status = mesh.status(WALL)
+    assert whole(parts) == status.topology
+    assert [c for part in parts for c in part.connections] == status.connections
+    assert [len(room.links) for room in status.topology] == [1, 465, 496, 1770]
+    for room in status.topology:
+        assert len({(link.a, link.b) for link in room.links}) == len(room.links)
+    groups = list(mesh.peers_parts(WALL))
+    assert [len(group) for group in groups] == [size for _, _, size in sizes]
+    assert [peer for group in groups for peer in group] == mesh.peers(WALL)
+    assert [len(group) for group in mesh.peers_parts(WALL, "r32")] == [30, 2]
+
+
+def test_who_has_more_links_than_a_part_is_a_part() -> None:
+    mesh = Picture()
+    others = [f"p{number:04}" for number in range(MAX_PART + 1)]
+    mesh.enter("r", "hub", *others)
+    mesh.tell("hub", *(about(other) for other in others))
+    parts = list(mesh.status_parts(WALL))
+    assert [len(part.connections) for part in parts][:2] == [1, MAX_PART // 3]
+    assert sum(len(part.room.links) for part in parts) == MAX_PART + 1
+    assert all(len(part.room.links) <= MAX_PART for part in parts)
+
+
+def test_rooms_without_a_link_are_not_all_in_one_part() -> None:
+    mesh = Picture()
+    for number in range(MAX_PART):
+        mesh.enter(f"r{number}", "a", *(["b"] if number % 2 else []))
+    groups = list(mesh.rooms_parts(WALL))
+    assert [len(group) for group in groups] == [MAX_PART // 2] * 2
+    assert [room for group in groups for room in group] == mesh.rooms(WALL)
+    mesh.enter("many", *(f"p{number}" for number in range(MAX_PART)))
+    assert [len(p.connections) for p in mesh.status_parts(WALL) if p.room.room_id == "many"] == [
+        MAX_PART // 2
+    ] * 2
+
+
+def test_rooms_that_end_between_two_parts_are_in_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh = full_mesh(2, 32, 3)
+    status, peers = mesh.status_parts(WALL), mesh.peers_parts(WALL)
+    assert [next(status).room.room_id for _ in range(2)] == ["r2", "r32"]
+    assert [next(peers)[0].room_id for _ in range(2)] == ["r2", "r32"]
+    mesh.enter("late", "a")
+    for room, size in (("r32", 32), ("r3", 3)):
+        for number in range(size):
+            mesh.left(room, f"p{number:03}", "left", 1.0)
+    assert list(status) == []
+    assert list(peers) == []
+    monkeypatch.setattr(tracking, "MAX_PART", 2)
+    rooms = mesh.rooms_parts(WALL)
+    assert [room.room_id for room in next(rooms)] == ["r2"]
+    mesh.left("late", "a", "left", 1.0)
+    assert [room for group in rooms for room in group] == []
+
+
+CHANGE = st.tuples(
+    st.sampled_from(["joined", "left", "dropped", "returned", "told"]),
+    st.integers(0, 9),
+    st.integers(0, 9),
+)
+
+
+@given(st.lists(CHANGE, max_size=30), st.lists(st.lists(CHANGE, max_size=8), max_size=12))
+def test_whatever_happens_between_two_parts_each_room_is_a_graph(
+    before: list[tuple[str, int, int]], between: list[list[tuple[str, int, int]]]
+) -> None:
+    mesh = Picture()
+    ids = [f"p{number}" for number in range(10)]
+    seats: dict[str, bool] = {}
+
+    def change(what: str, one: int, other: int) -> None:
+        me, far = ids[one], ids[other]
+        if what == "joined":
+            mesh.enter("r", me)
+            seats[me] = True
+        elif me not in seats:
+            pass
+        elif what == "left":
+            mesh.left("r", me, "left", 1.0)
+            del seats[me]
+        elif what == "told" and far != me and seats[me]:
+            mesh.tell(me, about(far))
+        elif what == "dropped" and seats[me]:
+            mesh.dropped("r", me, 1.0)
+            seats[me] = False
+        elif what == "returned" and not seats[me]:
+            mesh.returned("r", me, 1.0)
+            seats[me] = True
+
+    turn = 0
+
+    def next_turn() -> None:
+        nonlocal turn
+        for each in between[turn] if turn < len(between) else []:
+            change(*each)
+        turn += 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tracking, "MAX_PART", 6)
+        patch.setattr(tracking, "_LOOKED_AT", 3)
+        for each in before:
+            change(*each)
+        for one, other in combinations(ids, 2):
+            if seats.get(one) and seats.get(other):
+                mesh.tell(one, about(other))
+        parts = []
+        for part in mesh.status_parts(WALL):
+            parts.append(part)
+            next_turn()
+        for room in whole(parts):
+            members = [member.peer_id for member in room.members]
+            assert len(set(members)) == len(members)
+            pairs = [(link.a, link.b) for link in room.links]
+            assert len(set(pairs)) == len(pairs)
+            assert {end for pair in pairs for end in pair} <= set(members)
+
+        turn = 0
+        told = last(mesh.room_in_steps("r", WALL, 12), next_turn)
+        exact = mesh.room("r", WALL)
+        if told is None or exact is None:
+            assert told is exact
+        else:
+            # Some of what is so at the end.
+            assert told.members == exact.members
+            assert len(told.links) <= 12
+            assert all(link in exact.links for link in told.links)
+
+
+def test_of_a_large_room_what_is_not_connected_comes_first() -> None:
+    mesh = known_mesh()
+    some = [BOB_CID, BOB_DAN, ANN_BOB]
+    assert last(mesh.room_in_steps("lobby", WALL, 3)) == msgspec.structs.replace(LOBBY, links=some)
+    assert last(mesh.room_in_steps("lobby", WALL, 5)) == msgspec.structs.replace(
+        LOBBY, links=[*some, ANN_CID, ANN_DAN]
+    )
+    only = msgspec.structs.replace(LOBBY, links=[BOB_CID])
+    assert last(mesh.room_in_steps("lobby", WALL, 1)) == only
+    assert last(mesh.room_in_steps("nowhere", WALL, 1)) is None
+
+
+def test_a_step_looks_at_so_many_links_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh = full_mesh(60)
+    mesh.tell("p058", about("p059", "failed"), room="r60")
+    monkeypatch.setattr(tracking, "_LOOKED_AT", 60 * 59 // 12)
+    steps = list(mesh.room_in_steps("r60", WALL, 10))
+    assert len(steps) == 12
+    told = last(mesh.room_in_steps("r60", WALL, 10))
+    assert told is not None
+    assert [(link.a, link.b, link.state) for link in told.links][:2] == [
+        ("p058", "p059", "failed"),
+        ("p000", "p001", "connected"),
+    ]
+    assert (len(told.members), len(told.links)) == (60, 10)
+    # With enough of what comes first it looks no further.
+    for number in range(10):
+        mesh.tell("p000", about(f"p{number + 40:03}", "failed"), room="r60")
+    assert list(mesh.room_in_steps("r60", WALL, 10)) == []
+
+
+def test_a_room_that_ends_while_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "_LOOKED_AT", 1)
+    mesh = full_mesh(3)
+
+    def end() -> None:
+        for peer_id in ("p000", "p001", "p002"):
+            mesh.left("r3", peer_id, "left", 1.0)
+
+    steps = mesh.room_in_steps("r3", WALL, 10)
+    next(steps)
+    end()
+    assert last(steps) is None
+    # Another one of its name is told of as it is.
+    mesh = full_mesh(3)
+    steps = mesh.room_in_steps("r3", WALL, 10)
+    next(steps)
+    end()
+    mesh.enter("r3", "a", "b")
+    mesh.both("a", "b", room="r3")
+    assert last(steps) == mesh.room("r3", WALL)
 
 
 def test_activity() -> None:

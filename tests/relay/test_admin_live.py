@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -475,10 +475,11 @@ async def test_of_a_room_with_very_many_links_those_with_trouble_come_first() ->
     await asyncio.sleep(0.001)
     (told,) = page.take("room")
     links = told["room"]["links"]
-    assert len(links) == 5000 < len(pairs)
+    assert len(links) == 1000 < len(pairs)
     assert [link["state"] for link in links[:109]] == ["failed"] * 109
     assert {link["state"] for link in links[109:]} == {"connected"}
-    assert len({(link["a"], link["b"]) for link in links}) == 5000
+    assert len({(link["a"], link["b"]) for link in links}) == 1000
+    assert [member["peerId"] for member in told["room"]["members"]] == members
     await ended(page)
 
 
@@ -491,7 +492,7 @@ async def test_what_many_watch_is_put_together_once() -> None:
         page.say({"type": "watch", "room": "lobby"})
     await asyncio.sleep(0.001)
     asked = []
-    for name in ("rooms", "room", "history"):
+    for name in ("rooms", "room_in_steps", "history"):
         real = getattr(board.tracking, name)
 
         def counted(*args: Any, name: str = name, real: Any = real) -> Any:
@@ -502,9 +503,188 @@ async def test_what_many_watch_is_put_together_once() -> None:
     board.join("lobby", "ann")
     admin.changed()
     await asyncio.sleep(SOON)
-    assert sorted(asked) == ["history", "room", "rooms"]
+    assert sorted(asked) == ["history", "room_in_steps", "rooms"]
     assert all(page.take("room")[-1]["room"] for page in pages)
     await ended(*pages)
+
+
+# --- in steps ------------------------------------------------------------------------------------
+class Slow:
+    """A board with rooms that are looked at in so many steps, each of which is logged."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, **rooms: int) -> None:
+        self.board = Board()
+        self.steps: list[str] = []
+        """The rooms that steps were made for, and whatever else a test puts here."""
+        self.on_step: Callable[[str], Any] = lambda room: None
+        real = self.board.tracking.room_in_steps
+
+        def room_in_steps(room: str, wall: float, limit: int) -> Any:
+            for _ in range(rooms[room]):
+                self.steps.append(room)
+                self.on_step(room)
+                yield
+            return (yield from real(room, wall, limit))
+
+        patch.setattr(self.board.tracking, "room_in_steps", room_in_steps)
+        for room in rooms:
+            self.board.join(room, "ann")
+
+
+@virtual
+async def test_between_two_steps_it_is_the_others_turn() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        slow = Slow(patch, lobby=3, hall=2)
+        admin = admin_of(slow.board)
+        pages = [await signed_in(admin), await signed_in(admin)]
+        for page, room in zip(pages, ("lobby", "hall"), strict=True):
+            page.say({"type": "watch", "room": room})
+        await asyncio.sleep(0.001)
+        for page in pages:
+            (told,) = page.take("room")
+            assert told["room"]["members"]
+        loop = asyncio.get_running_loop()
+        slow.on_step = lambda _: loop.call_soon(slow.steps.append, "others")
+        slow.steps.clear()
+        for room in ("lobby", "hall"):
+            slow.board.join(room, "bob")
+        admin.changed()
+        await asyncio.sleep(SOON)
+        assert slow.steps[1::2] == ["others"] * 5
+        assert sorted(slow.steps[::2]) == ["hall"] * 2 + ["lobby"] * 3
+        for page in pages:
+            assert len(page.take("room")[-1]["room"]["members"]) == 2
+        await ended(*pages)
+
+
+@virtual
+async def test_what_happens_between_two_steps_is_told_as_well() -> None:
+    loop = asyncio.get_running_loop()
+    with pytest.MonkeyPatch.context() as patch:
+        slow = Slow(patch, lobby=3, hall=1, attic=2)
+        admin = admin_of(slow.board)
+        page, other, late = [await signed_in(admin) for _ in range(3)]
+        page.say({"type": "watch", "room": "lobby"})
+        other.say({"type": "watch", "room": "hall"})
+        await asyncio.sleep(1)
+        for each in (page, other, late):
+            each.take()
+
+        def happen(room: str) -> None:
+            if room == "lobby" and slow.steps.count("lobby") == 2:
+                slow.board.join("attic", "bob")
+                slow.board.join("lobby", "cid")
+                slow.board.join("hall", "bob")
+                loop.call_soon(admin.changed)
+                late.say({"type": "watch", "room": "attic"})
+                other.leave()
+
+        slow.on_step = happen
+        slow.steps.clear()
+        began = loop.time()
+        slow.board.join("lobby", "bob")
+        admin.changed()
+        await asyncio.sleep(SOON)
+        # As it was when it was told of, and in the same telling whatever was asked for meanwhile.
+        (told,) = page.take("room")
+        assert [m["peerId"] for m in told["room"]["members"]] == ["ann", "bob", "cid"]
+        (told,) = late.take("room")
+        assert [m["peerId"] for m in told["room"]["members"]] == ["ann", "bob"]
+        assert slow.steps == ["lobby"] * 3 + ["attic"] * 2
+        # The rest after the pause, and not later; the room once.
+        await asyncio.sleep(began + 0.6 - loop.time())
+        assert {e["peerId"] for m in page.take("activity") for e in m["entries"]} == {"bob", "cid"}
+        assert slow.steps == ["lobby"] * 3 + ["attic"] * 2
+        await ended(page, late)
+        await other.task
+
+
+@virtual
+async def test_who_asked_is_not_told_the_same_again_with_the_others() -> None:
+    board = Board()
+    admin = admin_of(board)
+    pages = [await signed_in(admin) for _ in range(12)]
+    for page in pages:
+        page.say({"type": "watch", "room": "lobby"})
+    await asyncio.sleep(1)
+    for page in pages:
+        page.take()
+    board.join("lobby", "ann")
+    admin.changed()
+    for page in pages[1:]:
+        page.say({"type": "watch", "room": "lobby"})
+    await asyncio.sleep(0.001)
+    assert [len(page.take("room")) for page in pages] == [0] + [1] * 11
+    await asyncio.sleep(1)
+    assert [len(page.take("room")) for page in pages] == [1] + [0] * 11
+    await ended(*pages)
+
+
+@virtual
+async def test_the_last_page_leaves_between_two_steps() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        slow = Slow(patch, lobby=5)
+        admin = admin_of(slow.board)
+        page = await signed_in(admin)
+        slow.on_step = lambda _: page.leave() if len(slow.steps) == 2 else None
+        page.say({"type": "watch", "room": "lobby"})
+        await page.task
+        tracking = slow.board.tracking
+        slow.board.tracking = None  # type: ignore[assignment]
+        await asyncio.sleep(60)
+        assert len(slow.steps) < 5
+        # Whoever comes next is told all of it.
+        slow.board.tracking = tracking
+        page = await signed_in(admin)
+        page.say({"type": "watch", "room": "lobby"})
+        await asyncio.sleep(0.001)
+        assert page.take("room")
+        await ended(page)
+
+
+@virtual
+async def test_who_asks_for_rooms_all_the_time_is_told_of_the_rest_too() -> None:
+    board = Board()
+    admin = admin_of(board)
+    page = await signed_in(admin)
+    board.join("lobby", "ann")
+    page.take()
+    for _ in range(16):
+        page.say({"type": "watch", "room": "lobby"})
+        await asyncio.sleep(1)
+    assert len(times(page, "room")) == 16
+    assert len(times(page, "overview")) == 3
+    await ended(page)
+
+
+@virtual
+async def test_a_step_that_fails_is_not_the_last() -> None:
+    loop = asyncio.get_running_loop()
+    failures: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        slow = Slow(patch, lobby=2)
+        admin = admin_of(slow.board)
+        page = await signed_in(admin)
+        page.say({"type": "watch", "room": "lobby"})
+        await asyncio.sleep(1)
+        page.take()
+        handler = loop.get_exception_handler()
+        loop.set_exception_handler(lambda _, context: failures.append(context["exception"]))
+
+        def fail(_: str) -> None:
+            raise KeyError
+
+        slow.on_step = fail
+        slow.board.join("lobby", "bob")
+        admin.changed()
+        await asyncio.sleep(SOON)
+        loop.set_exception_handler(handler)
+        slow.on_step = lambda _: None
+        assert [type(failure) for failure in failures] == [KeyError]
+        assert not page.take("room")
+        await asyncio.sleep(5)
+        assert len(page.take("room")[0]["room"]["members"]) == 2
+        await ended(page)
 
 
 @virtual
@@ -557,6 +737,34 @@ async def test_telling_takes_a_tenth_of_the_time_at_most() -> None:
     assert len(told) >= 3
     assert all(b - a >= 2.0 - 1e-6 for a, b in itertools.pairwise(told))
     await ended(page)
+
+
+@virtual
+async def test_of_a_telling_in_steps_each_step_counts() -> None:
+    loop = asyncio.get_running_loop()
+    took = 0.0
+
+    def step(_: str) -> None:
+        nonlocal took
+        took += 0.1
+
+    with pytest.MonkeyPatch.context() as patch:
+        slow = Slow(patch, lobby=3)
+        admin = slow.board.admin(now=lambda: loop.time() + took)
+        page = await signed_in(admin)
+        page.say({"type": "watch", "room": "lobby"})
+        await asyncio.sleep(0.001)
+        page.take()
+        slow.on_step = step
+        for number in range(120):
+            slow.board.join("lobby", f"p{number}")
+            admin.changed()
+            await asyncio.sleep(0.1)
+            took = 0.0
+        told = times(page, "overview")
+        assert len(told) >= 3
+        assert all(b - a >= 3.0 - 1e-6 for a, b in itertools.pairwise(told))
+        await ended(page)
 
 
 # --- a page that does not read -------------------------------------------------------------------
