@@ -14,6 +14,8 @@ import itertools
 import json
 import secrets
 from collections import Counter, deque
+from collections.abc import Awaitable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from types import TracebackType
@@ -52,7 +54,7 @@ from meshpeer.relay.access import Authenticator, JoinRequest, JoinTokens
 from meshpeer.relay.addresses import Origins, Proxies, is_loopback, plain_address
 from meshpeer.relay.admin import LIVE_PATH, Admin, RelayFigures
 from meshpeer.relay.door import Door
-from meshpeer.relay.http import Answer, to_response
+from meshpeer.relay.http import Answer, LastBlock, make_rest, to_response
 from meshpeer.relay.keepalive import Keepalive
 from meshpeer.relay.sockets import Serving, Socket
 from meshpeer.relay.tls import Certificate
@@ -140,6 +142,8 @@ class Relay:
         self._sockets: set[Socket] = set()
         self._serving = Serving(self._handle, lambda: not self._closing)
         self._asking: deque[Socket] = deque()
+        self._making = asyncio.Lock()
+        """Of answers that are made in parts, one at a time is."""
         self._from: Counter[str] = Counter()
         self._keepalive = Keepalive(config.keepalive_interval, self._now)
         self._ids = itertools.count(1)
@@ -402,7 +406,9 @@ class Relay:
 
     # --- HTTP ------------------------------------------------------------------------------------
 
-    def _respond(self, socket: ServerConnection, request: Request) -> Response | None:
+    def _respond(
+        self, socket: ServerConnection, request: Request
+    ) -> Response | Awaitable[Response] | None:
         """Answer plain HTTP; None lets the WebSocket handshake go on (RFC 6455, section 4.2)."""
         assert isinstance(socket, Socket)
         if not socket.key:
@@ -412,7 +418,30 @@ class Relay:
         path, _, query = request.path.partition("?")
         socket.path = path
         answer = self._answer(socket, request, path, query)
-        return None if answer is None else to_response(answer, method=request.method)
+        if answer is None:
+            return None
+        if answer.rest is not None:
+            return self._write(socket, answer, request.method)
+        return to_response(answer, method=request.method)
+
+    async def _write(self, socket: Socket, answer: Answer, method: str) -> Response:
+        """Make an answer and write it, by turns with whatever else there is to do: all but the
+        last of it, which is what websockets writes."""
+        assert answer.rest is not None
+        async with self._making:
+            blocks = await make_rest(answer.rest)
+        head = to_response(answer, method=method, more=sum(map(len, blocks)))
+        if method == "HEAD":
+            return head
+        before = head.serialize()
+        for block in blocks:
+            if socket.transport.is_closing():
+                break
+            socket.transport.write(before)
+            with suppress(OSError):
+                await socket.drain()
+            before = block
+        return LastBlock(head.status_code, head.reason_phrase, head.headers, before)
 
     def _responded(self, socket: ServerConnection, request: Request, response: Response) -> None:  # noqa: ARG002
         assert isinstance(socket, Socket)
@@ -559,6 +588,10 @@ class Relay:
         self._cut(socket)
         self.ended(socket)
         return True
+
+    def flooded(self, socket: Socket) -> None:
+        """See `Owner`."""
+        self._refuse("too_many_frames", socket.address)
 
     def filled(self, socket: Socket, full: bool) -> None:
         """See `Owner`."""

@@ -6,6 +6,9 @@ everybody else so. Here a socket has *turns*: some frames, or some bytes of a la
 is the others' turn. Nothing more is read from the system before all that came had its turn.
 
 What a member sends is told to the relay from there, without a queue and a task in between.
+
+How many messages there may be, `meshpeer.core.rooms` says. Frames that are none by themselves
+(pings, small fragments) never get there, and cost as much to read: they have a limit here.
 """
 
 from __future__ import annotations
@@ -17,11 +20,12 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol, cast
 
 from websockets.asyncio.server import Server, ServerConnection
-from websockets.frames import Frame, Opcode
+from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Request
 from websockets.protocol import Event, State
 from websockets.server import ServerProtocol
 
+from meshpeer.core.limits import Bucket
 from meshpeer.relay.http import Answer, to_response
 from meshpeer.thin import keep_waits_short
 
@@ -33,10 +37,23 @@ _TURN_FRAMES: Final = 8
 """Frames that are read in one turn."""
 _TURN_BYTES: Final = 64 * 1024
 """Bytes that are read in one turn."""
+_FRAME_RATE: Final = 20.0
+"""Frames a second that are no whole message, on average; what is over that is read later."""
+_FRAME_BURST: Final = 100
+"""Such frames at once."""
+_EARLY_FRAMES: Final = 32
+"""Such frames before the first message: who sends more wants none."""
+_LARGE: Final = 4 * 1024
+"""Bytes of a frame that is not counted so: those of its message are."""
+_WHOLE: Final = frozenset({0x81, 0x82})
+"""How a frame begins that is a whole message (RFC 6455, section 5.2): text and binary, the last."""
 
+_MESSAGE: Final = frozenset({Opcode.TEXT, Opcode.BINARY, Opcode.CONT})
+"""What a message is made of."""
 _PING: Final = Frame(Opcode.PING, b"").serialize(mask=False)
 _PONG: Final = b"\x8a\x80"
 """How the answer to that begins: a client's frame, and empty."""
+_ANSWER: Final = _PONG[0]
 
 # At DEBUG websockets logs what it reads and writes, and that has tokens in it; at INFO a line or
 # two for each connection, which `Rooms` says better.
@@ -48,6 +65,7 @@ _HANDSHAKE: Final = 1
 _TURN: Final = 2
 _PAUSE: Final = 4
 _QUEUE: Final = 8
+_END: Final = 16
 
 
 class Owner(Protocol):
@@ -70,6 +88,9 @@ class Owner(Protocol):
 
     def behind(self, socket: Socket) -> bool:
         """Whether so much is unsent that the socket was cut off."""
+
+    def flooded(self, socket: Socket) -> None:
+        """Too many frames came, and no message: it is being shut."""
 
 
 class Serving:
@@ -94,6 +115,8 @@ class Socket(ServerConnection):
 
     # With slots for what is here, the rest shares its keys with all others of its kind.
     __slots__ = (
+        "_asked",
+        "_frames",
         "_head",
         "_input",
         "_member",
@@ -103,6 +126,7 @@ class Socket(ServerConnection):
         "_reading",
         "_rest",
         "_size",
+        "_spoke",
         "_stopped",
         "_tail",
         "_turn",
@@ -159,6 +183,8 @@ class Socket(ServerConnection):
         self._input = b""
         self._rest = 0
         self._part: bytearray | None = None
+        self._asked = self._spoke = False
+        self._frames: Bucket | None = None
         self._stopped = 0
         self._reading = True
         self._turn: asyncio.Handle | None = None
@@ -214,7 +240,7 @@ class Socket(ServerConnection):
 
     def ask(self) -> None:
         """Ask for a sign of life (RFC 6455, section 5.5.2)."""
-        self.pinged = True
+        self.pinged = self._asked = True
         self.transport.write(_PING)
 
     # --- reading ---------------------------------------------------------------------------------
@@ -270,6 +296,11 @@ class Socket(ServerConnection):
         frames = 0
         # Before what is in it is told, which may end the turn.
         self._input = b""
+        if self.protocol.eof_sent:
+            # Nothing is heard any more, but that it closes its connection.
+            if self._bucket.take(1, self.heard_at) < 0:
+                self.transport.abort()
+            return
         while at < len(data) and not self.transport.is_closing():
             if self._stopped:
                 break
@@ -283,6 +314,9 @@ class Socket(ServerConnection):
                 if self._rest == 0:
                     break  # its head is not complete
                 frames += 1
+                if data[at] not in _WHOLE and self._rest < _LARGE and not self._charge(data[at]):
+                    at = len(data)
+                    break
             start, at = at, min(len(data), at + self._rest, _TURN_BYTES)
             self._rest -= at - start
             if begins and self._rest == 0 and data.startswith(_PONG, start):
@@ -294,12 +328,46 @@ class Socket(ServerConnection):
         if self._member and self.protocol.state is not State.OPEN:
             self._owner.ended(self)
 
+    @property
+    def _bucket(self) -> Bucket:
+        """What it may send besides whole messages. Most never need one."""
+        if self._frames is None:
+            rate, burst = (_FRAME_RATE, _FRAME_BURST) if self._spoke else (0.0, _EARLY_FRAMES)
+            self._frames = Bucket(rate, burst, self.loop.time())
+        return self._frames
+
+    def _charge(self, head: int) -> bool:
+        """A frame comes that is no whole message, and begins so. False: no more is read."""
+        if head == _ANSWER and self._asked:
+            self._asked = False
+            return True
+        owed = -self._bucket.take(1, self.loop.time())
+        if owed <= 0:
+            return True
+        if self._spoke:
+            # For long enough that a whole turn may follow.
+            self.pause((owed + _TURN_FRAMES) / _FRAME_RATE)
+            return True
+        if self.protocol.state is State.OPEN:
+            self._owner.flooded(self)
+            self.protocol.fail(CloseCode.POLICY_VIOLATION, "too many frames before a message")
+            self.send_data()
+            # It is not read from any more, so its own end would not be seen.
+            self._pause = self.loop.call_later(self.close_timeout or 0, self.transport.abort)
+        self._stop(_END)
+        return False
+
     def process_event(self, event: Event) -> None:
-        if not self._member or isinstance(event, Request):
+        if isinstance(event, Request):
             super().process_event(event)
             return
         frame = cast(Frame, event)
-        if frame.opcode is Opcode.TEXT or frame.opcode is Opcode.BINARY:
+        if not self._spoke and frame.fin and frame.opcode in _MESSAGE:
+            self._spoke = True
+            self._frames = None
+        if not self._member:
+            super().process_event(event)
+        elif frame.opcode is Opcode.TEXT or frame.opcode is Opcode.BINARY:
             if frame.fin:
                 self._owner.heard(self, bytes(frame.data))
             else:

@@ -259,7 +259,10 @@ async def test_who_sent_what_is_read_only_after_many_pauses_is_not_taken_for_dea
         assert sizes == sorted(sizes)
 
 
-async def test_who_pings_and_never_reads_is_cut_off() -> None:
+async def test_who_pings_and_never_reads_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By itself that takes an hour, as pings have a rate."""
+    monkeypatch.setattr("meshpeer.relay.sockets._FRAME_RATE", 1e9)
+    monkeypatch.setattr("meshpeer.relay.sockets._FRAME_BURST", 1e9)
     config = RelayConfig(port=0, max_unread=64 * 1024, max_replay_bytes=64 * 1024)
     async with Relay(config) as relay, peer(relay) as ann, raw(relay) as (_, writer):
         await ann.join("ann")
@@ -278,16 +281,54 @@ async def test_who_pings_and_never_reads_is_cut_off() -> None:
             pass
 
 
+@pytest.mark.parametrize("path", ["/ws", "/api/admin/live"])
+@pytest.mark.parametrize("what", ["pings", "empty fragments"])
+async def test_who_sends_frames_and_no_message_is_shut_and_counted(what: str, path: str) -> None:
+    async with (
+        Relay(RelayConfig(port=0, join_timeout=3600)) as relay,
+        peer(relay) as ann,
+        raw(relay) as (reader, writer),
+    ):
+        await ann.join("ann")
+        writer.write(UPGRADE.replace(b"/ws", path.encode()) + b"\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        if what == "pings":
+            begin, more = b"", client_frame(b"", Opcode.PING)
+        else:
+            begin, more = client_frame(b"{", fin=False), client_frame(b"", Opcode.CONT, fin=False)
+        writer.write(begin + more * 40)
+        await reader.readuntil(b"too many frames before a message")
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        await until_gone(relay, keep=1)
+        assert refused(relay) == {"too_many_frames": 1}
+        assert not relay._admin._live._open
+        await ann.say(signal("nobody", b"1"))
+        assert isinstance(await ann.hear(), Refused)
+
+
+async def test_who_goes_on_after_its_answer_is_cut_off(relay: Relay) -> None:
+    async with raw(relay) as (_, writer):
+        writer.write(b"GET /healthz HTTP/1.1\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            while True:
+                writer.write(client_frame(b"", Opcode.PING) * 10_000)
+                await writer.drain()
+        await until_gone(relay)
+    assert not relay._sockets
+
+
 async def test_a_message_may_be_in_fragments_and_has_a_size_then_too() -> None:
     config = RelayConfig(port=0, max_message_size=2048)
     async with Relay(config) as relay, peer(relay) as ann:
         await ann.join("ann")
         text = encode(signal("nobody", b"1")).decode()
-        await ann.ws.send([*text])
+        pieces = [text[at : at + 5] for at in range(0, len(text), 5)]
+        await ann.ws.send(pieces)
         refusal = await ann.hear()
         assert isinstance(refusal, Refused)
         assert refusal.code == "no_such_peer"
-        await ann.ws.send(["", "", *text, "", ""])
+        await ann.ws.send(["", "", *pieces, "", ""])
         assert isinstance(await ann.hear(), Refused)
         with contextlib.suppress(ConnectionClosed):
             await ann.ws.send(["x" * 100] * 30)

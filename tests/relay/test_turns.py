@@ -69,6 +69,7 @@ class Hall:
     def __init__(self) -> None:
         self.turns: list[list[bytes]] = [[]]
         self.ends = 0
+        self.floods: list[Socket] = []
         self.pause_after: int | None = None
         self.wire = Wire()
         self.socket = Socket(
@@ -118,6 +119,9 @@ class Hall:
     def behind(self, socket: Socket) -> bool:
         return False
 
+    def flooded(self, socket: Socket) -> None:
+        self.floods.append(socket)
+
     async def turn(self) -> None:
         """Let the loop go round once."""
         self.turns.append([])
@@ -126,6 +130,11 @@ class Hall:
     async def read_all(self) -> None:
         """Until more would be read from the system."""
         while not self.wire.reading:
+            await self.turn()
+
+    async def read_all_of_a_flood(self) -> None:
+        """Until nothing more is going to be read."""
+        while not self.wire.reading and not self.floods:
             await self.turn()
 
 
@@ -152,11 +161,13 @@ async def test_many_small_messages_have_several_turns() -> None:
 
 async def test_control_frames_have_turns_too() -> None:
     async with hall() as one:
+        one.socket.data_received(client_frame(b"first"))
         before = len(one.wire.written)
         one.socket.data_received(client_frame(b"", Opcode.PING) * 100)
         assert len(one.wire.written) - before == 8 * 2
         await one.read_all()
         assert len(one.wire.written) - before == 100 * 2
+        assert not one.floods
 
 
 async def test_a_large_message_has_several_turns() -> None:
@@ -205,6 +216,129 @@ async def test_closed_in_between_it_hears_no_more() -> None:
             await one.turn()
         assert len(one.messages) == 8
         one.close = lambda: None  # type: ignore[method-assign]
+
+
+# --- frames that are no messages -----------------------------------------------------------------
+PING = client_frame(b"", Opcode.PING)
+NO_MESSAGES = {
+    "pings": (b"", PING),
+    "pongs": (b"", client_frame(b"", Opcode.PONG)),
+    "empty fragments": (
+        client_frame(b"x", fin=False),
+        client_frame(b"", Opcode.CONT, fin=False),
+    ),
+    "small fragments": (
+        client_frame(b"x", fin=False),
+        client_frame(b"x", Opcode.CONT, fin=False),
+    ),
+}
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long sockets were paused for; they are for no time at all."""
+    lengths: list[float] = []
+    pause = Socket.pause
+
+    def note(self: Socket, seconds: float) -> None:
+        lengths.append(seconds)
+        pause(self, 0)
+
+    monkeypatch.setattr(Socket, "pause", note)
+    return lengths
+
+
+@pytest.mark.parametrize("what", NO_MESSAGES)
+async def test_frames_that_are_no_messages_are_read_more_slowly_and_not_lost(
+    what: str, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meshpeer.relay.sockets._FRAME_BURST", 20)
+    begin, more = NO_MESSAGES[what]
+    async with hall() as one:
+        one.socket.data_received(client_frame(b"first") + begin + more * 60)
+        await one.read_all()
+        # About 41 more than it may at once, and the clock stands nearly still: each pause is for
+        # all that is owed, and for a turn.
+        assert len(pauses) >= 30
+        assert pauses == sorted(pauses)
+        assert 0.4 < pauses[0] < 0.5
+        assert 2 < pauses[-1] < 2.5
+        end = client_frame(b"end", Opcode.CONT) if begin else client_frame(b"end")
+        one.socket.data_received(end)
+        await one.read_all()
+        assert one.messages[0] == b"first"
+        assert one.messages[1].endswith(b"end")
+        assert not one.floods
+
+
+@pytest.mark.parametrize("what", NO_MESSAGES)
+async def test_before_the_first_message_there_may_be_a_few(what: str) -> None:
+    begin, more = NO_MESSAGES[what]
+    async with hall() as one:
+        one.socket.data_received(begin + more * 30)
+        await one.read_all()
+        assert not one.floods
+        one.socket.data_received(more * 100_000)
+        await one.read_all_of_a_flood()
+        assert len(one.floods) == 1
+        assert one.ends >= 1
+        assert not one.messages
+        # It is told why, and nothing more of it is read or kept.
+        assert one.wire.written.endswith(
+            Frame(Opcode.CLOSE, b"\x03\xf0too many frames before a message").serialize(mask=False)
+        )
+        assert not one.wire.reading
+        assert one.socket.is_waiting
+        assert not one.socket._input
+        one.socket.data_received(more * 10)  # what a TLS transport had read already
+        await one.turn()
+        assert len(one.floods) == 1
+
+
+async def test_who_was_shut_so_and_stays_is_cut_off() -> None:
+    async with hall() as one:
+        one.socket.close_timeout = 0
+        one.socket.data_received(PING * 50)
+        while not one.wire.closed:
+            await one.turn()
+
+
+async def test_messages_and_what_was_asked_for_do_not_count(pauses: list[float]) -> None:
+    async with hall() as one:
+        for number in range(300):
+            one.socket.ask()
+            one.socket.data_received(client_frame(b"%d" % number))
+            one.socket.data_received(client_frame(b"", Opcode.PONG))
+            # As browsers cut what is large.
+            one.socket.data_received(client_frame(bytes(5000), Opcode.BINARY, fin=False))
+            one.socket.data_received(client_frame(bytes(5000), Opcode.CONT))
+            await one.read_all()
+        assert len(one.messages) == 600
+        assert not pauses
+        assert not one.floods
+
+
+async def test_a_first_message_in_fragments_is_one() -> None:
+    async with hall() as one:
+        for opcode, fin in ((Opcode.TEXT, False), (Opcode.CONT, False), (Opcode.CONT, True)):
+            one.socket.data_received(client_frame(b"x", opcode, fin=fin))
+        one.socket.data_received(PING * 90)
+        await one.read_all()
+        assert one.messages == [b"xxx"]
+        assert not one.floods
+
+
+async def test_after_the_end_nothing_is_heard_and_a_flood_is_cut_off() -> None:
+    async with hall() as one:
+        one.socket.data_received(client_frame(b"first") + client_frame(b"", Opcode.CLOSE))
+        await one.read_all()
+        for _ in range(50):
+            one.socket.data_received(PING * 1000)
+        assert not one.wire.is_closing()
+        for _ in range(60):
+            one.socket.data_received(PING * 1000)
+        assert one.wire.is_closing()
+        assert one.messages == [b"first"]
 
 
 _MESSAGES = st.lists(
