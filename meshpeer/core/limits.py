@@ -12,7 +12,10 @@ from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Generic, TypeVar
 
-__all__ = ["Bucket", "Buckets", "address_key"]
+__all__ = ["Bucket", "Buckets", "Supply", "address_key"]
+
+_SPARE = 10
+"""See `Supply`."""
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -43,6 +46,10 @@ class Bucket:
         self._at = now
         return level
 
+    def used(self, now: float) -> float:
+        """What is missing in it, of the burst."""
+        return self._burst - self.level(now)
+
     def wait(self, cost: float, now: float) -> float:
         """Seconds until it holds ``cost``: 0 when it does. What is over the burst never comes."""
         missing = cost - self.level(now)
@@ -50,7 +57,7 @@ class Bucket:
 
 
 class Buckets(Generic[Key]):
-    """A bucket for each key, such as an address. Nothing is owed here: see `take`.
+    """A bucket for each key, such as an address.
 
     One that is full again is forgotten, which changes nothing. There are never more than ``limit``:
     beyond it the one that was used longest ago is forgotten too, so whoever has that many keys has
@@ -64,11 +71,16 @@ class Buckets(Generic[Key]):
         self._burst = burst
         self._limit = limit
         # In the order of their latest use. One is full ``burst / rate`` after that at the latest,
-        # so none keeps those behind it much longer than they have to be kept.
+        # unless it owes something: so none keeps those behind it much longer than need be.
         self._buckets: OrderedDict[Key, Bucket] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._buckets)
+
+    def level(self, key: Key, now: float) -> float:
+        """What it holds for ``key``; below zero what is owed."""
+        bucket = self._buckets.get(key)
+        return self._burst if bucket is None else bucket.level(now)
 
     def wait(self, key: Key, now: float, cost: float = 1.0) -> float:
         """Seconds until `take` would take ``cost``: 0 when it would now. Changes nothing."""
@@ -78,19 +90,62 @@ class Buckets(Generic[Key]):
     def take(self, key: Key, now: float, cost: float = 1.0) -> float:
         """Take ``cost``, which is not over the burst, and return 0; or take nothing and return the
         seconds until it is there."""
-        buckets = self._buckets
-        if (bucket := buckets.get(key)) is None:
-            bucket = buckets[key] = Bucket(self._rate, self._burst, now)
-        else:
-            buckets.move_to_end(key)
+        bucket = self._bucket(key, now)
         if (wait := bucket.wait(cost, now)) == 0:
             bucket.take(cost, now)
+        self._forget(now)
+        return wait
+
+    def charge(self, key: Key, now: float, cost: float) -> None:
+        """Take ``cost``, whether it is there or not. One below zero is given back."""
+        self._bucket(key, now).take(cost, now)
+        self._forget(now)
+
+    def _bucket(self, key: Key, now: float) -> Bucket:
+        if (bucket := self._buckets.get(key)) is None:
+            bucket = self._buckets[key] = Bucket(self._rate, self._burst, now)
+        else:
+            self._buckets.move_to_end(key)
+        return bucket
+
+    def _forget(self, now: float) -> None:
+        buckets = self._buckets
         while len(buckets) > self._limit or (buckets and self._oldest(now) >= self._burst):
             buckets.popitem(last=False)
-        return wait
 
     def _oldest(self, now: float) -> float:
         return next(iter(self._buckets.values())).level(now)
+
+
+class Supply(Generic[Key]):
+    """Buckets for those who come and go under one key, such as an address: who goes and comes again
+    has no more than who stays.
+
+    What those that went had used up is missing to those that come. Of each key ten emptied buckets
+    are spared, and as much as one bucket is filled by is forgotten: nobody is to pay for others who
+    leave in the middle of something.
+    """
+
+    __slots__ = ("_burst", "_rate", "_used")
+
+    def __init__(self, rate: float, burst: float, limit: int) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._used = Buckets[Key](rate, _SPARE * burst, limit)
+
+    def give(self, key: Key, now: float) -> Bucket:
+        """A bucket for somebody who comes."""
+        bucket = Bucket(self._rate, self._burst, now)
+        owed = min(-self._used.level(key, now), self._burst)
+        if owed > 0:
+            bucket.take(owed, now)
+            self._used.charge(key, now, -owed)
+        return bucket
+
+    def take_back(self, key: Key, bucket: Bucket, now: float) -> None:
+        """The one who had this bucket is gone."""
+        if (used := bucket.used(now)) > 0:
+            self._used.charge(key, now, used)
 
 
 @lru_cache(maxsize=1024)  # asked more than once for a connection

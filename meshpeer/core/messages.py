@@ -19,6 +19,8 @@ they are what lets a dropped socket resume without loss or repetition.
 from __future__ import annotations
 
 import re
+from array import array
+from itertools import accumulate
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -31,6 +33,7 @@ __all__ = [
     "MAX_DEPTH",
     "MAX_JOIN_TOKEN",
     "MAX_METADATA",
+    "MAX_REASON",
     "MAX_REPORTS",
     "MAX_SDP",
     "MAX_TEXT",
@@ -68,6 +71,7 @@ __all__ = [
     "Stale",
     "Update",
     "Welcome",
+    "brief",
     "check_metadata",
     "check_sdp",
     "count_candidates",
@@ -89,8 +93,10 @@ MAX_SDP = 64 * 1024
 """Characters that a session description may have."""
 MAX_CANDIDATES = 100
 """ICE candidates that one message may carry."""
-MAX_REPORTS = 1000
+MAX_REPORTS = 100
 """Links that one report may tell about."""
+MAX_REASON = 200
+"""Bytes of UTF-8 that a reason in a report may have."""
 MAX_DEPTH = 32
 """Arrays and objects inside each other that a client's message may have."""
 
@@ -186,8 +192,9 @@ class Leave(Struct, frozen=True, tag="leave"):
 class LinkReport(Struct, frozen=True, array_like=True):
     """How a link stands, as one of its ends sees it; an array on the wire, to be short.
 
-    What is counted is counted from the beginning of the link, that is of this pair of incarnations.
-    A figure that was not measured is None.
+    What is counted is counted from the beginning of this pair of incarnations, and goes on when
+    they meet again after ``closed``. A figure that was not measured is None. Reasons have
+    `MAX_REASON` bytes of UTF-8 at most.
     """
 
     peer_id: PeerId
@@ -198,9 +205,9 @@ class LinkReport(Struct, frozen=True, array_like=True):
     path: Literal["direct", "turn", "relay"] | None = None
     rtt: Seconds | None = None
     """The latest round trip."""
-    reason: Annotated[str, Meta(max_length=200, pattern=_TEXT)] = ""
+    reason: Annotated[str, Meta(max_length=MAX_REASON, pattern=_TEXT)] = ""
     """Why it is in this state."""
-    failure: Annotated[str, Meta(max_length=200, pattern=_TEXT)] = ""
+    failure: Annotated[str, Meta(max_length=MAX_REASON, pattern=_TEXT)] = ""
     """Why the latest attempt, restart or path that failed did."""
     restarts: Count = 0
     """ICE restarts that took over."""
@@ -222,7 +229,8 @@ class LinkReport(Struct, frozen=True, array_like=True):
 
 
 class Report(Struct, frozen=True, tag="report"):
-    """How these links stand now; of others what was last said holds. ``closed`` ends one.
+    """How these links stand now; of others what was last said holds. ``closed`` ends one. No
+    incarnation is told about twice.
 
     Sent where `Welcome.report_interval` asks for it: every link after each welcome, then those that
     changed, soon after they did and at least so often. Not counted: the next one mends a loss.
@@ -303,6 +311,9 @@ class Welcome(Struct, frozen=True, tag="welcome"):
     """Seconds between two `Report`s at most; 0: none are wanted."""
     ice_servers: IceServers | None = None
     """The STUN and TURN servers to use from the first moment."""
+
+    def __repr__(self) -> str:
+        return f"Welcome(room={self.room!r}, peer_id={self.peer_id!r}, resumed={self.resumed})"
 
 
 class MemberJoined(Struct, frozen=True, tag="joined"):
@@ -456,8 +467,9 @@ _relay_decoder: msgspec.json.Decoder[RelayMessage] = msgspec.json.Decoder(RelayM
 _link_decoder: msgspec.json.Decoder[LinkMessage] = msgspec.json.Decoder(LinkMessage)
 _AT = re.compile(r" - at `(?P<path>[^`]*)`$")
 _KEY = re.compile(r"missing required field `(?P<name>[^`]*)`")
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_NO_STRUCTURE = bytes(set(range(256)) - set(b'[]{}"'))
+# What a bracket does to the depth: one more, or (as a signed byte) one less.
+_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 _ECHO = 200
 
 T = TypeVar("T")
@@ -508,6 +520,11 @@ def printable(text: str, limit: int = MAX_TEXT) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in text[:limit])
 
 
+def brief(text: str) -> str:
+    """A reason as a report may have it: `printable`, and cut off at `MAX_REASON` bytes."""
+    return printable(text, MAX_REASON).encode()[:MAX_REASON].decode(errors="ignore")
+
+
 def _too_deep(who: str) -> ProtocolError:
     return ProtocolError(
         f"message from {who} is nested deeper than {MAX_DEPTH} arrays and objects",
@@ -520,11 +537,15 @@ def _is_too_deep(data: bytes) -> bool:
     """Whether ``data``, which is JSON, is nested deeper than `MAX_DEPTH`."""
     if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
         return False
-    # Each round takes the innermost pairs away: a bounded number of passes at memchr's speed.
-    brackets = _STRING.sub(b"", data).translate(None, _NOT_BRACKETS)
-    for _ in range(MAX_DEPTH):
-        brackets = brackets.replace(b"[]", b"\0").replace(b"{}", b"\0").replace(b"\0", b"")
-    return bool(brackets)
+    # Whole passes at the speed of C: this is all that a relay does with most of a message, and a
+    # message may be nothing but brackets. First what is escaped, so that every quote left begins or
+    # ends a string; then all but brackets and quotes; then what is inside of strings.
+    if b"\\" in data:
+        data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
+    data = data.translate(None, _NO_STRUCTURE)
+    if b'"' in data:
+        data = b"".join(data.replace(b'""', b"").split(b'"')[::2])
+    return MAX_DEPTH + 1 in accumulate(array("b", data.translate(_STEPS)))
 
 
 def decode_client(data: bytes | str) -> ClientMessage:
@@ -544,9 +565,32 @@ def decode_client(data: bytes | str) -> ClientMessage:
             check_metadata(message.metadata)
         case Update(metadata=dict() as metadata):
             check_metadata(metadata)
+        case Report(links):
+            _check_links(links)
         case _:
             pass
     return message
+
+
+def _check_links(links: list[LinkReport]) -> None:
+    """What the types don't tell of a report."""
+    if len({(link.peer_id, link.incarnation) for link in links}) < len(links):
+        raise ProtocolError(
+            "malformed message from the client: it tells twice about the same incarnation "
+            "(field $.links)",
+            code="malformed",
+            field="$.links",
+        )
+    for number, link in enumerate(links):
+        for place, text in ((6, link.reason), (7, link.failure)):
+            if not text.isascii() and len(text.encode()) > MAX_REASON:
+                field = f"$.links[{number}][{place}]"
+                raise ProtocolError(
+                    "malformed message from the client: Expected `str` of at most "
+                    f"{MAX_REASON} bytes of UTF-8 (field {field})",
+                    code="malformed",
+                    field=field,
+                )
 
 
 def decode_relay(data: bytes | str) -> RelayMessage:

@@ -65,9 +65,9 @@ from meshpeer.core.messages import (
     SignalOut,
     Stale,
     Welcome,
+    brief,
     decode_link,
     encode,
-    printable,
 )
 from meshpeer.core.reports import Reports
 from meshpeer.core.route import Route, RouteState
@@ -203,8 +203,6 @@ _COMPLAIN_EVERY = 1.0
 """Seconds between two `BadInput` events about what a peer sends over the relay."""
 _PINGS = 2**31
 """Nonces of ping frames from here on are the shell's, for `Ponged`."""
-_REPORTED = 200
-"""Characters of a reason in a report."""
 # Only a service that forwards very late could need an older one than these.
 _MAX_ENDED = 1000
 
@@ -334,8 +332,8 @@ class Node:
             path=path.value if path is not None else None,
             # So fine that it says something, and so coarse that it is often the same again.
             rtt=round(rtt, 3 if rtt >= 0.01 else 4) if rtt is not None else None,
-            reason=printable(peer.reason, _REPORTED),
-            failure=printable(history.failure, _REPORTED),
+            reason=brief(peer.reason),
+            failure=brief(history.failure),
             restarts=history.restarts,
             attempts=history.attempts,
             successes=history.connections,

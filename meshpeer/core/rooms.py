@@ -39,7 +39,7 @@ from meshpeer.core.forward import (
     head_size,
     names,
 )
-from meshpeer.core.limits import Bucket, Buckets, address_key
+from meshpeer.core.limits import Bucket, Buckets, Supply, address_key
 from meshpeer.core.messages import (
     MAX_TEXT,
     VERSION,
@@ -83,6 +83,7 @@ __all__ = [
     "CLOSE_REPLACED",
     "CLOSE_RESTART",
     "CLOSE_SUPERSEDED",
+    "TRY_LATER",
     "Authenticate",
     "ConnId",
     "Grant",
@@ -114,15 +115,23 @@ CLOSE_BEHIND: Final = 4005
 CLOSE_REMOVED: Final = 4006
 """The operator took the seat away: do not come back."""
 
+TRY_LATER: Final = 5.0
+"""Seconds after which to come back, where nobody could say whether a join is allowed."""
+
 _ACK_EVERY: Final = 32
 _PAST: Final = 8
 _REACH: Final = 50
-"""An update counts for one message more for each so many others that it goes to, a report for each
-so many links that it tells about."""
+"""An update counts for one message more for each so many others that it goes to."""
+_LINKS: Final = 2
+"""A report counts for one message more for each so many links that it tells about."""
+_PART: Final = 8 * 1024
+"""A message counts for one more for each so many of its bytes."""
 _MESSAGE_COST: Final = 1024
 """Bytes that a message or a frame costs besides its own."""
 _MAX_ADDRESSES: Final = 65_536
-"""Addresses of which it is kept how often they joined."""
+"""Addresses of which it is kept how often they joined, and what those that left had sent."""
+_HELD: Final = 64
+"""All members together keep so many times ``max_replay_bytes``."""
 _MAX_REMOVED: Final = 1_000
 """Incarnations of which it is kept that they were removed."""
 _RENEW_AFTER: Final = 0.75
@@ -130,7 +139,6 @@ _RENEW_AFTER: Final = 0.75
 _AT_ONCE: Final = 100
 """Deadlines of a kind that one `Rooms.tick` serves. Of a crowd that came at the same moment the
 rest is due at once: others get their turn between."""
-_TRY_LATER: Final = 5.0
 _MAX_ID: Final = 128
 _TURN: Final = 64 * 1024
 """Bytes of data that a sender may have written, before others who send to the same member may."""
@@ -139,7 +147,7 @@ _DAY: Final = 86400.0
 
 _COUNTED: Final = frozenset({SignalOut, Update})
 _WIDE: Final = frozenset({Update, Report})
-"""Messages that count for more than one where they reach far."""
+"""Messages that count for more than one, even if they are short."""
 
 ConnId = int
 Key = TypeVar("Key")
@@ -154,12 +162,18 @@ class Send(Struct, frozen=True):
     conn: ConnId
     data: bytes
 
+    def __repr__(self) -> str:  # a welcome has secrets in it
+        return f"Send(conn={self.conn}, {len(self.data)} bytes)"
+
 
 class SendFrame(Struct, frozen=True):
     """Write one message with data to a socket, as a binary one."""
 
     conn: ConnId
     data: bytes
+
+    def __repr__(self) -> str:
+        return f"SendFrame(conn={self.conn}, {len(self.data)} bytes)"
 
 
 class Shut(Struct, frozen=True):
@@ -228,7 +242,7 @@ def _quiet(event: str, **facts: object) -> None:
     pass
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class _Seat:
     """A member. ``eq=False``: seats are compared and hashed by identity."""
 
@@ -237,6 +251,8 @@ class _Seat:
     incarnation: str
     name: str | None
     metadata: Metadata
+    address: str
+    """Where its latest socket comes from."""
     allowance: Bucket
     """Messages it may send; below zero it is over its rate."""
     volume: Bucket
@@ -268,6 +284,9 @@ class _Seat:
     waiting: int = 0
     """Bytes of data that wait for it."""
 
+    def __repr__(self) -> str:  # it has secrets in it
+        return f"_Seat(room={self.room!r}, peer_id={self.peer_id!r}, conn={self.conn})"
+
     @property
     def head(self) -> bytes:
         """What stands before a frame to it, and from it."""
@@ -290,14 +309,16 @@ class _Seat:
             or (join.on_conflict == "takeover" and subject is not None and subject == self.subject)
         )
 
-    def trim(self, received: int) -> None:
-        """Forget what the member has: its first ``received`` messages."""
+    def trim(self, received: int) -> int:
+        """Forget what the member has: its first ``received`` messages. How many bytes that are."""
         if (replay := self.replay) is None:
-            return
+            return 0
+        before = self.replay_bytes
         while replay and self.sent - len(replay) < received:
             self.replay_bytes -= len(replay.popleft())
         if not replay:
             self.replay = None
+        return before - self.replay_bytes
 
 
 @dataclass(slots=True, eq=False)
@@ -387,6 +408,10 @@ class Rooms:
         self._ice_servers = ice_servers
         self._tracking = tracking or Tracking()
         self._joins = Buckets[str](config.join_rate, config.join_burst, _MAX_ADDRESSES)
+        self._allowances = Supply[str](config.message_rate, config.message_burst, _MAX_ADDRESSES)
+        self._volumes = Supply[str](config.byte_rate, config.byte_burst, _MAX_ADDRESSES)
+        self._held = 0
+        """Bytes in the replays of all members; what they share is counted for each."""
         # Where the largest frame is too large for a message, none is forwarded.
         fits = config.max_message_size >= MAX_HEAD + MAX_FORWARD
         self._window = config.forward_window if fits else 0
@@ -444,7 +469,7 @@ class Rooms:
         if isinstance(data, bytes) and data[:1] == MARK:
             self._frame(conn, seat, data, now, out)
         else:
-            self._from_member(conn, seat, self._decode(data), now, out)
+            self._from_member(conn, seat, self._decode(data), len(data), now, out)
         return out
 
     def granted(self, conn: ConnId, grant: Grant, now: float) -> list[Output]:
@@ -530,7 +555,7 @@ class Rooms:
         self._away.clear()
         self._expiring.clear()
         self._rooms.clear()
-        self._members = 0
+        self._members = self._held = 0
         self._tracking = Tracking()
         return out
 
@@ -592,7 +617,7 @@ class Rooms:
             else:
                 text = f"whether you may join was not found out within {timeout:g} s"
                 self._turn_away(
-                    conn, CLOSE_REFUSED, "unavailable", text, now, out, retry_after=_TRY_LATER
+                    conn, CLOSE_REFUSED, "unavailable", text, now, out, retry_after=TRY_LATER
                 )
         for seat in _due(self._away.items(), now):
             del self._away[seat]
@@ -762,8 +787,9 @@ class Rooms:
             incarnation=join.incarnation,
             name=entry.name,
             metadata=join.metadata,
-            allowance=Bucket(config.message_rate, config.message_burst, now),
-            volume=Bucket(config.byte_rate, config.byte_burst, now),
+            address=entry.address,
+            allowance=self._allowances.give(address_key(entry.address), now),
+            volume=self._volumes.give(address_key(entry.address), now),
         )
         self._rooms.setdefault(join.room, {})[peer_id] = seat
         self._members += 1
@@ -780,7 +806,7 @@ class Rooms:
         self._tracking.returned(seat.room, seat.peer_id, now, address=entry.address)
         kept = len(seat.replay or ())
         if join.session == seat.session and 0 <= seat.sent - join.received <= kept:
-            seat.trim(join.received)
+            self._held -= seat.trim(join.received)
             missed = tuple(seat.replay or ())
             self._welcome(seat, conn, seat.received, now, out, resumed=True)
             out += (Send(conn, data) for data in missed)
@@ -816,6 +842,7 @@ class Rooms:
         del self._strangers[entry.conn]
         self._seated[entry.conn] = seat
         seat.conn = entry.conn
+        seat.address = entry.address
         seat.attempt = entry.join.attempt
         # It is the seat's already, unless the seat is new, or claimed by its subject. A token
         # brought along to a new one is of a seat that ran out or that a relay before this one gave:
@@ -846,7 +873,9 @@ class Rooms:
         """
         received = seat.received if entry.join.session == seat.session else 0
         seat.session = self._new_token()
-        seat.received = seat.sent = seat.replay_bytes = 0
+        seat.received = 0
+        self._held -= seat.replay_bytes
+        seat.sent = seat.replay_bytes = 0
         seat.replay = None
         self._welcome(seat, entry.conn, received, now, out)
 
@@ -944,11 +973,14 @@ class Rooms:
         conn: ConnId,
         seat: _Seat,
         message: ClientMessage | ProtocolError,
+        size: int,
         now: float,
         out: list[Output],
     ) -> None:
         # By the type: this is on the way of every signal, and `isinstance` takes longer.
-        cost = 1 if type(message) not in _WIDE else self._cost(seat, message)
+        cost = 1
+        if size >= _PART or type(message) in _WIDE:
+            cost = self._cost(seat, message, size)
         level = seat.allowance.take(cost, now)
         counted = type(message) in _COUNTED
         seat.received += counted
@@ -962,17 +994,18 @@ class Rooms:
         if counted and seat.received % _ACK_EVERY == 0 and seat.conn is not None:
             out.append(Send(seat.conn, encode(Ack(received=seat.received))))
 
-    def _cost(self, seat: _Seat, message: object) -> int:
-        """What a message takes from the allowance: an update is written to the whole room, and
-        each link of a report is looked at.
+    def _cost(self, seat: _Seat, message: object, size: int) -> int:
+        """What a message takes from the allowance: all of it is read, an update is written to the
+        whole room, and each link of a report is looked at.
 
         Never more than a member can have saved up, or it could not say it at all.
         """
+        cost = 1 + size // _PART
         if isinstance(message, Report):
-            reach = len(message.links)
-        else:
-            reach = len(self._rooms[seat.room]) - 1
-        return min(1 + -(-reach // _REACH), self._config.message_burst)
+            cost += len(message.links) // _LINKS
+        elif isinstance(message, Update):
+            cost += -(-(len(self._rooms[seat.room]) - 1) // _REACH)
+        return min(cost, self._config.message_burst)
 
     def _over_rate(
         self,
@@ -1054,7 +1087,7 @@ class Rooms:
             text = f"{ack.received} messages acknowledged, but only {seat.sent} were sent"
             self._refuse(seat, "bad_ack", text, now, out, field="$.received")
         else:
-            seat.trim(ack.received)
+            self._held -= seat.trim(ack.received)
 
     def _report(self, seat: _Seat, report: Report, now: float, out: list[Output]) -> None:  # noqa: ARG002
         if self._config.report_interval > 0:
@@ -1068,7 +1101,7 @@ class Rooms:
             to_head = data[:start]
             flow = seat.flows.get(to_head) or self._new_flow(conn, seat, to_head, len(data), out)
         except ProtocolError as exc:
-            self._from_member(conn, seat, exc, now, out)
+            self._from_member(conn, seat, exc, len(data), now, out)
             return
         if flow is None:
             return
@@ -1207,6 +1240,9 @@ class Rooms:
         if not room:
             del self._rooms[seat.room]
         self._members -= 1
+        self._held -= seat.replay_bytes
+        self._allowances.take_back(address_key(seat.address), seat.allowance, now)
+        self._volumes.take_back(address_key(seat.address), seat.volume, now)
         self._tracking.left(seat.room, seat.peer_id, reason, now)
         self._note("member left", reason=reason, **_facts(seat))
         left = MemberLeft(peer_id=seat.peer_id, incarnation=seat.incarnation, reason=reason)
@@ -1252,10 +1288,18 @@ class Rooms:
         if (replay := seat.replay) is None:
             replay = seat.replay = deque()
         replay.append(data)
-        seat.replay_bytes += len(data)
+        size = len(data)
+        seat.replay_bytes += size
+        self._held += size
         config = self._config
-        while len(replay) > config.max_replay or seat.replay_bytes > config.max_replay_bytes:
-            seat.replay_bytes -= len(replay.popleft())
+        limit = config.max_replay_bytes
+        if self._held > _HELD * limit:
+            # Members that read nothing hold it; who has no more than its share loses nothing.
+            limit = min(limit, _HELD * limit // self._members)
+        while len(replay) > config.max_replay or seat.replay_bytes > limit:
+            size = len(replay.popleft())
+            seat.replay_bytes -= size
+            self._held -= size
         if seat.conn is not None:
             out.append(Send(seat.conn, data))
 

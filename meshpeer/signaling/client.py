@@ -187,7 +187,9 @@ class RelayTransport(SignalingTransport):
         self._do(outputs)
         welcome = await self.receive()
         if not isinstance(welcome, Welcome):
-            raise UnexpectedInput(f"open must be awaited before receive: it got {welcome!r}")
+            raise UnexpectedInput(
+                f"open must be awaited before receive: it got a {type(welcome).__name__}"
+            )
         return welcome
 
     @property

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshpeer.core.limits import Bucket, Buckets, address_key
+from meshpeer.core.limits import Bucket, Buckets, Supply, address_key
 
 # Eighths of a second, costs in halves, a rate of 4: floats are exact then.
 RATE, BURST, LIMIT = 4.0, 10.0, 5
@@ -55,6 +55,7 @@ def test_buckets_take_what_is_there_or_nothing(steps: list[tuple[float, str, flo
         wait = max(Fraction(0), missing / Fraction(RATE))
         size = len(buckets)
         assert buckets.wait(key, now, cost) == wait
+        assert buckets.level(key, now) == model.level
         assert len(buckets) == size
         assert buckets.take(key, now, cost) == wait
         if not wait:
@@ -74,6 +75,17 @@ def test_there_are_never_more_than_the_limit(steps: list[tuple[float, int, float
         now += step
         buckets.take(key, now, cost)
         assert len(buckets) <= LIMIT
+
+
+def test_what_is_charged_is_owed_and_may_be_given_back() -> None:
+    buckets: Buckets[str] = Buckets(RATE, BURST, limit=10)
+    buckets.charge("a", 0.0, 3 * BURST)
+    assert buckets.level("a", 0.0) == -2 * BURST
+    assert buckets.take("a", 0.0) == (2 * BURST + 1) / RATE
+    buckets.charge("a", 0.0, -BURST)
+    assert buckets.level("a", BURST / RATE) == 0.0
+    buckets.charge("a", BURST / RATE, -2 * BURST)
+    assert len(buckets) == 0, "it is full"
 
 
 def test_after_the_time_it_was_told_it_is_there() -> None:
@@ -106,6 +118,79 @@ def test_what_is_full_again_is_forgotten_when_another_is_used() -> None:
     assert len(buckets) == 1001
     buckets.take(-1, 1.0)
     assert len(buckets) == 1
+
+
+# --- those who come and go -----------------------------------------------------------------------
+
+
+def empty(bucket: Bucket, now: float) -> float:
+    """Take all that is there."""
+    there = max(bucket.level(now), 0.0)
+    bucket.take(there, now)
+    return there
+
+
+def test_who_goes_and_comes_again_has_no_more_than_who_stays() -> None:
+    supply: Supply[str] = Supply(RATE, BURST, limit=10)
+    taken, now = [], 0.0
+    for _ in range(40):
+        bucket = supply.give("a", now)
+        taken.append(empty(bucket, now))
+        supply.take_back("a", bucket, now)
+        now += 0.125
+    assert taken[:11] == [BURST] * 11, "ten are spared"
+    # After that it is what is filled in the meantime: once into the bucket that is there, and once
+    # of what is forgotten.
+    assert sum(taken) <= 11 * BURST + 2 * RATE * now
+    assert max(taken[20:]) <= 2 * RATE * 0.125
+    assert supply.give("b", now).level(now) == BURST
+    # What one that came had to take over, the next one has not.
+    for _ in range(2):
+        owing = supply.give("a", now)
+    assert owing.level(now) == BURST
+    now += 11 * BURST / RATE
+    assert supply.give("a", now).level(now) == BURST
+
+
+def test_who_comes_never_begins_with_less_than_nothing() -> None:
+    supply: Supply[str] = Supply(RATE, BURST, limit=10)
+    bucket = supply.give("a", 0.0)
+    bucket.take(10 * BURST + 2.5 * BURST, 0.0)
+    supply.take_back("a", bucket, 0.0)
+    assert [supply.give("a", 0.0).level(0.0) for _ in range(4)] == [0.0, 0.0, BURST / 2, BURST]
+
+
+@given(st.lists(st.tuples(_steps, st.booleans(), _costs), max_size=60))
+def test_what_is_taken_of_a_supply_is_bounded_by_how_many_had_it_at_once(
+    steps: list[tuple[float, bool, float]],
+) -> None:
+    supply: Supply[str] = Supply(RATE, BURST, limit=10)
+    there: list[Bucket] = []
+    taken = now = 0.0
+    most = 0
+    for step, comes, cost in steps:
+        now += step
+        if comes:
+            there.append(supply.give("a", now))
+            most = max(most, len(there))
+            cost = min(cost, there[-1].level(now))  # noqa: PLW2901
+            there[-1].take(cost, now)
+            taken += cost
+        elif there:
+            supply.take_back("a", there.pop(0), now)
+    assert taken <= (10 + most) * BURST + (most + 1) * RATE * now
+
+
+def test_who_went_with_nothing_used_is_not_remembered() -> None:
+    supply: Supply[int] = Supply(RATE, BURST, limit=5)
+    for key in range(100):
+        supply.take_back(key, supply.give(key, 0.0), 0.0)
+    assert len(supply._used) == 0
+    for key in range(100):
+        bucket = supply.give(key, 0.0)
+        empty(bucket, 0.0)
+        supply.take_back(key, bucket, 0.0)
+    assert len(supply._used) == 5
 
 
 @pytest.mark.parametrize(

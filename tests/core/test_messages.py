@@ -26,20 +26,24 @@ from meshpeer.core.messages import (
     Answer,
     Join,
     LinkMessage,
+    LinkReport,
     Member,
     MemberJoined,
     MemberUpdated,
     Offer,
     RelayMessage,
+    Report,
     SignalIn,
     SignalOut,
     Update,
+    brief,
     check_metadata,
     check_sdp,
     decode_client,
     decode_link,
     decode_relay,
     encode,
+    printable,
 )
 from meshpeer.errors import ProtocolError
 
@@ -139,7 +143,10 @@ def _strategy(of: inspect.Type, name: str = "") -> st.SearchStrategy[Any]:
         case inspect.DictType():
             return st.dictionaries(_text, _json, max_size=4)
         case inspect.ListType():
-            return st.lists(_strategy(of.item_type), min_size=of.min_length or 0, max_size=3)
+            size: dict[str, Any] = {"min_size": of.min_length or 0, "max_size": 3}
+            if getattr(of.item_type, "cls", None) is LinkReport:
+                size["unique_by"] = lambda link: (link.peer_id, link.incarnation)
+            return st.lists(_strategy(of.item_type), **size)
         case inspect.LiteralType():
             return st.sampled_from(of.values)
         case inspect.UnionType():
@@ -536,7 +543,65 @@ def test_depth_is_measured_exactly(value: Any) -> None:
     assert (error.code, error.field) == ("too_deep", "$")
 
 
+_structure = st.text('[]{}"\\,: ', max_size=8)
+
+
+@given(
+    st.recursive(
+        _structure,
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_structure, inner, max_size=4),
+        max_leaves=30,
+    )
+)
+def test_brackets_in_texts_are_no_depth(value: Any) -> None:
+    test_depth_is_measured_exactly.hypothesis.inner_test(value)  # type: ignore[attr-defined]
+
+
+def test_what_is_open_for_long_is_deep_and_what_is_closed_again_is_not() -> None:
+    wide = b"[" + b"[[]]," * 1000 + b'{"a":[]}]'
+    assert isinstance(decode_client(_NESTED % wide), SignalOut)
+    for opens, closes in ((b"[", b"]"), (b'{"a":', b"}")):
+        level = MAX_DEPTH - 1
+        deep = b"[" + (opens * level + b"1" + closes * level + b",") * 5 + b"1]"
+        assert _refused(decode_client, _NESTED % deep).code == "too_deep"
+        level -= 1
+        deep = b"[" + (opens * level + b"1" + closes * level + b",") * 5 + b"1]"
+        assert isinstance(decode_client(_NESTED % deep), SignalOut)
+
+
 # --- what types don't tell ------------------------------------------------------------------------
+
+
+def test_reasons_are_measured_in_bytes() -> None:
+    fits = "\u20ac" * 66 + "xx"  # 200 bytes
+    for reason, failure in ((fits, fits), ("x" * 200, "")):
+        link = LinkReport("bob", "inc-bob1", "failed", "failed", None, None, reason, failure)
+        assert decode_client(encode(Report([link]))) == Report([link])
+    for place, texts in ((6, (fits + "x", "")), (7, ("", fits + "x"))):
+        good = LinkReport("eve", "inc-eve1", "failed", "failed")
+        bad = LinkReport("bob", "inc-bob1", "failed", "failed", None, None, *texts)
+        error = _refused(decode_client, encode(Report([good, bad])))
+        assert (error.code, error.field) == ("malformed", f"$.links[1][{place}]")
+        assert "200 bytes" in str(error)
+
+
+@given(st.text() | st.text("\u20ac\U0001f600x", min_size=40))
+def test_what_is_brief_fits_a_report(text: str) -> None:
+    said = brief(text)
+    link = LinkReport("bob", "inc-bob1", "failed", "failed", None, None, said, said)
+    assert decode_client(encode(Report([link]))) == Report([link])
+    assert printable(text).startswith(said)
+    assert said == printable(text) or len(said.encode()) > 200 - 4
+
+
+def test_a_report_tells_of_an_incarnation_once() -> None:
+    def link(peer_id: str, incarnation: str) -> LinkReport:
+        return LinkReport(peer_id, incarnation, "connected", "connected")
+
+    good = [link("bob", "inc-bob1"), link("bob", "inc-bob2"), link("eve", "inc-bob1")]
+    assert decode_client(encode(Report(good))) == Report(good)
+    error = _refused(decode_client, encode(Report([*good, link("bob", "inc-bob2")])))
+    assert (error.code, error.field) == ("malformed", "$.links")
 
 
 def test_metadata_is_measured_in_bytes() -> None:

@@ -1422,13 +1422,20 @@ def test_what_is_counted_goes_on_when_the_same_incarnation_is_back() -> None:
     node.signaling(MemberLeft("c", C1.incarnation, "left"), 1.0)
     node.signaling(MemberJoined(C1), 1.1)
     connect(node, C1, epoch=2, now=1.1)
-    ended, link = wait(node, 1.2)
-    assert (ended.state, ended.attempts, ended.successes) == ("closed", 1, 1)
+    (link,) = wait(node, 1.2)  # and not the end as well
     assert (link.state, link.attempts, link.successes, link.bytes_sent) == ("connected", 2, 2, 5)
     node.signaling(MemberJoined(C2), 2.0)
     ended, link = wait(node, 2.2)
     assert (ended.state, ended.attempts, ended.reason) == ("closed", 2, "superseded")
     assert (link.incarnation, link.attempts, link.bytes_sent) == (C2.incarnation, 1, 0)
+
+
+def test_a_reason_in_a_report_is_of_as_many_bytes_as_it_may_have() -> None:
+    node = make(C1, reports=15.0)
+    connect(node, C1)
+    node.connection_lost("c", C1.incarnation, 1, "\u20ac" * 300, 0.5)
+    (link,) = wait(node, 0.5 + DELAY)
+    assert link.reason == "connection lost: " + "\u20ac" * 61
 
 
 def test_a_link_that_ends_by_itself_is_reported_and_no_more() -> None:

@@ -20,6 +20,7 @@ from meshpeer.core.messages import (
     Ack,
     ClientMessage,
     Goodbye,
+    IceServerInfo,
     IceServers,
     Join,
     Leave,
@@ -30,6 +31,7 @@ from meshpeer.core.messages import (
     MemberUpdated,
     Refused,
     RelayMessage,
+    Report,
     SignalIn,
     SignalOut,
     Update,
@@ -37,7 +39,17 @@ from meshpeer.core.messages import (
     decode_relay,
     encode,
 )
-from meshpeer.core.rooms import Authenticate, ConnId, Grant, Output, Pause, Rooms, Send, Shut
+from meshpeer.core.rooms import (
+    Authenticate,
+    ConnId,
+    Grant,
+    Output,
+    Pause,
+    Rooms,
+    Send,
+    SendFrame,
+    Shut,
+)
 from meshpeer.core.tracking import Tracking
 
 INC_A = "incarnation-a"
@@ -750,6 +762,32 @@ def test_an_acknowledgement_frees_the_replay() -> None:
     assert not other.resumed  # 13 were acknowledged by the join
 
 
+def test_members_that_read_nothing_share_what_all_of_them_may_make_the_relay_keep() -> None:
+    bench = Bench(RelayConfig(max_replay_bytes=4096))
+    ann, welcome = bench.member("ann")
+    bob, _ = bench.member("bob", incarnation=INC_B)
+    silent = [bench.member(f"silent-{n}", incarnation=INC_C)[1] for n in range(150)]
+    heard = len(bench.take(ann)) - 1
+    body = msgspec.Raw(b'"%s"' % (b"x" * 900))
+    for last in (False,) * 5 + (True,):
+        if last:
+            bench.drop(ann)
+        for number, other in enumerate(silent):
+            to = SignalOut(to=other.peer_id, to_incarnation=INC_C, epoch=1, body=body)
+            bench.say(bob, encode(to))
+            if last and number % 11 == 0:
+                bench.say(bob, signal("ann", number))
+        bench.say(ann, Ack(received=heard))
+        seats = bench.rooms._rooms["lobby"].values()
+        held = sum(len(b"".join(seat.replay or ())) for seat in seats)
+        assert 63 * 4096 <= held <= 2 * 64 * 4096
+    # Who reads what comes can come back to what it missed; who does not has to begin anew.
+    back, again = bench.member("ann", **comeback(welcome, heard))
+    assert again.resumed
+    assert [type(message) for message in bench.take(back)] == [Welcome, *[SignalIn] * 14]
+    assert not bench.member("silent-0", **comeback(silent[0], 0))[1].resumed
+
+
 def test_a_seat_that_waits_for_nothing_keeps_nothing(bench: Bench) -> None:
     """A thousand idle members take the memory of their seats alone."""
     ann, _ = bench.member("ann")
@@ -855,6 +893,140 @@ def test_an_update_never_costs_more_than_can_be_saved_up() -> None:
     assert isinstance(updated, MemberUpdated)
 
 
+@pytest.mark.parametrize("what", ["signal", "update", "not JSON"])
+@pytest.mark.parametrize(
+    ("size", "cost"), [(8191, 1), (8192, 2), (16_383, 2), (16_384, 3), (256 * 1024, 33)]
+)
+def test_a_message_counts_for_its_bytes(what: str, size: int, cost: int) -> None:
+    """All of it is read, whatever becomes of it."""
+    bench = Bench(RelayConfig(message_rate=1, message_burst=100))
+    ann, _ = bench.member("ann")
+    bob, _ = bench.member("bob", incarnation=INC_B)
+    cost += what == "update"  # there is one to be told
+    data = {"signal": signal("bob"), "update": encode(Update(metadata={})), "not JSON": b"{"}[what]
+    data += b" " * (size - len(data))
+    fit = 100 // cost
+    for _ in range(fit):
+        bench.say(ann, data)
+    for _ in range(100 % cost):
+        bench.say(ann, Ack(received=0))
+    bench.take(ann)
+    bench.take(bob)
+    bench.say(ann, data)
+    assert bench.take(bob) == []
+    (refused,) = [each for each in bench.take(ann) if isinstance(each, Refused)]
+    assert (refused.code, refused.retry_after) == ("rate_limited", 2 * cost)
+
+
+def test_a_message_never_costs_more_for_its_bytes_than_can_be_saved_up() -> None:
+    bench = Bench(RelayConfig(message_rate=10, message_burst=3))
+    ann, _ = bench.member("ann")
+    bob, _ = bench.member("bob", incarnation=INC_B)
+    bench.take(bob)
+    bench.say(ann, signal("bob") + b" " * 100_000)
+    assert [type(message) for message in bench.take(bob)] == [SignalIn]
+
+
+# What a client has to say in the first moment, in the largest room that there may be: an offer and
+# candidates for each of the others, acknowledgements, and how all its links stand.
+def _says_all(bench: Bench, conn: ConnId, others: int) -> None:
+    offer = signal("peer-1") + b" " * 6000
+    for _ in range(others):
+        bench.say(conn, offer)
+        bench.say(conn, signal("peer-1"))
+    for first in range(0, others, 62):
+        links = [
+            LinkReport(f"peer-{n}", INC_B, "connecting", "checking")
+            for n in range(first, min(first + 62, others))
+        ]
+        bench.say(conn, Report(links))
+
+
+def test_who_joins_the_largest_room_may_call_everybody_and_do_so_again() -> None:
+    bench = Bench()
+    for number in range(499):
+        bench.member(f"peer-{number}", incarnation=INC_B)
+    for _ in range(5):  # a page that is loaded again and again
+        ann, _ = bench.member("ann")
+        _says_all(bench, ann, 499)
+        said = bench.take(ann)
+        assert [message for message in said if isinstance(message, Refused)] == []
+        bench.say(ann, Leave())
+
+
+@pytest.mark.parametrize("how", ["leave", "timeout"])
+def test_who_leaves_and_joins_may_send_no_more_than_who_stays(how: str) -> None:
+    config = RelayConfig(message_rate=10, message_burst=20, seat_timeout=0)
+    bench = Bench(config)
+    bob, _ = bench.member("bob", incarnation=INC_B)
+    passed = 0
+    for number in range(100):
+        bench.take(bob)
+        ann, _ = bench.member("ann", incarnation=f"incarnation-{number}")
+        while not any(isinstance(said, Refused) for said in bench.say(ann, signal("bob"))):
+            pass
+        passed += sum(isinstance(message, SignalIn) for message in bench.take(bob))
+        if how == "leave":
+            bench.say(ann, Leave())
+        else:
+            bench.drop(ann)
+            bench.tick()
+        bench.now += 0.1
+    # Ten are spared, one is its own, and so much was earned in ten seconds.
+    assert 200 <= passed <= 11 * 20 + 10 * 10
+    # From elsewhere, and to who is there already, it changes nothing.
+    bench.take(bob)
+    conn = bench.socket("192.0.2.2")
+    bench.say(conn, join("eve", incarnation=INC_C))
+    for _ in range(20):
+        bench.say(conn, signal("bob"))
+    assert sum(isinstance(message, SignalIn) for message in bench.take(bob)) == 20
+    assert not any(isinstance(message, Refused) for message in bench.take(conn))
+    # And after some time it is as it was.
+    bench.now += 1000
+    ann, _ = bench.member("ann")
+    for _ in range(20):
+        bench.say(ann, signal("bob"))
+    assert not any(isinstance(message, Refused) for message in bench.take(ann))
+
+
+def test_what_was_sent_is_held_against_where_its_sender_was_last() -> None:
+    bench = Bench(RelayConfig(message_rate=1, message_burst=20))
+    conns = []
+    for number in range(12):
+        conn = bench.socket("192.0.2.2")
+        bench.say(conn, join(f"eve-{number}"))
+        [welcome] = bench.take(conn)
+        assert isinstance(welcome, Welcome)
+        bench.drop(conn)
+        conns.append(bench.member(f"eve-{number}", **comeback(welcome, 0))[0])
+        for _ in range(20):
+            bench.say(conns[-1], signal("nobody"))
+    for conn in conns:
+        bench.say(conn, Leave())
+    for address, refused in (("192.0.2.2", False), ("192.0.2.1", True)):
+        conn = bench.socket(address)
+        bench.say(conn, join(f"from {address}"))
+        [said] = bench.say(conn, signal("nobody"))
+        assert isinstance(said, Refused)
+        assert (said.code == "rate_limited") is refused
+
+
+def test_who_leaves_and_joins_has_no_more_bytes_than_who_stays() -> None:
+    bench = Bench(RelayConfig(byte_rate=64 * 1024, byte_burst=64 * 1024))
+    data = signal("nobody") + b" " * (63 * 1024 - len(signal("nobody")))
+    paused = []
+    for _ in range(20):
+        ann, _ = bench.member("ann")
+        bench.pauses.clear()
+        bench.say(ann, data)
+        paused.append(bool(bench.pauses))
+        bench.say(ann, data)
+        bench.say(ann, Leave())
+    assert paused[:4] == [False] * 4
+    assert paused[-4:] == [True] * 4
+
+
 def test_over_its_rate_a_member_may_still_leave() -> None:
     bench = Bench(RelayConfig(message_rate=1, message_burst=2))
     ann, _ = bench.member("ann")
@@ -911,6 +1083,31 @@ def test_notes_tell_what_happened_and_never_a_token(bench: Bench) -> None:
     ]
     for secret in ("s" * 30, "w" * 30, str(welcome.session)):
         assert secret not in "".join(bench.notes)
+
+
+def test_no_secret_is_shown(bench: Bench) -> None:
+    token = "secret-token-of-ann"
+    servers = [IceServerInfo(["turn:a"], "user", "secret-of-the-server")]
+    welcome = Welcome(
+        version=VERSION,
+        room="lobby",
+        peer_id="ann",
+        incarnation=INC_A,
+        token=token,
+        seat_timeout=30,
+        session="secret-session-name",
+        ice_servers=IceServers(servers),
+    )
+    conn = bench.socket()
+    outputs = bench.rooms.received(conn, encode(join("ann", token=token)), 0.0)
+    frame = SendFrame(conn, b"secret")
+    seats = list(bench.rooms._seated.values())
+    shown = repr([welcome, outputs, seats, frame])
+    assert "secret" not in shown
+    assert "peer_id='ann'" in repr(welcome)
+    assert "peer_id='ann'" in repr(seats[0])
+    assert repr(frame) == f"SendFrame(conn={conn}, 6 bytes)"
+    assert repr(outputs[0]).startswith(f"Send(conn={conn}, ")
 
 
 def test_the_tables_list_every_message() -> None:

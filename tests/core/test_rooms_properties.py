@@ -355,6 +355,7 @@ class RoomsMachine(RuleBasedStateMachine):
             replay = seat.replay or ()
             assert len(replay) <= min(seat.sent, self.config.max_replay)
             assert seat.replay_bytes == sum(map(len, replay))
+        assert rooms._held == sum(seat.replay_bytes for seat in seats)
 
     @invariant()
     def what_is_tracked_is_who_is_there(self) -> None:

@@ -20,6 +20,7 @@ from meshpeer.core.forward import (
     encode_forward,
 )
 from meshpeer.core.messages import (
+    MAX_REPORTS,
     VERSION,
     Ack,
     Forwarded,
@@ -1002,14 +1003,15 @@ def test_a_frame_of_no_size_to_send_is_refused(frame: bytes, error: type[Excepti
 # --- reports --------------------------------------------------------------------------------------
 
 
-def links(count: int, reason: str = "") -> list[LinkReport]:
+def links(count: int, name: str = "peer", reason: str = "") -> list[LinkReport]:
     return [
         LinkReport(
-            peer_id=f"peer {number}",
+            peer_id=f"{name} {number}",
             incarnation="incarnation",
             state="connected",
             ice_state="connected",
             reason=reason,
+            failure=reason,
         )
         for number in range(count)
     ]
@@ -1045,16 +1047,22 @@ def test_whether_reports_are_wanted_the_latest_welcome_says(first: float) -> Non
 
 
 @pytest.mark.parametrize(
-    ("count", "reason", "reports"),
-    [(1000, "", 2), (1001, "", 2), (2600, "", 4), (250, "x" * 200, 2), (1000, "\u20ac" * 200, 16)],
+    ("count", "name", "reason", "reports"),
+    [
+        (MAX_REPORTS, "peer", "", 1),
+        (MAX_REPORTS + 1, "peer", "", 2),
+        (499, "peer", "", 8),
+        (MAX_REPORTS, "peer", "\u20ac" * 66, 1),
+        (MAX_REPORTS, "\U0001f600" * 120, "\u20ac" * 66, 2),
+    ],
 )
-def test_a_long_report_goes_in_parts(count: int, reason: str, reports: int) -> None:
+def test_a_long_report_goes_in_parts(count: int, name: str, reason: str, reports: int) -> None:
     ann = Ann().reach(State.SEATED)
-    outputs = ann.session.report(links(count, reason))
+    outputs = ann.session.report(links(count, name, reason))
     sizes = [len(output.data) for output in outputs if isinstance(output, Transmit)]
     assert len(sizes) == len(outputs) == reports
     assert max(sizes) <= MAX_REPORT
-    assert [link for report in said(outputs) for link in report.links] == links(count, reason)
+    assert [link for report in said(outputs) for link in report.links] == links(count, name, reason)
 
 
 def test_a_report_that_the_relay_could_not_decode_is_not_sent() -> None:
