@@ -11,6 +11,8 @@ All of it is behind HTTP Basic (RFC 7617), what is not there as well. The admin 
 ``/api/admin/session``         ``ticket`` for the live WebSocket (`meshpeer.relay.live`), and
                                ``expiresIn``, the seconds for which it is good
 =============================  ====================================================================
+
+The first three are made in parts (`Answer.rest`), between which anything may happen.
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ import hmac
 import math
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.resources import files
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -34,6 +36,7 @@ from meshpeer.config import RelayConfig
 from meshpeer.core.limits import Buckets, address_key
 from meshpeer.core.messages import Room
 from meshpeer.core.rooms import Output, Rooms
+from meshpeer.core.tracking import RoomTopology, Tracking
 from meshpeer.log import Log
 from meshpeer.relay.figures import RelayFigures
 from meshpeer.relay.http import Answer
@@ -183,15 +186,15 @@ class Admin:
         wall = time.time() - self._now()
         if name == "mesh-status":
             _parameters(query)
-            return _json(tracking.status(wall))
+            return _json_parts(_status(tracking, wall))
         if name == "rooms":
             _parameters(query)
-            return _json({"rooms": tracking.rooms(wall)})
+            return _json_parts(_listed(b"rooms", tracking.rooms_parts(wall)))
         if name == "peers":
             room = _parameters(query, "room").get("room")
             if room is not None:
                 _check_room(room)
-            return _json({"peers": tracking.peers(wall, room)})
+            return _json_parts(_listed(b"peers", tracking.peers_parts(wall, room)))
         if name == "activity":
             after = _number("after", _parameters(query, "after").get("after", "0"))
             activity = tracking.activity(wall, after)
@@ -266,6 +269,54 @@ def _number(name: str, value: str) -> int:
 
 def _json(data: object) -> Answer:
     return Answer(200, msgspec.json.encode(data) + b"\n", "application/json")
+
+
+def _json_parts(parts: Iterator[bytes]) -> Answer:
+    return Answer(200, b"", "application/json", rest=parts)
+
+
+def _status(tracking: Tracking, wall: float) -> Iterator[bytes]:
+    """`MeshStatus`, as `msgspec` would encode it all at once."""
+    yield b'{"metrics":' + msgspec.json.encode(tracking.metrics()) + b',"connections":['
+    # Made together with the connections, and written behind them.
+    topology: list[bytes] = []
+    links: list[bytes] = []
+    for part in tracking.status_parts(wall):
+        if part.first:
+            if topology:
+                topology += [b'],"links":[', *links, b"]},"]
+                links.clear()
+            head = msgspec.json.encode(RoomTopology(part.room.room_id, [], []))
+            topology.append(head.removesuffix(b'],"links":[]}'))
+            yield _items(part.connections, b"," if len(topology) > 1 else b"")
+        else:
+            topology.append(b",")
+            yield _items(part.connections, b",")
+        topology.append(_items(part.room.members))
+        if part.room.links:
+            links.append(_items(part.room.links, b"," if links else b""))
+    yield b'],"topology":['
+    yield from topology
+    if topology:
+        yield b'],"links":['
+        yield from links
+        yield b"]}"
+    yield b"]}\n"
+
+
+def _listed(name: bytes, parts: Iterable[list[Any]]) -> Iterator[bytes]:
+    """An object with one list in it."""
+    before = b'{"%b":[' % name
+    for part in parts:
+        if part:
+            yield _items(part, before)
+            before = b","
+    yield b"]}\n" if before == b"," else before + b"]}\n"
+
+
+def _items(items: list[Any], before: bytes = b"") -> bytes:
+    """What stands between the brackets of a list in JSON."""
+    return before + msgspec.json.encode(items)[1:-1]
 
 
 def _read_files() -> dict[str, Answer]:

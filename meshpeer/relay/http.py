@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import email.utils
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
@@ -10,7 +13,12 @@ from typing import Final
 from websockets.datastructures import Headers
 from websockets.http11 import Response
 
-__all__ = ["Answer", "to_response"]
+__all__ = ["Answer", "LastBlock", "make_rest", "to_response"]
+
+_TURN: Final = 0.001
+"""Seconds that parts of an answer are made for, before others have their turn."""
+_BLOCK: Final = 64 * 1024
+"""Bytes that parts are put together to, at least."""
 
 # What an answer has unless it says otherwise itself: nobody keeps it, takes it for what it is not,
 # tells others where it was read, or lets it load anything.
@@ -31,16 +39,47 @@ class Answer:
     content_type: str = "text/plain; charset=utf-8"
     headers: tuple[tuple[str, str], ...] = ()
     """Besides Content-Type, Content-Length, Connection and the ones that every answer has."""
+    rest: Iterator[bytes] | None = None
+    """What follows ``body``, in parts. To make one takes a few milliseconds at most."""
 
 
-def to_response(answer: Answer, *, method: str = "GET") -> Response:
-    """``answer`` as it is written; to HEAD without its body (RFC 9110, section 9.3.2)."""
+class LastBlock(Response):
+    """Of an answer, all else of which is written."""
+
+    def serialize(self) -> bytes:
+        return bytes(self.body)
+
+
+async def make_rest(rest: Iterator[bytes]) -> list[bytes]:
+    """The parts of an answer, made. Between them others have their turn."""
+    blocks: list[bytes] = []
+    block: list[bytes] = []
+    size = 0
+    until = time.perf_counter() + _TURN
+    for part in rest:
+        block.append(part)
+        size += len(part)
+        if size >= _BLOCK:
+            blocks.append(b"".join(block))
+            block.clear()
+            size = 0
+        if time.perf_counter() >= until:
+            await asyncio.sleep(0)
+            until = time.perf_counter() + _TURN
+    if block:
+        blocks.append(b"".join(block))
+    return blocks
+
+
+def to_response(answer: Answer, *, method: str = "GET", more: int = 0) -> Response:
+    """``answer`` as it is written; to HEAD without its body (RFC 9110, section 9.3.2). ``more``
+    bytes follow it."""
     own = {name.lower() for name, _ in answer.headers}
     headers = Headers(
         [
             ("Date", email.utils.formatdate(usegmt=True)),
             ("Connection", "close"),
-            ("Content-Length", str(len(answer.body))),
+            ("Content-Length", str(len(answer.body) + more)),
             ("Content-Type", answer.content_type),
             *answer.headers,
             *((name, value) for name, value in _ALWAYS if name.lower() not in own),

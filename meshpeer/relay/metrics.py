@@ -84,21 +84,21 @@ class _Figures(Collector):
 
     def _mesh(self) -> Iterator[Metric]:
         tracking = self._rooms.tracking
-        rooms = tracking.rooms(0.0)
+        sums = tracking.sums()
         members = GaugeMetricFamily(
             "meshpeer_mesh_members", "Members of all rooms.", labels=["presence"]
         )
-        away = sum(room.away for room in rooms)
-        members.add_metric(["present"], sum(room.members for room in rooms) - away)
-        members.add_metric(["away"], away)
-        yield _gauge("mesh_rooms", "Rooms with a member.", len(rooms))
+        members.add_metric(["present"], sums.members - sums.away)
+        members.add_metric(["away"], sums.away)
+        yield _gauge("mesh_rooms", "Rooms with a member.", sums.rooms)
         yield members
         pairs = GaugeMetricFamily(
             "meshpeer_mesh_pairs", "Pairs of members, by how they are connected.", labels=["path"]
         )
-        for path in ("direct", "turn", "relay"):
-            pairs.add_metric([path], sum(getattr(room, path) for room in rooms))
-        pairs.add_metric(["none"], sum(room.unconnected for room in rooms))
+        pairs.add_metric(["direct"], sums.direct)
+        pairs.add_metric(["turn"], sums.turn)
+        pairs.add_metric(["relay"], sums.relay)
+        pairs.add_metric(["none"], sums.unconnected)
         yield pairs
 
         metrics = tracking.metrics()

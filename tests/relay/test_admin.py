@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import itertools
 import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.resources import files
 from types import SimpleNamespace
 from typing import Any
@@ -54,7 +56,10 @@ def ask(
     address: str = MINE,
 ) -> Answer | None:
     headers = Headers({} if authorization is None else {"authorization": authorization})
-    return admin.answer(path, query, headers, address)
+    answer = admin.answer(path, query, headers, address)
+    if answer is None or answer.rest is None:
+        return answer
+    return replace(answer, body=answer.body + b"".join(answer.rest), rest=None)
 
 
 def get(board: Board, path: str, query: str = "", admin: Admin | None = None) -> Answer | None:
@@ -291,6 +296,44 @@ def test_mesh_status(board: Board) -> None:
     assert [room["roomId"] for room in shown["topology"]] == ["lobby", "a hall/ü"]
 
 
+def test_rooms_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The JSON is put together of parts, of which a large room has several."""
+    monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: 1.7e9))
+    board = Board()
+    for size in (1, 40, 0, 3, 60, 2):
+        ids = [f"p{number:02}" for number in range(size)]
+        for peer_id in ids:
+            board.join(f'],"links":[]}} {size}"', peer_id)
+        for one, other in itertools.combinations(ids, 2):
+            meet(board.tracking, f'],"links":[]}} {size}"', one, other, 1000.0)
+    assert len(list(board.tracking.status_parts(0.0))) > 5
+    wall = 1.7e9 - 1000.0
+    status = get(board, "/api/admin/mesh-status")
+    assert status is not None
+    assert status.body == msgspec.json.encode(board.tracking.status(wall)) + b"\n"
+    peers = get(board, "/api/admin/peers")
+    assert peers is not None
+    assert peers.body == msgspec.json.encode({"peers": board.tracking.peers(wall)}) + b"\n"
+    rooms = get(board, "/api/admin/rooms")
+    assert rooms is not None
+    assert rooms.body == msgspec.json.encode({"rooms": board.tracking.rooms(wall)}) + b"\n"
+
+
+@pytest.mark.parametrize("name", ["mesh-status", "peers", "rooms"])
+def test_what_is_long_is_made_in_parts(name: str) -> None:
+    board = Board()
+    answer = board.admin().answer(f"/api/admin/{name}", "", {"Authorization": basic()}, MINE)
+    assert answer is not None
+    assert answer.rest is not None
+    # Nothing is looked at before it is wanted.
+    for number in range(1500):
+        board.join(f"r{number}", "ann")
+    parts = list(answer.rest)
+    assert len(parts) > 3
+    assert all(len(part) < 200_000 for part in parts)
+    assert b"".join(parts).count(b'"roomId":"r1499"') in (1, 2)
+
+
 def test_rooms(board: Board) -> None:
     answer = get(board, "/api/admin/rooms")
     assert answer is not None
@@ -337,6 +380,14 @@ def test_activity(board: Board, query: str, numbers: list[int]) -> None:
 def test_before_anything_happened() -> None:
     board = Board()
     for path, body in [
+        (
+            "/api/admin/mesh-status",
+            {
+                "metrics": msgspec.to_builtins(board.tracking.metrics()),
+                "connections": [],
+                "topology": [],
+            },
+        ),
         ("/api/admin/rooms", {"rooms": []}),
         ("/api/admin/peers", {"peers": []}),
         ("/api/admin/activity", {"activity": [], "latest": 0}),
