@@ -18,10 +18,8 @@ import { Restart, earliest, isDue } from "./restart.js";
 import { Backoff, Deadlines } from "./timing.js";
 import { Trickle } from "./trickle.js";
 
-/** @import { Answer, Candidates, Dial, IceCandidate, Offer, Stale } from "./codec.js" */
+/** @import { Answer, Candidates, IceCandidate, LinkMessage, Offer } from "./codec.js" */
 /** @import { RestartOutput } from "./restart.js" */
-
-/** @typedef {Offer | Answer | Candidates | Dial | Stale} LinkMessage */
 
 // --- what a link asks the shell to do: the outputs that the link and its ICE restarts share ------
 
@@ -559,7 +557,7 @@ const ADDS = new Set(["answer", "acceptAnswer", "addCandidates", "holdCandidates
 
 /**
  * Send a check over the connection of this epoch; report PONG when it is answered.
- * @typedef {{kind: "Ping", epoch: number, nonce: number}} Ping
+ * @typedef {{kind: "Ping", epoch: number, nonce: number}} LinkPing
  */
 /**
  * The state has changed.
@@ -569,7 +567,7 @@ const ADDS = new Set(["answer", "acceptAnswer", "addCandidates", "holdCandidates
  * Another pair carries data, or another generation.
  * @typedef {{kind: "PairSelected", reason: string}} PairSelected
  */
-/** @typedef {Operate | SendSignal | Ping | StateChanged | PairSelected | Refuse} LinkOutput */
+/** @typedef {Operate | SendSignal | LinkPing | StateChanged | PairSelected | Refuse} LinkOutput */
 
 /**
  * One end of a candidate pair. `type`: `host`, `srflx`, `prflx` or `relay` (RFC 8445, section
@@ -635,7 +633,7 @@ export function newHistory() {
  * @property {number} stableAfter
  */
 
-/** @typedef {{epoch: number, message: LinkMessage}} Signal */
+/** @typedef {{epoch: number, message: LinkMessage}} LinkSignal */
 /** @typedef {(restart: Restart) => RestartOutput[]} RestartCall */
 
 // --- the machine ---------------------------------------------------------------------------------
@@ -939,7 +937,7 @@ export class Link {
   /**
    * Measure the round trip now.
    * @param {number} now
-   * @returns {Ping}
+   * @returns {LinkPing}
    */
   ping(now) {
     this.#pingNonce = (this.#pingNonce + 1) & 0x7fffffff;
@@ -1093,7 +1091,7 @@ export class Link {
       return refuse(text, `unexpected_${on.replace(" ", "_")}`, "$.type");
     }
     const [, , , next, actions, reason] = row;
-    if (actions.some((action) => ADDS.has(action)) && !this.#fits(/** @type {Signal} */ (arg))) {
+    if (actions.some((action) => ADDS.has(action)) && !this.#fits(/** @type {LinkSignal} */ (arg))) {
       const text = `${on} would bring the attempt to more than ${MAX_CANDIDATES} candidates`;
       return refuse(text, "too_many_candidates", "$");
     }
@@ -1240,7 +1238,7 @@ export class Link {
 
   /**
    * Whether the attempt that this message is for may have the candidates in it.
-   * @param {Signal} signal
+   * @param {LinkSignal} signal
    */
   #fits({ epoch, message }) {
     let more = 0;
@@ -1386,7 +1384,7 @@ export class Link {
   /** @param {number} now */
   #dial(now) {
     // Past whatever the other side has seen, so that it does not take the offer for an old one.
-    const seen = /** @type {Signal | null} */ (this.#arg)?.epoch ?? 0;
+    const seen = /** @type {LinkSignal | null} */ (this.#arg)?.epoch ?? 0;
     this.#begin(Math.max(this.epoch, seen) + 1, { kind: "MakeOffer", generation: 0 }, now);
   }
 
@@ -1455,7 +1453,7 @@ export class Link {
 
   /** @param {number} now */
   #handOn(now) {
-    const arg = /** @type {Signal | RestartCall} */ (this.#arg);
+    const arg = /** @type {LinkSignal | RestartCall} */ (this.#arg);
     /** @type {RestartCall} */
     const call =
       typeof arg === "function"
@@ -1515,7 +1513,7 @@ export class Link {
 
   /** The message that was fed, where the row is for one. */
   get #signal() {
-    return /** @type {Signal} */ (this.#arg);
+    return /** @type {LinkSignal} */ (this.#arg);
   }
 }
 
