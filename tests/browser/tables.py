@@ -73,7 +73,9 @@ TABLES: dict[str, tuple[str, Callable[[], Iterator[str]]]] = {
 def written(text: str, name: str, lines: Iterable[str]) -> str:
     """``text`` with these lines between the markers of ``name``, indented as those are."""
     begin, end = f"// <generated: {name}>\n", "// </generated>"
-    pattern = re.compile(f"^([ \\t]*){re.escape(begin)}.*?^[ \\t]*{re.escape(end)}", re.M | re.S)
+    pattern = re.compile(
+        f"^([ \\t]*){re.escape(begin)}.*?^[ \\t]*{re.escape(end)}", re.MULTILINE | re.DOTALL
+    )
     match = pattern.search(text)
     if match is None:
         raise SystemExit(f"there are no markers of {name}")

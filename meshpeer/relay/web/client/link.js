@@ -715,8 +715,8 @@ export class Link {
     this.#config = config;
     this.#incarnation = incarnation;
     this.#random = random;
-    this.#backoff = new Backoff(config.retryFirst, config.retryMax, { jitter: 0.5 });
-    this.#upgrade = new Backoff(config.upgradeFirst, config.upgradeMax, { jitter: 0 });
+    this.#backoff = new Backoff(config.retryFirst, config.retryMax, 0.5);
+    this.#upgrade = new Backoff(config.upgradeFirst, config.upgradeMax, 0);
     this.#trickle = new Trickle(epoch, 0, config.candidatesTimeout);
     this.#restart = this.#newRestart();
   }
