@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import json
+import logging
+import random
 import socket
-from collections.abc import AsyncIterator, MutableMapping
+from collections.abc import AsyncIterator, Iterator, MutableMapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,12 +28,14 @@ from meshpeer.core.messages import (
     Notice,
     Report,
     RestartIce,
+    encode,
 )
-from meshpeer.relay import Relay, live
+from meshpeer.relay import Relay, http, live
 from meshpeer.relay.admin import LIVE_PATH
+from meshpeer.relay.http import make_rest
 from tests.relay.board import captured
 from tests.relay.test_server import Peer, close_of, peer
-from tests.relay.wires import until_gone
+from tests.relay.wires import client_frame, raw, until_gone
 
 Heard = list[dict[str, Any]]
 
@@ -395,6 +401,157 @@ async def test_answers_are_kept_by_nobody(relay: Relay) -> None:
         assert "frame-ancestors 'none'" in dict(headers)["content-security-policy"]
         names = [name for name, _ in headers]
         assert len(set(names)) == len(names)
+
+
+# --- long answers --------------------------------------------------------------------------------
+ROOMS = b"GET /api/admin/rooms HTTP/1.1\r\nHost: relay\r\nAuthorization: %b\r\n\r\n"
+
+
+def answering(relay: Relay, *bodies: Iterator[bytes]) -> bytes:
+    """The next answers of the relay's admin are these; a request for one."""
+    left = list(bodies)
+    admin: Any = relay._admin
+    real = admin.answer
+
+    def answer(*request: Any) -> Any:
+        known = real(*request)
+        return replace(known, rest=left.pop(0)) if left and known and known.rest else known
+
+    admin.answer = answer
+    credentials = base64.b64encode(f"{relay.admin_user}:{relay.admin_password}".encode())
+    return ROOMS % (b"Basic " + credentials)
+
+
+async def test_parts_of_an_answer_are_made_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "_TURN", 0)
+    loop = asyncio.get_running_loop()
+    order: list[str] = []
+
+    def parts(size: int) -> Iterator[bytes]:
+        for number in range(10):
+            order.append("part")
+            loop.call_soon(order.append, "others")
+            yield b"%d" % number * size
+
+    for size in (1, 30 * 1024, 64 * 1024, 100 * 1024):
+        order.clear()
+        blocks = await make_rest(parts(size))
+        assert order == ["part", "others"] * 10
+        assert b"".join(blocks) == b"".join(b"%d" % number * size for number in range(10))
+        assert all(blocks)
+        # Neither too many to write nor more to write at once than need be.
+        assert all(64 * 1024 <= len(block) < 164 * 1024 for block in blocks[:-1])
+    assert await make_rest(iter(())) == []
+
+
+async def test_parts_that_take_no_time_are_made_in_one_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http, "_TURN", 3600)
+    others: list[None] = []
+    asyncio.get_running_loop().call_soon(others.append, None)
+    assert await make_rest(b"%d" % number for number in range(10_000))
+    assert not others
+
+
+async def test_members_have_their_turn_while_an_answer_is_made(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "_TURN", 0)
+    async with peer(relay) as ann, raw(relay) as (reader, writer):
+        await ann.join("ann")
+        sock = ann.ws.transport.get_extra_info("socket")
+        handled: list[int] = []
+
+        def parts() -> Iterator[bytes]:
+            before = relay._figures().messages_in
+            with socket.socket(fileno=socket.dup(sock.fileno())) as direct:
+                direct.send(client_frame(encode(Report([]))))
+            for _ in range(100):
+                handled.append(relay._figures().messages_in - before)
+                yield b"{}"
+
+        writer.write(answering(relay, parts()))
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        assert b"Content-Length: 200\r\n" in head
+        assert body == b"{}" * 100
+        assert handled[0] == 0
+        assert handled[-1] == 1
+
+
+async def test_of_long_answers_one_is_made_at_a_time(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "_TURN", 0)
+    order: list[str] = []
+
+    def parts(name: str) -> Iterator[bytes]:
+        for _ in range(100):
+            order.append(name)
+            yield name.encode()
+
+    async with raw(relay) as (reader, writer), raw(relay) as (other_reader, other_writer):
+        request = answering(relay, parts("a"), parts("b"))
+        writer.write(request)
+        other_writer.write(request)
+        answers = await asyncio.gather(reader.read(), other_reader.read())
+    assert [name for name, _ in itertools.groupby(order)] == ["a", "b"]
+    assert sorted(answer[-100:] for answer in answers) == [b"a" * 100, b"b" * 100]
+
+
+async def test_a_long_answer_is_written_as_it_is_read() -> None:
+    size = 8_000_000
+    body = random.Random(1).randbytes(size)
+    async with Relay(RelayConfig(port=0, join_timeout=60)) as relay:
+        async with raw(relay) as (reader, writer):
+            parts = (body[at : at + 300_000] for at in range(0, size, 300_000))
+            writer.write(answering(relay, parts))
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert b"Content-Length: 8000000\r\n" in head
+            got, waited = [b""], 0
+            while sum(map(len, got)) < size:
+                got.append(await reader.read(100_000))
+                waited = max(waited, *(each.unsent for each in relay._sockets), 0)
+            assert await reader.read() == b""
+            assert b"".join(got) == body
+            # What may wait in a socket before it is full, and a part.
+            assert 0 < waited <= 256 * 1024 + 300_000
+        await until_gone(relay)
+
+
+async def test_head_of_a_long_answer(relay: Relay) -> None:
+    request = answering(relay, iter([b"{", b"}"] * 50_000))
+    async with raw(relay) as (reader, writer):
+        writer.write(request.replace(b"GET", b"HEAD"))
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"Content-Length: 100000\r\n" in head
+    assert body == b""
+
+
+@pytest.mark.parametrize("how", ["goes", "does not read"])
+async def test_who_wants_a_long_answer_no_more(how: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    made: list[int] = []
+
+    def parts() -> Iterator[bytes]:
+        for number in range(100):
+            made.append(number)
+            yield bytes(1_000_000)
+
+    with captured() as log:
+        async with Relay(RelayConfig(port=0, join_timeout=0.5)) as relay:
+            async with raw(relay) as (reader, writer):
+                writer.write(answering(relay, parts(), iter([b"{}"])))
+                await reader.read(1)
+                if how == "goes":
+                    writer.transport.abort()
+                await until_gone(relay)
+            # Others are answered.
+            assert (await ask(relay, "/api/admin/rooms"))[2] == b"{}"
+    assert len(made) == 100
+    assert not [entry for entry in log if entry["log_level"] not in ("info", "debug")]
+    assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
 
 
 # --- a page that does not read, and the end ------------------------------------------------------
