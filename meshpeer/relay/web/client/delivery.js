@@ -1068,8 +1068,9 @@ export class Delivery {
       }
       out.push(wholeMessage(channel, part, payload.slice(), charge));
     } else if (begins) {
-      channel.head = part;
-      channel.pieces.push(payload.slice());
+      const piece = payload.slice();
+      channel.head = { ...part, payload: piece };
+      channel.pieces.push(piece);
       channel.size = payload.length;
       channel.charge = charge;
     } else if (head !== null) {
