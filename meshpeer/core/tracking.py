@@ -58,7 +58,7 @@ MAX_PART: Final = 1_000
 """Ends of links in a part of what is told in parts, at most, unless they are of one member; each
 member counts as two more. A part takes a few milliseconds, with its encoding. A room of 31 members
 that are all linked is one."""
-_LOOKED_AT: Final = 20_000
+_LOOKED_AT: Final = 10_000
 """Ends of links that one step looks at, where only some are told of."""
 FAIR_RTT: Final = 0.15
 """Seconds of round trip from which on a link is no longer good."""
@@ -949,7 +949,8 @@ class Tracking:
         self, room: str, wall: float, limit: int
     ) -> Generator[None, None, RoomTopology | None]:
         """The same, as of the moment of the last step, with ``limit`` links at most: those that are
-        not connected, then others. Between two steps anything may happen."""
+        not connected, then others. Between two steps anything may happen; which links are told of
+        was seen before."""
         while (where := self._rooms.get(room)) is not None:
             bad: list[_Link] = []
             good: list[_Link] = []
@@ -967,6 +968,7 @@ class Tracking:
                 if ends >= _LOOKED_AT:
                     ends = 0
                     yield
+            yield
             if self._rooms.get(room) is where:
                 links = [link for link in (bad + good)[:limit] if link.stands]
                 return _topology(where, where.members.values(), links, wall)

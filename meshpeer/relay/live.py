@@ -475,9 +475,11 @@ class Live:
             if name is None or page.version == tracking.room_version(name):
                 page.due = False
                 continue
+            # Of before: what happens meanwhile may not be in it.
+            version = tracking.room_version(name)
             room = yield from tracking.room_in_steps(name, self._wall(), _MAX_LINKS)
             data = msgspec.json.encode(_Room(room_id=name, room=room))
-            now, version = self._now(), tracking.room_version(name)
+            now = self._now()
             for page in self._pages:
                 if page.due and page.watches == name:
                     page.due = False
