@@ -6,11 +6,13 @@ Times are seconds, sizes are bytes, unless a name says otherwise. A value out of
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import ip_network
-from typing import TYPE_CHECKING, Literal
+from ipaddress import IPv6Network, ip_network
+from typing import TYPE_CHECKING, Final, Literal, TypeGuard
+from urllib.parse import urlsplit
 
 from meshpeer.errors import ConfigError
 
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from ssl import SSLContext
 
 __all__ = ["PRIORITIES", "IceServer", "MeshConfig", "OnConflict", "Priority", "RelayConfig"]
+
+# RFC 6454, section 4: a scheme, a host and maybe a port, and nothing of a user or a path.
+_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\\\s]+")
 
 AddressFamily = Literal["ipv4", "ipv6"]
 
@@ -45,6 +50,14 @@ def _whole(owner: object, name: str, low: int, high: int) -> None:
     _range(owner, name, low, high)
 
 
+def _is_text(value: object) -> TypeGuard[str]:
+    """A str that UTF-8 can encode: one from the system may have halves of characters in it."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IceServer:
     """One STUN or TURN server (W3C WebRTC, RTCIceServer; URIs as in RFC 7064 and RFC 7065)."""
@@ -65,8 +78,13 @@ class IceServer:
         urls: object = [self.urls] if isinstance(self.urls, str) else self.urls
         if not isinstance(urls, Sequence) or not urls:
             raise ConfigError(f"IceServer.urls must be one address or several, not {urls!r}")
+        for name in ("username", "credential"):
+            value: object = getattr(self, name)
+            if value is not None and not _is_text(value):
+                # Not its value, which may be a secret.
+                raise ConfigError(f"IceServer.{name} must be a str that UTF-8 can encode")
         for url in urls:
-            if not isinstance(url, str) or not url.startswith(("stun:", "turn:", "turns:")):
+            if not _is_text(url) or not url.startswith(("stun:", "turn:", "turns:")):
                 raise ConfigError(
                     f"IceServer.urls must begin with stun:, turn: or turns:, not {url!r}"
                 )
@@ -329,7 +347,9 @@ class RelayConfig:
     """Sockets that may be open, joined or not; beyond it WebSockets are refused with HTTP 503."""
     max_connections_per_address: int = 1_000
     """The same from one address (of IPv6 from one /64), with HTTP 429. Behind a proxy that is not
-    in ``trusted_proxies`` all come from one."""
+    in ``trusted_proxies`` all come from one. So often one address may make the relay keep
+    ``max_unread`` and ``max_forwarded``, 16 GB together by default, by not reading what it sends to
+    itself: where there is less memory, or strangers may join, lower them."""
     join_rate: float = 100.0
     """Joins a second from one address, on average."""
     join_burst: int = 1_000
@@ -339,9 +359,11 @@ class RelayConfig:
     max_members: int = 500
     """Seats in one room."""
     message_rate: float = 500.0
-    """Messages a second that one member may send, on average; an update counts as several."""
+    """Messages a second that one member may send, on average. One that is large (each 8 KiB), goes
+    to a whole room or tells of many links counts as several."""
     message_burst: int = 2_000
-    """Messages that one member may send at once."""
+    """Messages that one member may send at once. Who joins a room sends up to four for each of the
+    others."""
     byte_rate: float = 64 * 1024 * 1024
     """Bytes a second that one member may send, on average, data included; each message counts for
     1 KiB more. What is over that is read later, so the member is slowed down and loses nothing."""
@@ -350,7 +372,8 @@ class RelayConfig:
     max_replay: int = 1_000
     """Messages kept for a member until it has acknowledged them; beyond it, it can't resume."""
     max_replay_bytes: int = 4 * 1024 * 1024
-    """The same in bytes."""
+    """The same in bytes. All members together keep 64 times as much; beyond that nobody keeps more
+    than an equal share of it."""
     max_unread: int = 8 * 1024 * 1024
     """Bytes a client may leave unread in its socket before it is cut off."""
     forward_window: int = 256 * 1024
@@ -363,7 +386,7 @@ class RelayConfig:
 
     def __post_init__(self) -> None:
         host: object = self.host
-        if not isinstance(host, str) or not host:
+        if not _is_text(host) or not host:
             # To asyncio the empty string means every interface: not what anybody means by it.
             raise ConfigError(f"RelayConfig.host must be an address or a name, not {host!r}")
         _whole(self, "port", 0, 65535)
@@ -388,6 +411,15 @@ class RelayConfig:
         _range(self, "join_rate", 0.1, 10_000_000)
         _range(self, "message_rate", 0.1, 10_000_000)
         _range(self, "byte_rate", 1024, 1 << 40)
+        # Who sent too much is read again after one keepalive at the latest, or it would not be
+        # noticed when it is gone. Each message counts for 1 KiB more.
+        least = (self.max_message_size + 1024) / self.keepalive_interval
+        if self.byte_rate < least:
+            raise ConfigError(
+                f"RelayConfig.byte_rate ({self.byte_rate}) must be at least {math.ceil(least)}, so "
+                f"that one keepalive_interval ({self.keepalive_interval} s) makes up for the "
+                f"largest message (max_message_size, {self.max_message_size})"
+            )
         _whole(self, "byte_burst", 64 * 1024, 1 << 32)
         _whole(self, "max_replay_bytes", 1024, 1 << 32)
         _whole(self, "max_unread", 1024, 1 << 32)
@@ -405,6 +437,10 @@ class RelayConfig:
             )
 
     def _check_access(self) -> None:
+        for name in ("tls_cert", "tls_key"):
+            file: object = getattr(self, name)
+            if file is not None and (not isinstance(file, str) or not file or "\0" in file):
+                raise ConfigError(f"RelayConfig.{name} must be the name of a file, not {file!r}")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ConfigError(
                 "RelayConfig.tls_cert and RelayConfig.tls_key must be given together, "
@@ -417,16 +453,24 @@ class RelayConfig:
             )
         for proxy in proxies:
             try:
-                ip_network(proxy)
+                if not isinstance(proxy, str):
+                    raise ValueError("it is no str")
+                network = ip_network(proxy)
+                if isinstance(network, IPv6Network) and network.network_address.ipv4_mapped:
+                    raise ValueError("an IPv4 address is to be written as one")
             except ValueError as exc:
                 raise ConfigError(
                     "RelayConfig.trusted_proxies must be addresses or networks like 10.0.0.0/8, "
                     f"not {proxy!r}: {exc}"
                 ) from None
+        # Of the next ones not the value, which is a secret, or may be one by mistake.
         secret: object = self.join_secret
-        if secret is not None and (not isinstance(secret, str) or len(secret.encode()) < 32):
-            # Not its value, which is a secret. RFC 7518, section 3.2: as long as the hash.
+        if secret is not None and (not _is_text(secret) or len(secret.encode()) < 32):
+            # RFC 7518, section 3.2: as long as the hash.
             raise ConfigError("RelayConfig.join_secret must be a str of 32 bytes or more")
+        key: object = self.join_public_key
+        if key is not None and not _is_text(key):
+            raise ConfigError("RelayConfig.join_public_key must be a str, in PEM")
         if self.join_secret is not None and self.join_public_key is not None:
             raise ConfigError(
                 "RelayConfig.join_secret and RelayConfig.join_public_key must not be given together"
@@ -437,19 +481,24 @@ class RelayConfig:
         if not isinstance(origins, tuple):
             raise ConfigError(f"RelayConfig.origins must be a tuple of origins, not {origins!r}")
         for origin in origins:
-            if not isinstance(origin, str) or not (
-                origin == "*" or re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin)
-            ):
+            if not _is_origin(origin):
                 raise ConfigError(
                     "RelayConfig.origins must be like https://app.example.org, without a path, "
                     f"or '*', not {origin!r}"
                 )
         user: object = self.admin_user
-        if not isinstance(user, str) or not user or ":" in user:
-            raise ConfigError(f"RelayConfig.admin_user must be a name without ':', not {user!r}")
+        # RFC 7617, section 2.
+        if not _is_text(user) or not user or not user.isprintable() or ":" in user:
+            raise ConfigError(
+                "RelayConfig.admin_user must be a name without ':' and control characters, "
+                f"not {user!r}"
+            )
         password: object = self.admin_password
-        if password is not None and (not isinstance(password, str) or len(password) < 8):
-            raise ConfigError("RelayConfig.admin_password must be a str of 8 characters or more")
+        if password is not None and (not _is_text(password) or len(password) < 8):
+            raise ConfigError(
+                "RelayConfig.admin_password must be a str of 8 characters or more, that UTF-8 can "
+                "encode"
+            )
         _whole(self, "admin_attempts", 1, 1_000_000)
 
     def _check_servers(self) -> None:
@@ -461,15 +510,16 @@ class RelayConfig:
             )
         urls: object = self.turn_urls
         if not isinstance(urls, tuple) or not all(
-            isinstance(url, str) and url.startswith(("turn:", "turns:")) for url in urls
+            _is_text(url) and url.startswith(("turn:", "turns:")) for url in urls
         ):
             raise ConfigError(
                 "RelayConfig.turn_urls must be a tuple of addresses that begin with turn: or "
                 f"turns:, not {urls!r}"
             )
         secret: object = self.turn_secret
-        if secret is not None and not isinstance(secret, str):
-            raise ConfigError("RelayConfig.turn_secret must be a str")  # not its value
+        if secret is not None and not _is_text(secret):
+            # Not its value.
+            raise ConfigError("RelayConfig.turn_secret must be a str that UTF-8 can encode")
         if bool(urls) != bool(secret):
             raise ConfigError(
                 "RelayConfig.turn_urls and RelayConfig.turn_secret must be given together"
@@ -481,3 +531,16 @@ class RelayConfig:
                 f"{len(servers)} and {len(urls)}"
             )
         _range(self, "turn_lifetime", 1, 86400)
+
+
+def _is_origin(origin: object) -> bool:
+    if not isinstance(origin, str) or not origin.isprintable():
+        return False
+    if origin == "*":
+        return True
+    try:
+        # Of a port that is out of its range, or an address that is none, it raises.
+        parts = urlsplit(origin)
+        return _ORIGIN.fullmatch(origin) is not None and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False

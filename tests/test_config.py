@@ -14,7 +14,12 @@ from meshpeer.errors import ConfigError
 _WIDE: dict[type, dict[str, Any]] = {
     # What lets one field be at its bounds without running against another.
     MeshConfig: {"ping_interval": 0.05, "silence_timeout": 3600, "max_message_size": 1024},
-    RelayConfig: {"max_replay_bytes": 1024, "max_unread": 1 << 32},
+    RelayConfig: {
+        "max_replay_bytes": 1024,
+        "max_unread": 1 << 32,
+        "max_message_size": 1024,
+        "byte_rate": 1 << 40,
+    },
 }
 
 # class, field, least, greatest
@@ -221,6 +226,88 @@ def test_texts(make: Any, text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         make()
     assert str(caught.value) == text
+
+
+HALF = "half-\udcff-of-a-character"
+"""Of an argument or a variable that is not UTF-8 the system makes such a text."""
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("host", ["", HALF, 5]),
+        ("tls_cert", ["", "a\0b", b"cert.pem", 5]),
+        ("trusted_proxies", ["10.0.0.1", ("",), (HALF,), (True,), (1,), (b"\x0a\0\0\1",), (None,)]),
+        ("trusted_proxies", [("10.0.0.1/8",), ("::ffff:10.0.0.0/104",), ("::ffff:10.0.0.1",)]),
+        ("join_public_key", [HALF, b"key", 5]),
+        ("origins", ["*", (5,), ("",), ("https://",), ("https://a/",), ("https://a b",), (HALF,)]),
+        (
+            "origins",
+            [("https://a:99999",), ("https://a:port",), ("https://a:0",), ("https://:80",)],
+        ),
+        ("origins", [("https://[::1",), ("https://[nonsense]",), ("https://u:p@a",), ("//a",)]),
+        ("origins", [("https://a?b",), ("https://a\0",), (f"https://{HALF}",), ("a", "https://a")]),
+        ("admin_user", ["", "a:b", "a\nb", HALF, 5, None]),
+        ("turn_urls", ["turn:a", (5,), ("stun:a",), (f"turn:{HALF}",)]),
+        ("ice_servers", [[], ("stun:a",), None]),
+    ],
+)
+def test_what_a_relay_can_not_be_given(name: str, values: list[Any]) -> None:
+    more = {"tls_key": "key.pem"} if name == "tls_cert" else {}
+    for value in values:
+        with pytest.raises(ConfigError, match=rf"^RelayConfig\.{name} must "):
+            RelayConfig(**{name: value, **more})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("host", "::1"),
+        ("trusted_proxies", ("10.0.0.0/8", "192.0.2.1", "2001:db8::/32")),
+        ("origins", ("https://app.example.org", "http://[::1]:3000", "https://a:65535", "*")),
+        ("origins", ("chrome-extension://abcdefgh", "http://b\u00fccher.example")),
+        ("admin_user", "J\u00f6rg the admin"),
+        ("admin_password", "p\u00e4ssw\u00f6rd"),
+        ("join_secret", "\u00e4" * 16),
+        ("tls_cert", HALF),  # names of files are what they are
+    ],
+)
+def test_what_it_can(name: str, value: Any) -> None:
+    more = {"tls_key": "key.pem"} if name == "tls_cert" else {}
+    assert getattr(RelayConfig(**{name: value, **more}), name) == value
+
+
+@pytest.mark.parametrize("name", ["join_secret", "admin_password", "turn_secret"])
+@pytest.mark.parametrize("value", [f"hunter2-{HALF}-and-much-more-of-it", b"hunter2" * 9, 5, True])
+def test_a_secret_that_can_not_be_used_is_not_shown(name: str, value: Any) -> None:
+    more = {"turn_urls": ("turn:a",)} if name == "turn_secret" else {}
+    with pytest.raises(ConfigError, match=rf"RelayConfig\.{name} must be a str") as caught:
+        RelayConfig(**{name: value, **more})
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.__context__ is None or "hunter2" not in repr(caught.value.__context__)
+
+
+@pytest.mark.parametrize("name", ["username", "credential"])
+@pytest.mark.parametrize("value", [f"hunter2-{HALF}", b"hunter2", 5])
+def test_what_an_ice_server_can_not_be_given(name: str, value: Any) -> None:
+    fields = {"username": "u", "credential": "c", name: value}
+    with pytest.raises(ConfigError, match=rf"IceServer\.{name} must be a str") as caught:
+        IceServer(urls="turn:a", **fields)
+    assert "hunter2" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"IceServer\.urls must begin"):
+        IceServer(urls=f"stun:{HALF}")
+
+
+def test_a_member_that_sent_too_much_is_read_again_after_one_keepalive() -> None:
+    size, interval = 256 * 1024, 10
+    least = (size + 1024) / interval
+    RelayConfig(byte_rate=least + 0.01, max_message_size=size, keepalive_interval=interval)
+    with pytest.raises(ConfigError) as caught:
+        RelayConfig(byte_rate=least - 0.01, max_message_size=size, keepalive_interval=interval)
+    assert str(caught.value) == (
+        "RelayConfig.byte_rate (26316.79) must be at least 26317, so that one keepalive_interval "
+        "(10 s) makes up for the largest message (max_message_size, 262144)"
+    )
 
 
 def test_a_mistaken_ice_server_does_not_show_its_password() -> None:

@@ -249,7 +249,8 @@ async def test_what_is_read_is_not_unread_any_more() -> None:
 
 
 async def test_a_hub_slows_nobody_down() -> None:
-    async with MemoryHub(RelayConfig(byte_rate=1024, byte_burst=64 * 1024)) as hub:
+    slow = RelayConfig(byte_rate=1024, byte_burst=64 * 1024, keepalive_interval=3600)
+    async with MemoryHub(slow) as hub:
         ann, bob = await pair(hub)
         for number in range(1000):  # minutes of that rate
             ann.send(signal(number))
