@@ -12,6 +12,7 @@ import socket as sockets
 import ssl
 import struct
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any, Final
 
@@ -60,6 +61,7 @@ class Door:
                 "ssl_handshake_timeout": timeout,
                 "ssl_shutdown_timeout": timeout,
             }
+        self._closing = False
         self._listening: list[sockets.socket] = []
         self._accepting: set[asyncio.Task[None]] = set()
         self._entering: set[asyncio.Task[None]] = set()
@@ -93,12 +95,22 @@ class Door:
 
     async def close(self) -> None:
         """Let nobody in any more. What is inside is not touched."""
+        self._closing = True
+        loop = asyncio.get_running_loop()
         try:
+            # Who has just come is still with the event loop, and would be lost with a task that is
+            # cancelled now. So nobody else comes, and then each task has a turn.
+            for listening in self._listening:
+                with suppress(NotImplementedError):  # by Windows, whose tasks shut what they have
+                    loop.remove_reader(listening)
+            await asyncio.sleep(0)
             # One after the other: a task that has not begun when it is cancelled never does, and
             # what it was given would be left open.
             for tasks in (self._accepting, self._entering):
                 await _end(list(tasks))
         finally:
+            for task in (*self._accepting, *self._entering):
+                task.cancel()
             self._shut()
 
     def _shut(self) -> None:
@@ -109,10 +121,11 @@ class Door:
     async def _accept(self, listening: sockets.socket) -> None:
         loop = asyncio.get_running_loop()
         spent = 0.0
-        while True:
+        while not self._closing:
             if spent >= _AT_ONCE:
                 spent = 0.0
                 await asyncio.sleep(0)
+                continue
             try:
                 connection, peer = await loop.sock_accept(listening)
             except ConnectionError:
@@ -122,10 +135,14 @@ class Door:
                 _log.warning("no connection can be accepted now", error=str(exc))
                 await asyncio.sleep(_OUT_OF_FILES)
                 continue
-            socket = self._admit(peer[0])
+            socket = None
+            try:
+                if not self._closing:
+                    socket = self._admit(peer[0])
+            except Exception:  # noqa: BLE001 - nobody waits for this task
+                _log.exception("a connection can't be let in", address=peer[0])
             if socket is None:
-                connection.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, _ABORT)
-                connection.close()
+                _reset(connection)
                 spent += _TURNED_AWAY
             else:
                 _own(self._let_in(connection, socket), self._entering)
@@ -141,9 +158,18 @@ class Door:
             self._failed(socket, "handshake_timeout")
         except OSError:
             self._failed(socket, None)
+        except Exception:  # noqa: BLE001 - nobody waits for this task
+            self._failed(socket, None)
+            _log.exception("a connection can't be let in", address=socket.address)
         except BaseException:
             self._failed(socket, None)
             raise
+
+
+def _reset(connection: sockets.socket) -> None:
+    with suppress(OSError):
+        connection.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, _ABORT)
+    connection.close()
 
 
 def _own(work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:

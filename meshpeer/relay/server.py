@@ -347,10 +347,11 @@ class Relay:
             self._refuse("bad_request", socket.address)
 
     def _failed(self, socket: Socket, why: str | None) -> None:
-        """A socket that was admitted never had a connection."""
+        """A socket that was admitted never had a connection, or lost it in that moment."""
         if why is not None:
             self._refuse(why, socket.address)
         self.gone(socket)
+        socket.abort()
 
     def _count(self, socket: Socket, key: str) -> None:
         socket.key = key
@@ -377,10 +378,13 @@ class Relay:
             self._loop.call_soon(self._hear_requests)
 
     def _hear_requests(self) -> None:
-        for _ in range(min(_REQUESTS, len(self._asking))):
-            self._asking.popleft().answer()
-        if self._asking:
-            self._loop.call_soon(self._hear_requests)
+        try:
+            for _ in range(min(_REQUESTS, len(self._asking))):
+                self._asking.popleft().answer()
+        finally:
+            # Whatever became of one of them: the others would not be heard any more.
+            if self._asking:
+                self._loop.call_soon(self._hear_requests)
 
     async def _handle(self, socket: Socket) -> None:
         """The task of a socket, from its TCP connection on."""
@@ -411,7 +415,7 @@ class Relay:
     ) -> Response | Awaitable[Response] | None:
         """Answer plain HTTP; None lets the WebSocket handshake go on (RFC 6455, section 4.2)."""
         assert isinstance(socket, Socket)
-        if not socket.key:
+        if not socket.key and socket in self._sockets:  # which it left if its connection is gone
             forwarded = request.headers.get_all("X-Forwarded-For")
             socket.address = self._proxies.client(socket.address, forwarded)
             self._count(socket, address_key(socket.address))

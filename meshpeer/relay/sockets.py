@@ -116,6 +116,7 @@ class Socket(ServerConnection):
     # With slots for what is here, the rest shares its keys with all others of its kind.
     __slots__ = (
         "_asked",
+        "_connected",
         "_frames",
         "_head",
         "_input",
@@ -183,7 +184,7 @@ class Socket(ServerConnection):
         self._input = b""
         self._rest = 0
         self._part: bytearray | None = None
-        self._asked = self._spoke = False
+        self._asked = self._connected = self._spoke = False
         self._frames: Bucket | None = None
         self._stopped = 0
         self._reading = True
@@ -237,6 +238,11 @@ class Socket(ServerConnection):
             self._pause.cancel()
         self._stop(_PAUSE)
         self._pause = self.loop.call_later(seconds, self._go, _PAUSE)
+
+    def abort(self) -> None:
+        """Cut it off, if it has a connection."""
+        if self._connected:
+            self.transport.abort()
 
     def ask(self) -> None:
         """Ask for a sign of life (RFC 6455, section 5.5.2)."""
@@ -392,6 +398,7 @@ class Socket(ServerConnection):
     # --- asyncio's calls -------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._connected = True
         super().connection_made(transport)
         keep_waits_short(transport)
 

@@ -19,7 +19,7 @@ from meshpeer.core.messages import encode
 from meshpeer.relay import Relay
 from meshpeer.relay.addresses import Origins, Proxies, is_loopback, plain_address
 from meshpeer.relay.http import Answer
-from meshpeer.relay.sockets import MAX_HEAD
+from meshpeer.relay.sockets import MAX_HEAD, Socket
 from tests.relay.test_server import join, peer
 from tests.relay.wires import UPGRADE, client_frame, exchange, raw, refused, until_gone
 
@@ -436,3 +436,52 @@ async def test_behind_a_proxy_each_client_counts_for_itself() -> None:
             with pytest.raises(InvalidStatus):
                 await connect(relay.url, local_addr=local)
     assert not relay._from
+
+
+@pytest.mark.parametrize("data", [b"GET /healthz HTTP/1.1\r\n", UPGRADE])
+async def test_who_is_gone_before_its_request_is_answered_counts_no_more(
+    data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = RelayConfig(port=0, open=True, trusted_proxies=("127.0.0.1",))
+    async with Relay(config) as relay:
+        answer = Socket.answer
+
+        def hear_and_lose(one: Socket) -> None:
+            answer(one)
+            one.transport.abort()  # its end is told before the task that serves it has its turn
+
+        monkeypatch.setattr(Socket, "answer", hear_and_lose)
+        async with raw(relay) as (reader, writer):
+            writer.write(data + b"X-Forwarded-For: 192.0.2.7\r\n\r\n")
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+        await relay._serving.wait()
+        assert not relay._sockets
+        assert not relay._from
+        assert not refused(relay)
+
+
+async def test_one_request_that_fails_does_not_make_it_deaf(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, failed = Socket.answer, asyncio.Event()
+
+    def fail(one: Socket) -> None:
+        if failed.is_set():
+            answer(one)
+            return
+        failed.set()
+        one.transport.abort()
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Socket, "answer", fail)
+    told: list[object] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: told.append(context["exception"]))
+    try:
+        asked = [asyncio.create_task(exchange(relay, b"GET / HTTP/1.1\r\n\r\n")) for _ in range(9)]
+        done = await asyncio.gather(*asked, return_exceptions=True)
+    finally:
+        loop.set_exception_handler(None)
+    assert [type(each) for each in told] == [ZeroDivisionError]
+    assert sum(isinstance(each, tuple) and b" 200 " in each[0] for each in done) == 8

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import http
 import itertools
 import random
@@ -24,7 +25,7 @@ from websockets.exceptions import InvalidMessage, InvalidStatus
 from meshpeer.config import RelayConfig
 from meshpeer.core.forward import decode_forward, encode_forward
 from meshpeer.core.messages import Goodbye, MemberJoined, Refused, SignalIn, encode
-from meshpeer.errors import ConfigError, UsageError
+from meshpeer.errors import ConfigError, MeshClosed, UsageError
 from meshpeer.relay import Relay
 from meshpeer.relay.http import Answer
 from meshpeer.relay.sockets import Socket
@@ -535,6 +536,60 @@ async def test_who_comes_in_at_the_very_end_is_not_left_open(
         assert not relay._sockets
         assert not relay._from
     assert not [entry for entry in log if entry["log_level"] == "error"]
+
+
+@pytest.mark.parametrize("later", range(5))
+@pytest.mark.parametrize("tls", [True, False])
+async def test_who_comes_while_it_ends_is_not_left_open(
+    files: Files, tls: bool, later: int
+) -> None:
+    """One after the other, so that at each moment there is one: with the system, with the event
+    loop, with a task."""
+    relay = files.relay() if tls else Relay(RelayConfig(port=0))
+    await relay.start()
+    with contextlib.ExitStack() as stack, captured() as log:
+
+        async def arrive() -> None:
+            with contextlib.suppress(OSError, MeshClosed):
+                while True:
+                    one = socket.create_connection(("127.0.0.1", relay.port))
+                    stack.enter_context(one)
+                    await asyncio.sleep(0)
+
+        arriving = asyncio.create_task(arrive())
+        for _ in range(3 + later):
+            await asyncio.sleep(0)
+        await relay.close()
+        await arriving
+        gc.collect()  # what was left open warns
+        assert not relay._sockets
+        assert not relay._from
+    assert not [entry for entry in log if entry["log_level"] == "error"]
+
+
+async def test_who_is_in_when_it_ends_and_says_nothing_holds_up_nothing(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TLS waits for the other side's goodbye, as long as for its handshake."""
+    monkeypatch.setattr("meshpeer.relay.server._CLOSE_TIMEOUT", 0.05)
+    relay = files.relay(join_timeout=3600)
+    made = Socket.connection_made
+    entered = asyncio.Event()
+
+    def make(one: Socket, transport: asyncio.BaseTransport) -> None:
+        made(one, transport)
+        for task in relay._door._entering:
+            task.cancel()
+        entered.set()
+
+    monkeypatch.setattr(Socket, "connection_made", make)
+    await relay.start()
+    async with wire(relay, None) as (reader, writer):
+        _, outgoing = await shake_hands(reader, writer, files.trusted())
+        writer.write(outgoing.read())
+        await entered.wait()
+        await relay.close()
+    assert not relay._sockets
 
 
 async def test_anything_may_come_instead_of_tls(files: Files) -> None:
