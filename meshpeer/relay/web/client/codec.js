@@ -254,6 +254,74 @@ export function compareTexts(a, b) {
   return a.length - b.length;
 }
 
+// --- bytes -----------------------------------------------------------------------------------------
+
+// What an array buffer of its own costs is a microsecond or more, unless it is as small as ON_HEAP;
+// so those up to IN_SLAB share one. What holds on to one of its pieces holds on to a SLAB.
+const ON_HEAP = 64;
+const IN_SLAB = 512;
+const SLAB = 2048;
+let slab = new Uint8Array(SLAB);
+let slabUsed = 0;
+
+/**
+ * Bytes to be written to.
+ * @param {number} size
+ */
+function allocate(size) {
+  if (size <= ON_HEAP || size > IN_SLAB) return new Uint8Array(size);
+  if (slabUsed + size > SLAB) {
+    slab = new Uint8Array(SLAB);
+    slabUsed = 0;
+  }
+  slabUsed += size;
+  return slab.subarray(slabUsed - size, slabUsed);
+}
+
+/**
+ * Copies `data` into `out`.
+ * @param {Uint8Array} out
+ * @param {number} at
+ * @param {Uint8Array} data
+ */
+function put(out, at, data) {
+  const size = data.length;
+  if (size > 32) out.set(data, at);
+  else for (let i = 0; i < size; i++) out[at + i] = data[i];
+  return at + size;
+}
+
+/** @param {readonly Uint8Array[]} pieces */
+function concatenated(pieces) {
+  let size = 0;
+  for (const piece of pieces) size += piece.length;
+  const out = new Uint8Array(size);
+  let at = 0;
+  for (const piece of pieces) at = put(out, at, piece);
+  return out;
+}
+
+const scratch = new Uint8Array(3 * IN_SLAB);
+
+/**
+ * `text` in UTF-8.
+ * @param {string} text
+ */
+function utf8(text) {
+  if (text.length > IN_SLAB) return utf8Encoder.encode(text);
+  const { written } = utf8Encoder.encodeInto(text, scratch);
+  const out = allocate(written);
+  put(out, 0, scratch.subarray(0, written));
+  return out;
+}
+
+/** @param {Uint8Array} data */
+function isAscii(data) {
+  let all = 0;
+  for (let at = 0; at < data.length; at++) all |= data[at];
+  return all < 0x80;
+}
+
 // --- values ----------------------------------------------------------------------------------------
 
 /**
@@ -265,21 +333,23 @@ export const MAX_VALUE_DEPTH = 512;
 /** What the bytes of a message stand for. */
 export const Kind = Object.freeze({ BYTES: 0, TEXT: 1, JSON: 2 });
 const KIND_NAMES = ["bytes", "text", "json"];
+/** Bytes up to which text is looked at here: calling a decoder takes longer. */
+const SHORT = 128;
 
 /** @typedef {0 | 1 | 2} KindValue */
 
 /**
- * The kind and the bytes of text, bytes or JSON-able data. The bytes are a copy.
+ * The kind and the bytes of text, bytes (an ArrayBuffer or a view) or JSON-able data. They are a copy.
  *
- * Throws `InvalidData`, also for what JSON would leave out or show as `{}`: undefined, functions,
- * and, at any depth, Map, Set, ArrayBuffer and the like.
+ * Throws `InvalidData`, also for what JSON would silently leave out or show as `{}`: undefined and
+ * functions, and at any depth Map, Set, ArrayBuffer and the like.
  * @param {unknown} data
  * @returns {[KindValue, Uint8Array]}
  */
 export function encodeValue(data) {
   if (typeof data === "string") {
     if (LONE_SURROGATE.test(data)) throw new InvalidData("text that is not valid Unicode can't be sent");
-    return [Kind.TEXT, utf8Encoder.encode(data)];
+    return [Kind.TEXT, utf8(data)];
   }
   if (ArrayBuffer.isView(data)) {
     return [Kind.BYTES, new Uint8Array(data.buffer, data.byteOffset, data.byteLength).slice()];
@@ -291,13 +361,18 @@ export function encodeValue(data) {
     if (text === undefined) throw new TypeError("JSON has nothing for it");
     if (text.includes("{}") || text.includes('{"0":')) JSON.stringify(data, refuseOpaque);
   } catch (error) {
-    throw new InvalidData(`${typeName(data)} can't be sent (${error instanceof Error ? error.message : error}): give text, bytes or JSON-able data`);
+    const why = error instanceof Error ? error.message : error;
+    throw new InvalidData(`${typeName(data)} can't be sent (${why}): give text, bytes or JSON-able data`);
   }
-  if (ESCAPED_SURROGATE.test(text)) throw new InvalidData(`${typeName(data)} can't be sent: a text in it is not valid Unicode`);
-  if (nestedDeeper(text, MAX_VALUE_DEPTH)) {
-    throw new InvalidData(`${typeName(data)} can't be sent: it is nested deeper than ${MAX_VALUE_DEPTH} arrays and objects`);
+  if (ESCAPED_SURROGATE.test(text)) {
+    throw new InvalidData(`${typeName(data)} can't be sent: a text in it is not valid Unicode`);
   }
-  return [Kind.JSON, utf8Encoder.encode(text)];
+  if (isNestedDeeper(text, MAX_VALUE_DEPTH)) {
+    throw new InvalidData(
+      `${typeName(data)} can't be sent: it is nested deeper than ${MAX_VALUE_DEPTH} arrays and objects`,
+    );
+  }
+  return [Kind.JSON, utf8(text)];
 }
 
 // JSON.stringify writes so what is half of a pair, and nothing else.
@@ -308,7 +383,8 @@ const ESCAPED_SURROGATE = /(?<!\\)(?:\\\\)*\\ud[89a-f]/;
  * @returns {data is ArrayBuffer | SharedArrayBuffer}
  */
 function isBuffer(data) {
-  return data instanceof ArrayBuffer || (typeof SharedArrayBuffer === "function" && data instanceof SharedArrayBuffer);
+  const tag = Object.prototype.toString.call(data);
+  return tag === "[object ArrayBuffer]" || tag === "[object SharedArrayBuffer]";
 }
 
 /** @param {unknown} data */
@@ -318,13 +394,14 @@ function typeName(data) {
 }
 
 /**
+ * A replacer for JSON.stringify, which throws for objects that have no fields to show.
  * @param {string} _key
  * @param {unknown} value
  */
 function refuseOpaque(_key, value) {
   if (typeof value !== "object" || value === null || Array.isArray(value)) return value;
-  const plain = Object.getPrototypeOf(value);
-  if (ArrayBuffer.isView(value) || (plain !== null && plain !== Object.prototype && !Object.keys(value).length)) {
+  const isPlain = [Object.prototype, null].includes(Object.getPrototypeOf(value));
+  if (ArrayBuffer.isView(value) || (!isPlain && !Object.keys(value).length)) {
     throw new TypeError(`${typeName(value)} is nothing that JSON has`);
   }
   return value;
@@ -335,16 +412,16 @@ function refuseOpaque(_key, value) {
  * @param {string} text
  * @param {number} limit
  */
-function nestedDeeper(text, limit) {
+function isNestedDeeper(text, limit) {
   if (text.length <= 2 * limit) return false;
   let depth = 0;
   for (let at = 0; at < text.length; at++) {
     const c = text.charCodeAt(at);
-    if (c === QUOTE) {
-      for (at++; text.charCodeAt(at) !== QUOTE; at++) if (text.charCodeAt(at) === BACKSLASH) at++;
-    } else if (c === OPEN_ARRAY || c === OPEN_OBJECT) {
+    if (c === CH_QUOTE) {
+      for (at++; text.charCodeAt(at) !== CH_QUOTE; at++) if (text.charCodeAt(at) === CH_BACKSLASH) at++;
+    } else if (c === CH_OPEN_ARRAY || c === CH_OPEN_OBJECT) {
       if (++depth > limit) return true;
-    } else if (c === CLOSE_ARRAY || c === CLOSE_OBJECT) depth--;
+    } else if (c === CH_CLOSE_ARRAY || c === CH_CLOSE_OBJECT) depth--;
   }
   return false;
 }
@@ -358,36 +435,38 @@ function nestedDeeper(text, limit) {
  * @param {Uint8Array} payload
  */
 export function checkValue(kind, payload) {
-  if (kind === Kind.BYTES) return;
+  if (kind === Kind.BYTES || (kind === Kind.TEXT && payload.length <= SHORT && isAscii(payload))) return;
   let text;
   try {
     text = utf8Decoder.decode(payload);
   } catch {
     throw badValue(kind, "it is not UTF-8");
   }
-  if (kind === Kind.JSON) {
-    const scanner = new Scanner(text, VALUE_SOURCE);
-    scanner.skip(true);
-    scanner.finish();
-  }
+  if (kind === Kind.TEXT) return;
+  const reader = new JsonReader(text, VALUE_ERRORS);
+  reader.skip(true);
+  reader.finish();
+  if (reader.deepest > MAX_VALUE_DEPTH) throw VALUE_ERRORS.tooDeep();
 }
 
 /**
  * @param {KindValue} kind
- * @param {string} text
+ * @param {string} why
  */
-function badValue(kind, text) {
-  return new ProtocolError(`a message of kind ${KIND_NAMES[kind]} does not decode: ${text}`, { code: "bad_message", field: "payload" });
+function badValue(kind, why) {
+  const text = `a message of kind ${KIND_NAMES[kind]} does not decode: ${why}`;
+  return new ProtocolError(text, { code: "bad_message", field: "payload" });
 }
 
 /**
- * The data that `encodeValue` was given. `payload` has passed `checkValue`.
+ * The data that `encodeValue` was given; bytes in a buffer of their own. `payload` has passed
+ * `checkValue`.
  * @param {KindValue} kind
  * @param {Uint8Array} payload
- * @returns {unknown}
+ * @returns {any}
  */
 export function decodeValue(kind, payload) {
-  if (kind === Kind.BYTES) return payload;
+  if (kind === Kind.BYTES) return payload.length === payload.buffer.byteLength ? payload : payload.slice();
   const text = utf8Decoder.decode(payload);
   return kind === Kind.TEXT ? text : JSON.parse(text);
 }
@@ -419,7 +498,7 @@ export const LAST = 0x02;
 const [F_PARTS, F_RESUME, F_START, F_OPEN, F_ACK, F_PING, F_PONG, F_BYE] = [1, 2, 3, 4, 5, 6, 7, 8].map((type) => (FRAME_VERSION << 4) | type);
 const KIND_SHIFT = 2;
 const ROLE_SHIFT = 4;
-const ASK = 0x01;
+const ASKS = 0x01;
 
 /** What a message is for. ERROR: a reply that says why there is no other. */
 export const Role = Object.freeze({ PLAIN: 0, REQUEST: 1, REPLY: 2, ERROR: 3 });
@@ -521,26 +600,26 @@ function putCount(out, at, value) {
  */
 export function encodeMessage(kind, payload, role = Role.PLAIN, number = 0) {
   const flags = (kind << KIND_SHIFT) | (role << ROLE_SHIFT);
-  const size = payload.length;
+  const total = payload.length;
   /** @type {[Uint8Array, number][]} */
   const parts = [];
   let from = 0;
   do {
-    const to = Math.min(from + MAX_PART, size);
-    const first = from === 0;
-    const last = to === size;
-    const part = new Uint8Array(
-      1 + (first && !last ? countSize(size) : 0) + (first && role ? countSize(number) : 0) + countSize(to - from) + to - from,
-    );
-    part[0] = (first ? flags | FIRST : 0) | (last ? LAST : 0);
+    const size = Math.min(total - from, MAX_PART);
+    const isFirst = from === 0;
+    const isEnd = from + size === total;
+    const sizes = isFirst && !isEnd ? countSize(total) : 0;
+    const numbers = isFirst && role ? countSize(number) : 0;
+    const part = allocate(1 + sizes + numbers + countSize(size) + size);
+    part[0] = (isFirst ? flags | FIRST : 0) | (isEnd ? LAST : 0);
     let at = 1;
-    if (first && !last) at = putCount(part, at, size);
-    if (first && role) at = putCount(part, at, number);
-    at = putCount(part, at, to - from);
-    part.set(first && last ? payload : payload.subarray(from, to), at);
-    parts.push([part, to - from + (first ? OVERHEAD : 0)]);
-    from = to;
-  } while (from < size);
+    if (sizes) at = putCount(part, at, total);
+    if (numbers) at = putCount(part, at, number);
+    at = putCount(part, at, size);
+    put(part, at, size === total ? payload : payload.subarray(from, from + size));
+    parts.push([part, isFirst ? size + OVERHEAD : size]);
+    from += size;
+  } while (from < total);
   return parts;
 }
 
@@ -572,20 +651,7 @@ export function requestNumber(parts) {
  */
 export function decodeMessage(parts) {
   const read = parts.map(readPart);
-  return [partKind(read[0]), partRole(read[0]), joined(read.map((part) => part.payload))];
-}
-
-/** @param {readonly Uint8Array[]} pieces */
-function joined(pieces) {
-  let size = 0;
-  for (const piece of pieces) size += piece.length;
-  const out = new Uint8Array(size);
-  let at = 0;
-  for (const piece of pieces) {
-    out.set(piece, at);
-    at += piece.length;
-  }
-  return out;
+  return [partKind(read[0]), partRole(read[0]), concatenated(read.map((part) => part.payload))];
 }
 
 /**
@@ -604,35 +670,33 @@ const PARTS_HEAD = Uint8Array.of(F_PARTS);
 
 /**
  * A frame of runs: heads by `runHead`, each followed by its parts.
- * @param {Iterable<Uint8Array>} pieces
+ * @param {readonly Uint8Array[]} pieces
  */
 export function encodeParts(pieces) {
-  return joined([PARTS_HEAD, ...pieces]);
-}
-
-/** @param {readonly Limit[]} limits */
-function* limitCounts(limits) {
-  yield limits.length;
-  for (const { channel, next, limit } of limits) yield* [channel, next, limit];
+  return concatenated([PARTS_HEAD, ...pieces]);
 }
 
 /**
- * @param {Iterable<number | string>} fields whole numbers, and names of channels
- * @param {number[]} first bytes
+ * @param {number[]} bytes what it begins with
+ * @param {readonly (number | string)[]} fields whole numbers, and names of channels
  */
-function frameOf(fields, ...first) {
-  const out = first;
+function frameOf(bytes, fields) {
   for (const field of fields) {
-    if (typeof field === "number") {
-      let value = field;
-      for (; value >= 0x80; value = Math.floor(value / 0x80)) out.push((value % 0x80) | 0x80);
-      out.push(value);
-    } else {
-      const name = utf8Encoder.encode(field);
-      out.push(name.length, ...name);
+    if (typeof field === "string") {
+      const name = utf8(field);
+      bytes.push(name.length, ...name);
+      continue;
     }
+    let value = field;
+    for (; value >= 0x80; value = Math.floor(value / 0x80)) bytes.push((value % 0x80) | 0x80);
+    bytes.push(value);
   }
-  return Uint8Array.from(out);
+  return new Uint8Array(bytes);
+}
+
+/** @param {readonly Limit[]} limits */
+function limitFields(limits) {
+  return [limits.length, ...limits.flatMap(({ channel, next, limit }) => [channel, next, limit])];
 }
 
 /**
@@ -642,27 +706,24 @@ function frameOf(fields, ...first) {
  */
 export function encodeFrame(frame) {
   switch (frame.kind) {
-    case "Resume":
-      return frameOf(
-        [frame.round, frame.maxMessage, frame.maxChannels, frame.window, ...limitCounts(frame.limits)],
-        F_RESUME,
-        frame.ask ? ASK : 0,
-      );
-    case "Start":
-      return frameOf(
-        [frame.round, frame.channels.length, ...frame.channels.flatMap((each) => [each.channel, each.seq, each.offset, each.name])],
-        F_START,
-      );
+    case "Resume": {
+      const { round, maxMessage, maxChannels, window, limits } = frame;
+      return frameOf([F_RESUME, frame.ask ? ASKS : 0], [round, maxMessage, maxChannels, window, ...limitFields(limits)]);
+    }
+    case "Start": {
+      const channels = frame.channels.flatMap(({ channel, seq, offset, name }) => [channel, seq, offset, name]);
+      return frameOf([F_START], [frame.round, frame.channels.length, ...channels]);
+    }
     case "Open":
-      return frameOf([frame.channel, frame.name], F_OPEN);
+      return frameOf([F_OPEN], [frame.channel, frame.name]);
     case "Ack":
-      return frameOf(limitCounts(frame.limits), F_ACK);
+      return frameOf([F_ACK], limitFields(frame.limits));
     case "Ping":
-      return frameOf([frame.nonce], F_PING);
+      return frameOf([F_PING], [frame.nonce]);
     case "Pong":
-      return frameOf([frame.nonce], F_PONG);
+      return frameOf([F_PONG], [frame.nonce]);
     case "Bye":
-      return Uint8Array.of(F_BYE);
+      return frameOf([F_BYE], []);
   }
 }
 
@@ -673,7 +734,7 @@ export function encodeFrame(frame) {
 const badFrame = (text, field) => new ProtocolError(`malformed frame: ${text}`, { code: "bad_frame", field });
 
 /** @param {number} flags */
-const hex = (flags) => `0x${flags.toString(16).padStart(2, "0")}`;
+const shownFlags = (flags) => `0x${flags.toString(16).padStart(2, "0")}`;
 
 /** Reads the fields of one frame, in order. */
 class FrameReader {
@@ -698,21 +759,20 @@ class FrameReader {
    */
   count(field) {
     const { data } = this;
-    const stop = Math.min(this.at + 8, data.length);
     let value = 0;
     let scale = 1;
-    for (let at = this.at; at < stop; at++) {
-      const byte = data[at];
+    // Eight bytes may stand for more than a number holds exactly, but then it is far above the limit.
+    for (let left = 8; left; left--) {
+      if (this.at >= data.length) throw badFrame(`it ends within ${field}`, field);
+      const byte = data[this.at++];
       value += (byte & 0x7f) * scale;
       if (byte < 0x80) {
         if (value > MAX_COUNT) break;
-        if (!byte && at > this.at) throw badFrame(`${field} is written with more bytes than it needs`, field);
-        this.at = at + 1;
+        if (!byte && scale > 1) throw badFrame(`${field} is written with more bytes than it needs`, field);
         return value;
       }
       scale *= 0x80;
     }
-    if (stop - this.at < 8 && !(stop > this.at && data[stop - 1] < 0x80)) throw badFrame(`it ends within ${field}`, field);
     throw badFrame(`${field} is above ${MAX_COUNT}`, field);
   }
 
@@ -731,7 +791,12 @@ class FrameReader {
 
   /** @returns {Limit[]} */
   limits() {
-    return this.items("limits", () => ({ kind: "Limit", channel: this.count("channel"), next: this.count("next"), limit: this.count("limit") }));
+    return this.items("limits", () => ({
+      kind: "Limit",
+      channel: this.count("channel"),
+      next: this.count("next"),
+      limit: this.count("limit"),
+    }));
   }
 
   name() {
@@ -751,6 +816,9 @@ class FrameReader {
   }
 }
 
+/** How much more than what a message is charged its bytes may hold on to. */
+const HELD = 8;
+
 /**
  * @param {Uint8Array} data
  * @returns {Parts}
@@ -758,13 +826,15 @@ class FrameReader {
 function readParts(data) {
   const reader = new FrameReader(data, 1);
   const end = data.length;
+  const held = data.buffer.byteLength;
   /** @type {Run[]} */
   const runs = [];
   while (reader.at < end) {
     const channel = reader.count("channel");
     const seq = reader.count("seq");
     const count = reader.count("count");
-    if (!count || count * 2 > end - reader.at) throw badFrame(`${count} parts can't be in the ${end - reader.at} bytes that are left`, "count");
+    const room = end - reader.at;
+    if (!count || count * 2 > room) throw badFrame(`${count} parts can't be in the ${room} bytes that are left`, "count");
     /** @type {Part[]} */
     const parts = [];
     for (let left = count; left; left--) {
@@ -778,17 +848,23 @@ function readParts(data) {
           number = reader.count("number");
           if (!number) throw badFrame("requests are numbered from 1", "number");
         }
-      } else if (flags & ~LAST) throw badFrame(`flags ${hex(flags)} of a part that is not the first`, "flags");
+      } else if (flags & ~LAST) throw badFrame(`flags ${shownFlags(flags)} of a part that is not the first`, "flags");
       const size = reader.count("length");
-      const at = reader.at;
-      if (flags & 0xc0 || (flags & 0x0c) === 0x0c) throw badFrame(`unknown flags ${hex(flags)}`, "flags");
+      const { at } = reader;
+      if (flags & 0xc0 || (flags & 0x0c) === 0x0c) throw badFrame(`unknown flags ${shownFlags(flags)}`, "flags");
       if (at + size > end || size > MAX_PART) throw badFrame(`a part of ${size} bytes; ${end - at} are there`, "length");
       if (!(flags & LAST)) {
         if (size < MIN_PART) throw badFrame(`a part of ${size} bytes that is not the last`, "length");
         if (flags & FIRST && total <= size) throw badFrame(`a part of ${size} bytes begins a message of ${total}`, "total");
       }
-      parts.push({ kind: "Part", flags, total, number, payload: data.subarray(at, at + size) });
       reader.at = at + size;
+      let payload = data.subarray(at, reader.at);
+      if ((size + OVERHEAD) * HELD < held) {
+        const copy = allocate(size);
+        put(copy, 0, payload);
+        payload = copy;
+      }
+      parts.push({ kind: "Part", flags, total, number, payload });
     }
     runs.push({ kind: "Run", channel, seq, parts });
   }
@@ -811,7 +887,7 @@ export function decodeFrame(data) {
   let frame;
   if (first === F_RESUME) {
     const flags = reader.byte("flags");
-    if (flags & ~ASK) throw badFrame(`unknown flags ${hex(flags)}`, "flags");
+    if (flags & ~ASKS) throw badFrame(`unknown flags ${shownFlags(flags)}`, "flags");
     frame = {
       kind: "Resume",
       round: reader.count("round"),
@@ -980,191 +1056,166 @@ export const MAX_DEPTH = 32;
 /** @typedef {Join | SignalOut | Update | Leave | Ack | Report} ClientMessage */
 /** @typedef {Welcome | MemberJoined | MemberLeft | MemberUpdated | SignalIn | Refused | IceServers | Forwarded | Notice | RestartIce | Goodbye | Ack} RelayMessage */
 /** @typedef {Offer | Answer | Candidates | Dial | Stale} LinkMessage */
-/** @typedef {ClientMessage | RelayMessage | LinkMessage | LinkReport | Member | IceServerInfo | IceCandidate} AnyMessage */
 
 /**
+ * What a value must be. `shown` is what errors call it. Lengths of strings are in code points.
  * @typedef {{is: "string", max: number, min: number, pattern: RegExp | null, words: string}
- *   | {is: "int", max: number}
- *   | {is: "float", max: number}
- *   | {is: "bool"} | {is: "object"} | {is: "raw"}
+ *   | {is: "int" | "float", max: number}
+ *   | {is: "bool" | "object" | "raw"}
  *   | {is: "literal", values: readonly string[]}
- *   | {is: "array", of: Type, min: number, max: number}
+ *   | {is: "array", of: SchemaType, min: number, max: number}
  *   | {is: "struct", struct: Struct}
- *   | {is: "union", tags: ReadonlyMap<string, Struct>}} Shape
- * @typedef {Shape & {shown: string, nullable: boolean}} Type
- * @typedef {{name: string, wire: string, type: Type, fallback: unknown}} Field
- * @typedef {{kind: string, tag: string | null, asArray: boolean, fields: readonly Field[], places: ReadonlyMap<string, number>, required: number}} Struct
+ *   | {is: "union", tags: ReadonlyMap<string, Struct>}} SchemaShape
+ * @typedef {SchemaShape & {shown: string, nullable?: boolean}} SchemaType
+ * @typedef {{name: string, wire: string, type: SchemaType, fallback: unknown}} SchemaField
+ * @typedef {{kind: string, tag: string | null, isArray: boolean, fields: readonly SchemaField[], places: ReadonlyMap<string, number>, required: number}} Struct
+ * @typedef {SchemaType | readonly [SchemaType, unknown]} FieldType a type, or that and a default
  */
-
-// No control characters, no line or paragraph separators, nothing that turns the direction of text,
-// no surrounding white space: a peer id or a name goes into logs and terminals as it is.
-const BAD_TEXT = String.raw`\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069`;
-// What Python takes for white space, as far as it isn't among those.
-const WHITE = String.raw` \xa0\u1680\u2000-\u200a\u202f\u205f\u3000`;
-const EDGE = `[^${WHITE}${BAD_TEXT}]`;
-
-/** @type {(words: string, pattern: string | null, max?: number, min?: number) => Type} */
-const stringType = (words, pattern, max = Infinity, min = 0) => ({
-  is: "string", shown: "str", nullable: false, max, min, words, pattern: pattern === null ? null : new RegExp(`^${pattern}$`, "u"),
-});
-const label = stringType("without control characters and without white space around it", `${EDGE}([^${BAD_TEXT}]*${EDGE})?`, 128, 1);
-const incarnation = stringType("of 8 to 64 letters, digits, - and _", "[A-Za-z0-9_\\-]{8,64}");
-const token = stringType("of 16 to 128 letters, digits, - and _", "[A-Za-z0-9_\\-]{16,128}");
-const joinToken = stringType(`of 1 to ${MAX_JOIN_TOKEN} printable ASCII characters without spaces`, `[!-~]{1,${MAX_JOIN_TOKEN}}`);
-const code = stringType("of 1 to 64 lower-case letters and _", "[a-z_]{1,64}");
-const prose = stringType("without control characters", `[^${BAD_TEXT}]*`, MAX_TEXT);
-const reasonText = { ...prose, max: MAX_REASON };
-const iceUrl = stringType("that begins with stun:, turn: or turns:", `(stun|turns?):${EDGE}+`, 256);
-/** @type {(max?: number) => Type} */
-const plainText = (max) => stringType("", null, max);
-/** @type {(max: number) => Type} */
-const whole = (max) => ({ is: "int", shown: "int", nullable: false, max });
-const small = whole(2 ** 31 - 1);
-const tally = whole(2 ** 53);
-/** @type {(max: number) => Type} */
-const real = (max) => ({ is: "float", shown: "float", nullable: false, max });
-const seconds = real(86400);
-/** @type {Type} */
-const truth = { is: "bool", shown: "bool", nullable: false };
-/** @type {Type} */
-const metadataType = { is: "object", shown: "object", nullable: false };
-/** @type {Type} */
-const raw = { is: "raw", shown: "any", nullable: true };
-/** @type {(...values: string[]) => Type} */
-const oneOf = (...values) => ({ is: "literal", shown: "str", nullable: false, values });
-/** @type {(of: Type, max?: number, min?: number) => Type} */
-const list = (of, max = Infinity, min = 0) => ({ is: "array", shown: "array", nullable: false, of, max, min });
-/** @type {(struct: Struct) => Type} */
-const one = (struct) => ({ is: "struct", shown: struct.asArray ? "array" : "object", nullable: false, struct });
-/** @type {(type: Type) => Type} */
-const orNull = (type) => ({ ...type, shown: `${type.shown} | null`, nullable: true });
 
 const REQUIRED = Symbol("required");
-/** A field: its name here, its type, what it is when it is absent, its name on the wire. */
-/** @type {(name: string, type: Type, fallback?: unknown, wire?: string) => Field} */
-const field = (name, type, fallback = REQUIRED, wire = name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`)) => ({
-  name, wire, type, fallback,
-});
 
-/** @type {(kind: string, tag: string | null, fields?: Field[], asArray?: boolean) => Struct} */
-const struct = (kind, tag, fields = [], asArray = false) => ({
-  kind, tag, asArray, fields,
-  places: new Map(fields.map((each, place) => [each.wire, place])),
-  required: fields.filter((each) => each.fallback === REQUIRED).length,
-});
+const SCHEMA = (() => {
+  // No control characters, no line or paragraph separators, nothing that turns the direction of
+  // text, no surrounding white space: a peer id or a name goes into logs and terminals as it is.
+  const bad = String.raw`\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069`;
+  // What Python takes for white space, as far as it isn't among those.
+  const edge = `[^ \xa0\u1680\u2000-\u200a\u202f\u205f\u3000${bad}]`;
 
-const generation = field("generation", small, 0);
-const nameOrNull = field("name", orNull(label), null);
-const metadataField = field("metadata", metadataType, {});
-const STRUCTS = {
-  Join: struct("Join", "join", [
-    field("version", small), field("room", label), field("peerId", label), field("incarnation", incarnation), nameOrNull, metadataField,
-    field("onConflict", oneOf("reject", "takeover", "rename"), "reject"), field("token", orNull(token), null),
-    field("session", orNull(token), null), field("received", tally, 0), field("attempt", tally, 0), field("joinToken", orNull(joinToken), null),
-  ]),
-  SignalOut: struct("SignalOut", "signal", [field("to", label), field("toIncarnation", incarnation), field("epoch", small), field("body", raw)]),
-  Update: struct("Update", "update", [nameOrNull, field("metadata", orNull(metadataType), null)]),
-  Leave: struct("Leave", "leave"),
-  LinkReport: struct("LinkReport", null, [
-    field("peerId", label), field("incarnation", incarnation),
-    field("state", oneOf("new", "connecting", "connected", "disconnected", "failed", "closed")), field("iceState", code),
-    field("path", orNull(oneOf("direct", "turn", "relay")), null), field("rtt", orNull(seconds), null),
-    field("reason", reasonText, ""), field("failure", reasonText, ""),
-    field("restarts", tally, 0), field("attempts", tally, 0), field("successes", tally, 0), field("failures", tally, 0),
-    field("connectTime", orNull(real(Infinity)), null), field("fallbacks", tally, 0), field("messages", tally, 0),
-    field("bytesSent", tally, 0), field("bytesReceived", tally, 0),
-  ], true),
-  Ack: struct("Ack", "ack", [field("received", tally)]),
-  Member: struct("Member", null, [field("peerId", label), field("incarnation", incarnation), nameOrNull, metadataField]),
-  IceServerInfo: struct("IceServerInfo", null, [
-    field("urls", list(iceUrl, 8, 1)), field("username", orNull(plainText(512)), null), field("credential", orNull(plainText(512)), null),
-  ]),
-  MemberLeft: struct("MemberLeft", "left", [field("peerId", label), field("incarnation", incarnation), field("reason", code)]),
-  MemberUpdated: struct("MemberUpdated", "updated", [field("peerId", label), field("incarnation", incarnation), nameOrNull, metadataField]),
-  SignalIn: struct("SignalIn", "signal", [
-    field("sender", label, REQUIRED, "from"), field("incarnation", incarnation), field("toIncarnation", incarnation),
-    field("epoch", small), field("body", raw),
-  ]),
-  Refused: struct("Refused", "refused", [
-    field("code", code), field("text", prose), field("field", orNull(prose), null), field("message", tally, 0),
-    field("to", orNull(label), null), field("retryAfter", orNull(seconds), null),
-  ]),
-  Forwarded: struct("Forwarded", "forwarded", [field("to", label), field("size", tally)]),
-  Notice: struct("Notice", "notice", [field("text", prose)]),
-  RestartIce: struct("RestartIce", "restart_ice", [field("peerId", orNull(label), null)]),
-  Goodbye: struct("Goodbye", "goodbye", [field("reason", code), field("retryAfter", orNull(seconds), null)]),
-  Offer: struct("Offer", "offer", [field("sdp", plainText()), generation]),
-  Answer: struct("Answer", "answer", [field("sdp", plainText()), generation]),
-  IceCandidate: struct("IceCandidate", null, [
-    field("candidate", plainText(1024)), field("sdpMid", orNull(plainText(64)), null, "sdpMid"),
-    field("sdpMLineIndex", orNull(whole(255)), null, "sdpMLineIndex"),
-  ]),
-  Dial: struct("Dial", "dial", [field("reason", prose, "")]),
-  Stale: struct("Stale", "stale", [field("incarnation", incarnation), field("epoch", small)]),
-};
-const REPORT = struct("Report", "report", [field("links", list(one(STRUCTS.LinkReport), MAX_REPORTS))]);
-const ICE_SERVERS = struct("IceServers", "ice_servers", [
-  field("servers", list(one(STRUCTS.IceServerInfo), 16)), field("expiresIn", orNull(seconds), null),
-]);
-const WELCOME = struct("Welcome", "welcome", [
-  field("version", small), field("room", label), field("peerId", label), field("incarnation", incarnation), field("token", token),
-  field("seatTimeout", seconds), field("session", orNull(token), null), field("resumed", truth, false), field("received", tally, 0),
-  field("members", list(one(STRUCTS.Member)), []), field("forwardWindow", tally, 0), field("reportInterval", seconds, 0),
-  field("iceServers", orNull(one(ICE_SERVERS)), null),
-]);
-const MEMBER_JOINED = struct("MemberJoined", "joined", [field("member", one(STRUCTS.Member))]);
-const CANDIDATES = struct("Candidates", "candidates", [
-  field("candidates", list(one(STRUCTS.IceCandidate), MAX_CANDIDATES), []), field("end", truth, false), generation,
-]);
+  /** @type {(words: string, pattern: string | null, max?: number, min?: number) => SchemaType} */
+  const text = (words, pattern, max = Infinity, min = 0) => {
+    return { is: "string", shown: "str", max, min, words, pattern: pattern === null ? null : new RegExp(`^(?:${pattern})$`, "u") };
+  };
+  /** @type {(max: number) => SchemaType} */
+  const whole = (max) => ({ is: "int", shown: "int", max });
+  /** @type {(max: number) => SchemaType} */
+  const real = (max) => ({ is: "float", shown: "float", max });
+  /** @type {(...values: string[]) => SchemaType} */
+  const oneOf = (...values) => ({ is: "literal", shown: "str", values });
+  /** @type {(of: SchemaType, max?: number, min?: number) => SchemaType} */
+  const list = (of, max = Infinity, min = 0) => ({ is: "array", shown: "array", of, max, min });
+  /** @type {(struct: Struct) => SchemaType} */
+  const one = (struct) => ({ is: "struct", shown: struct.isArray ? "array" : "object", struct });
+  /** @type {(...structs: Struct[]) => SchemaType} */
+  const union = (...structs) => {
+    return { is: "union", shown: "object", tags: new Map(structs.map((each) => [each.tag ?? "", each])) };
+  };
+  /** @type {(type: SchemaType) => [SchemaType, null]} */
+  const orNull = (type) => [{ ...type, shown: `${type.shown} | null`, nullable: true }, null];
+  const snake = (/** @type {string} */ name) => name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
+  /** @type {(kind: string, tag: string | null, fields: {[name: string]: FieldType}, options?: {isArray?: boolean, wire?: (name: string) => string}) => Struct} */
+  const struct = (kind, tag, described, { isArray = false, wire = snake } = {}) => {
+    const fields = Object.entries(described).map(([name, type]) => {
+      const [of, fallback] = type instanceof Array ? type : [/** @type {SchemaType} */ (type), REQUIRED];
+      return { name, wire: wire(name), type: of, fallback };
+    });
+    const places = new Map(fields.map((each, place) => [each.wire, place]));
+    return { kind, tag, isArray, fields, places, required: fields.filter((each) => each.fallback === REQUIRED).length };
+  };
 
-/** @type {(...structs: Struct[]) => Type} */
-const union = (...structs) => ({
-  is: "union", shown: "object", nullable: false, tags: new Map(structs.map((each) => [each.tag ?? "", each])),
-});
-const S = STRUCTS;
-const CLIENT_MESSAGE = union(S.Join, S.SignalOut, S.Update, S.Leave, S.Ack, REPORT);
-const RELAY_MESSAGE = union(
-  WELCOME, MEMBER_JOINED, S.MemberLeft, S.MemberUpdated, S.SignalIn, S.Refused, ICE_SERVERS, S.Forwarded, S.Notice, S.RestartIce, S.Goodbye, S.Ack,
-);
-const LINK_MESSAGE = union(S.Offer, S.Answer, CANDIDATES, S.Dial, S.Stale);
-/** @type {ReadonlyMap<string, Struct>} */
-const BY_KIND = new Map([...Object.values(STRUCTS), REPORT, ICE_SERVERS, WELCOME, MEMBER_JOINED, CANDIDATES].map((each) => [each.kind, each]));
+  const label = text("without control characters and without white space around it", `${edge}(?:[^${bad}]*${edge})?`, 128, 1);
+  const incarnation = text("of 8 to 64 letters, digits, - and _", "[A-Za-z0-9_\\-]{8,64}");
+  const token = text("of 16 to 128 letters, digits, - and _", "[A-Za-z0-9_\\-]{16,128}");
+  const joinToken = text(
+    `of 1 to ${MAX_JOIN_TOKEN} printable ASCII characters without spaces`,
+    `[!-~]{1,${MAX_JOIN_TOKEN}}`,
+  );
+  const code = text("of 1 to 64 lower-case letters and _", "[a-z_]{1,64}");
+  const prose = (max = MAX_TEXT) => text("without control characters", `[^${bad}]*`, max);
+  const url = text("that begins with stun:, turn: or turns:", `(?:stun|turns?):${edge}+`, 256);
+  const plain = (max = Infinity) => text("", null, max);
+  const version = whole(2 ** 31 - 1);
+  const epoch = version;
+  const received = whole(2 ** 53);
+  /** @type {FieldType} */
+  const count = [received, 0];
+  const seconds = real(86400);
+  /** @type {FieldType} */
+  const no = [{ is: "bool", shown: "bool" }, false];
+  /** @type {SchemaType} */
+  const object = { is: "object", shown: "object" };
+  /** @type {SchemaType} */
+  const body = { is: "raw", shown: "any" };
 
-/** @param {string} kind */
-function structOf(kind) {
-  const found = BY_KIND.get(kind);
-  if (!found) throw new TypeError(`no message is a ${kind}`);
-  return found;
-}
+  const name = orNull(label);
+  const secret = orNull(plain(512));
+  /** @type {FieldType} */
+  const generation = [epoch, 0];
+  /** @type {FieldType} */
+  const metadata = [object, {}];
 
-/**
- * What a field is when it is absent: objects and arrays each time anew.
- * @param {Field} of
- */
-function fallbackOf(of) {
-  if (Array.isArray(of.fallback)) return [];
-  return typeof of.fallback === "object" && of.fallback !== null ? {} : of.fallback;
-}
+  const join = struct("Join", "join", {
+    ...{ version, room: label, peerId: label, incarnation, name, metadata },
+    onConflict: [oneOf("reject", "takeover", "rename"), "reject"],
+    ...{ token: orNull(token), session: orNull(token), received: count, attempt: count, joinToken: orNull(joinToken) },
+  });
+  const signalOut = struct("SignalOut", "signal", { to: label, toIncarnation: incarnation, epoch, body });
+  const update = struct("Update", "update", { name, metadata: orNull(object) });
+  const leave = struct("Leave", "leave", {});
+  const reason = prose(MAX_REASON);
+  const linkReport = struct(
+    "LinkReport",
+    null,
+    {
+      ...{ peerId: label, incarnation },
+      state: oneOf("new", "connecting", "connected", "disconnected", "failed", "closed"),
+      ...{ iceState: code, path: orNull(oneOf("direct", "turn", "relay")), rtt: orNull(seconds) },
+      ...{ reason: [reason, ""], failure: [reason, ""] },
+      ...{ restarts: count, attempts: count, successes: count, failures: count, connectTime: orNull(real(Infinity)) },
+      ...{ fallbacks: count, messages: count, bytesSent: count, bytesReceived: count },
+    },
+    { isArray: true },
+  );
+  const report = struct("Report", "report", { links: list(one(linkReport), MAX_REPORTS) });
 
-/**
- * A message of this kind, with its defaults filled in.
- * @template {AnyMessage["kind"]} K
- * @param {K} kind
- * @param {Partial<Extract<AnyMessage, {kind: K}>>} [fields]
- * @returns {Extract<AnyMessage, {kind: K}>}
- */
-export function message(kind, fields = {}) {
-  /** @type {{[name: string]: unknown}} */
-  const given = fields;
-  /** @type {{[name: string]: unknown}} */
-  const out = { kind };
-  for (const each of structOf(kind).fields) {
-    const value = given[each.name];
-    out[each.name] = value !== undefined ? value : fallbackOf(each);
-    if (out[each.name] === REQUIRED) throw new TypeError(`a ${kind} needs ${each.name}`);
-  }
-  return /** @type {Extract<AnyMessage, {kind: K}>} */ (out);
-}
+  const ack = struct("Ack", "ack", { received });
+
+  const member = struct("Member", null, { peerId: label, incarnation, name, metadata });
+  const iceServerInfo = struct("IceServerInfo", null, { urls: list(url, 8, 1), username: secret, credential: secret });
+  const iceServers = struct("IceServers", "ice_servers", { servers: list(one(iceServerInfo), 16), expiresIn: orNull(seconds) });
+  const welcome = struct("Welcome", "welcome", {
+    ...{ version, room: label, peerId: label, incarnation, token, seatTimeout: seconds, session: orNull(token) },
+    ...{ resumed: no, received: count, members: [list(one(member)), []], forwardWindow: count },
+    ...{ reportInterval: [seconds, 0], iceServers: orNull(one(iceServers)) },
+  });
+  const memberJoined = struct("MemberJoined", "joined", { member: one(member) });
+  const memberLeft = struct("MemberLeft", "left", { peerId: label, incarnation, reason: code });
+  const memberUpdated = struct("MemberUpdated", "updated", { peerId: label, incarnation, name, metadata });
+  const signalIn = struct(
+    "SignalIn",
+    "signal",
+    { sender: label, incarnation, toIncarnation: incarnation, epoch, body },
+    { wire: (name) => (name === "sender" ? "from" : snake(name)) },
+  );
+  const refused = struct("Refused", "refused", {
+    ...{ code, text: prose(), field: orNull(prose()), message: count, to: orNull(label), retryAfter: orNull(seconds) },
+  });
+  const forwarded = struct("Forwarded", "forwarded", { to: label, size: received });
+  const notice = struct("Notice", "notice", { text: prose() });
+  const restartIce = struct("RestartIce", "restart_ice", { peerId: orNull(label) });
+  const goodbye = struct("Goodbye", "goodbye", { reason: code, retryAfter: orNull(seconds) });
+
+  const offer = struct("Offer", "offer", { sdp: plain(), generation });
+  const answer = struct("Answer", "answer", { sdp: plain(), generation });
+  const iceCandidate = struct(
+    "IceCandidate",
+    null,
+    { candidate: plain(1024), sdpMid: orNull(plain(64)), sdpMLineIndex: orNull(whole(255)) },
+    { wire: (name) => name },
+  );
+  const candidates = struct("Candidates", "candidates", {
+    ...{ candidates: [list(one(iceCandidate), MAX_CANDIDATES), []], end: no, generation },
+  });
+  const dial = struct("Dial", "dial", { reason: [prose(), ""] });
+  const stale = struct("Stale", "stale", { incarnation, epoch });
+
+  const client = [join, signalOut, update, leave, ack, report];
+  const relay = [welcome, memberJoined, memberLeft, memberUpdated, signalIn, refused, iceServers, forwarded, notice, restartIce, goodbye];
+  const link = [offer, answer, candidates, dial, stale];
+  return {
+    ...{ client: union(...client), relay: union(...relay, ack), link: union(...link), label, incarnation },
+    byKind: new Map([...client, ...relay, ...link].map((each) => [each.kind, each])),
+  };
+})();
 
 /**
  * The text of one message: JSON without white space.
@@ -1172,202 +1223,221 @@ export function message(kind, fields = {}) {
  * @returns {string}
  */
 export function encode(message) {
-  return JSON.stringify(wireForm(structOf(message.kind), message)).replace(BODY_AT_END, () => `,"body":${/** @type {SignalOut} */ (message).body}}`);
+  const text = JSON.stringify(wireForm(/** @type {Struct} */ (SCHEMA.byKind.get(message.kind)), message));
+  // A body is JSON already. It is the last of a signal's fields.
+  return "body" in message ? `${text.slice(0, -1)},"body":${message.body}}` : text;
 }
-
-// A signal's body is JSON already. It is the last of its fields.
-const BODY_AT_END = /,"body":null\}$/;
 
 /**
  * @param {Struct} of
- * @param {object} message
+ * @param {{[name: string]: any}} value
  * @returns {unknown}
  */
-function wireForm(of, message) {
-  /** @type {{[name: string]: any}} */
-  const from = message;
-  /** @type {{[name: string]: unknown}} */
+function wireForm(of, value) {
+  /** @type {{[wire: string]: unknown}} */
   const out = of.tag === null ? {} : { type: of.tag };
   for (const { name, wire, type } of of.fields) {
-    const value = from[name];
-    if (type.is === "raw") out[wire] = null;
-    else if (type.is === "struct" && value) out[wire] = wireForm(type.struct, value);
+    const given = value[name];
+    if (type.is === "struct" && given) out[wire] = wireForm(type.struct, given);
     else if (type.is === "array" && type.of.is === "struct") {
       const item = type.of.struct;
-      out[wire] = value.map((/** @type {object} */ each) => wireForm(item, each));
-    } else out[wire] = value;
+      out[wire] = given.map((/** @type {object} */ each) => wireForm(item, each));
+    } else if (type.is !== "raw") out[wire] = given;
   }
-  return of.asArray ? Object.values(out) : out;
+  return of.isArray ? Object.values(out) : out;
 }
 
-const QUOTE = 0x22;
-const BACKSLASH = 0x5c;
-const OPEN_ARRAY = 0x5b;
-const CLOSE_ARRAY = 0x5d;
-const OPEN_OBJECT = 0x7b;
-const CLOSE_OBJECT = 0x7d;
-const COMMA = 0x2c;
-const COLON = 0x3a;
-const MINUS = 0x2d;
-const PLUS = 0x2b;
-const DOT = 0x2e;
-const ZERO = 0x30;
-const ECHO = 200;
+// --- reading JSON ----------------------------------------------------------------------------------
 
-/** @param {number} c */
-const isDigit = (c) => c >= 0x30 && c <= 0x39;
+const CH_SPACE = 0x20;
+const CH_QUOTE = 0x22;
+const CH_COMMA = 0x2c;
+const CH_MINUS = 0x2d;
+const CH_ZERO = 0x30;
+const CH_NINE = 0x39;
+const CH_COLON = 0x3a;
+const CH_BACKSLASH = 0x5c;
+const CH_OPEN_ARRAY = 0x5b;
+const CH_CLOSE_ARRAY = 0x5d;
+const CH_OPEN_OBJECT = 0x7b;
+const CH_CLOSE_OBJECT = 0x7d;
+const CH_N = 0x6e;
+const CH_T = 0x74;
+const CH_F = 0x66;
+
+/** Characters of a text that errors show. */
+const SHOWN = 200;
+/** Arrays and objects inside each other that can be read, whatever they are: about what Python can. */
+const READABLE_DEPTH = 900;
+/** Digits that a whole number may have. */
+const MAX_DIGITS = 4300;
 
 /**
- * What is read, and with what it is refused: when it is no JSON, when a value is not as it must be,
- * when it is nested deeper than `deepest`.
- * @typedef {{deepest: number, notJson: (said: string) => ProtocolError, wrong: (said: string, path: string) => ProtocolError, tooDeep: () => ProtocolError}} Source
+ * Makes the errors of who said something: it is no JSON; what is at a path is wrong; it is nested too
+ * deep.
+ * @typedef {{notJson: (said: string) => ProtocolError, wrong: (said: string, path: string) => ProtocolError, tooDeep: () => ProtocolError}} JsonErrors
  */
 
-// What Python's stack allows, about.
-const STACK = 900;
-
-/** @type {(who: string) => Source} */
-const sourceOf = (who) => ({
-  deepest: STACK,
-  notJson: (said) => new ProtocolError(`message from ${who} is not JSON: ${said}`, { code: "not_json", field: "$" }),
-  wrong: (said, path) =>
-    new ProtocolError(`malformed message from ${who}: ${printable(said, ECHO)} (field ${path})`, { code: "malformed", field: path }),
-  tooDeep: () =>
-    new ProtocolError(`message from ${who} is nested deeper than ${MAX_DEPTH} arrays and objects`, { code: "too_deep", field: "$" }),
+/** @type {(who: string) => JsonErrors} */
+const errorsOf = (who) => ({
+  notJson: (said) => new ProtocolError(`message from ${who} is not JSON: ${said}`, { code: "not_json" }),
+  wrong: (said, field) => {
+    // A value that is echoed is the sender's; this text goes into logs and back over the wire.
+    return new ProtocolError(`malformed message from ${who}: ${printable(said, SHOWN)} (field ${field})`, { field });
+  },
+  tooDeep: () => {
+    return new ProtocolError(`message from ${who} is nested deeper than ${MAX_DEPTH} arrays and objects`, { code: "too_deep" });
+  },
 });
-const CLIENT_SOURCE = sourceOf("the client");
-const RELAY_SOURCE = sourceOf("the relay");
-const PEER_SOURCE = sourceOf("the peer");
-/** @type {Source} */
-const VALUE_SOURCE = {
-  deepest: MAX_VALUE_DEPTH,
+const CLIENT_ERRORS = errorsOf("the client");
+const RELAY_ERRORS = errorsOf("the relay");
+const PEER_ERRORS = errorsOf("the peer");
+/** @type {JsonErrors} */
+const VALUE_ERRORS = {
   notJson: (said) => badValue(Kind.JSON, said),
   wrong: (said) => badValue(Kind.JSON, said),
-  tooDeep: () =>
-    new ProtocolError(`a JSON value is nested deeper than ${MAX_VALUE_DEPTH} arrays and objects`, { code: "too_deep", field: "payload" }),
+  tooDeep: () => {
+    const text = `a JSON value is nested deeper than ${MAX_VALUE_DEPTH} arrays and objects`;
+    return new ProtocolError(text, { code: "too_deep", field: "payload" });
+  },
 };
 
-/** Reads JSON (RFC 8259) into what a type says, in one pass, with the errors that Python's decoder has. */
-class Scanner {
+/**
+ * Reads JSON (RFC 8259) as what a type says, in one pass, and refuses what Python's decoder
+ * (msgspec) refuses, with its words: the first thing that is wrong counts. JSON.parse can't do that:
+ * to it 1.0 is 1, and half of a surrogate pair is text.
+ */
+class JsonReader {
   #text;
-  #source;
+  #errors;
   #at = 0;
   #depth = 0;
-  /** @type {(string | number)[]} */
+  /** Where it is: names of fields, numbers of items, and -1 for any key. @type {(string | number)[]} */
   #path = [];
-  /** How many arrays and objects were inside each other. */
+  /** How many arrays and objects there were inside each other. */
   deepest = 0;
 
   /**
    * @param {string} text
-   * @param {Source} source
+   * @param {JsonErrors} errors
    */
-  constructor(text, source) {
+  constructor(text, errors) {
     this.#text = text;
-    this.#source = source;
+    this.#errors = errors;
   }
 
   /** Nothing may follow. */
   finish() {
-    for (; this.#at < this.#text.length; this.#at++) {
-      const c = this.#text.charCodeAt(this.#at);
-      if (c !== 0x20 && c !== 0x0a && c !== 0x0d && c !== 0x09) {
-        this.#at++;
-        throw this.#malformed("trailing characters");
-      }
+    if (this.#skipSpace() < this.#text.length) {
+      this.#at++;
+      throw this.#malformed("trailing characters");
     }
   }
 
   #truncated() {
-    return this.#source.notJson("Input data was truncated");
+    return this.#errors.notJson("Input data was truncated");
   }
 
   /** @param {string} said */
   #malformed(said) {
-    return this.#source.notJson(`JSON is malformed: ${said} (byte ${utf8Length(this.#text.slice(0, this.#at))})`);
+    return this.#errors.notJson(`JSON is malformed: ${said} (byte ${utf8Length(this.#text.slice(0, this.#at))})`);
   }
 
   /** @param {string} said */
   #wrong(said) {
-    const path = this.#path.map((step) => (typeof step === "string" ? `.${step}` : step < 0 ? "[...]" : `[${step}]`)).join("");
-    return this.#source.wrong(said, `$${path}`);
+    const steps = this.#path.map((step) => (typeof step === "string" ? `.${step}` : `[${step < 0 ? "..." : step}]`));
+    return this.#errors.wrong(said, `$${steps.join("")}`);
   }
 
   /**
-   * @param {Type} type
+   * @param {SchemaType} type
    * @param {string} got
    */
   #mismatch(type, got) {
     return this.#wrong(`Expected \`${type.shown}\`, got \`${got}\``);
   }
 
-  /** The next character that is not white space. It is not taken. */
-  #peek() {
+  #skipSpace() {
     for (; ; this.#at++) {
-      if (this.#at >= this.#text.length) throw this.#truncated();
       const c = this.#text.charCodeAt(this.#at);
-      if (c !== 0x20 && c !== 0x0a && c !== 0x0d && c !== 0x09) return c;
+      if (c !== CH_SPACE && c !== 0x0a && c !== 0x0d && c !== 0x09) return this.#at;
     }
   }
 
+  /** The next character that is not white space. It is not taken. */
+  #peek() {
+    const at = this.#skipSpace();
+    if (at === this.#text.length) throw this.#truncated();
+    return this.#text.charCodeAt(at);
+  }
+
+  /** Takes a bracket. */
   #enter() {
     this.#at++;
-    if (++this.#depth > this.deepest) {
-      this.deepest = this.#depth;
-      if (this.#depth > this.#source.deepest) throw this.#source.tooDeep();
-    }
+    if (++this.#depth > this.deepest && ++this.deepest > READABLE_DEPTH) throw this.#errors.tooDeep();
+  }
+
+  #leave() {
+    this.#at++;
+    this.#depth--;
   }
 
   /** @param {string} word */
   #word(word) {
     if (this.#text.length - this.#at < word.length) throw this.#truncated();
-    if (!this.#text.startsWith(word, this.#at)) throw this.#malformed("invalid character");
+    if (!this.#text.startsWith(word, this.#at)) {
+      this.#at += word.length;
+      throw this.#malformed("invalid character");
+    }
     this.#at += word.length;
   }
 
   /** Passes over a string; returns whether there are escapes in it. */
-  #string() {
+  #skipString() {
     const text = this.#text;
-    let escaped = false;
+    let isEscaped = false;
     for (let at = this.#at + 1; ; ) {
       const c = text.charCodeAt(at);
-      if (c === QUOTE) {
+      if (c === CH_QUOTE) {
         this.#at = at + 1;
-        return escaped;
+        return isEscaped;
       }
-      if (c >= 0x20 && c !== BACKSLASH) at++;
-      else {
-        this.#at = at;
-        if (at >= text.length) throw this.#truncated();
-        if (c !== BACKSLASH) throw this.#malformed("invalid character");
-        this.#escape();
-        escaped = true;
-        at = this.#at;
+      if (c >= CH_SPACE && c !== CH_BACKSLASH) {
+        at++;
+        continue;
       }
+      this.#at = at;
+      if (at >= text.length) throw this.#truncated();
+      if (c !== CH_BACKSLASH) throw this.#malformed("invalid character");
+      this.#skipEscape();
+      isEscaped = true;
+      at = this.#at;
     }
   }
 
-  #escape() {
-    const c = this.#text.charAt(++this.#at);
+  #skipEscape() {
+    const c = this.#text.charAt(this.#at + 1);
     if (c === "") throw this.#truncated();
-    this.#at++;
-    if (c === "u") {
-      const first = this.#codeUnit();
-      if (first >= 0xdc00 && first <= 0xdfff) throw this.#malformed("invalid utf-16 surrogate pair");
-      if (first >= 0xd800 && first <= 0xdbff) {
-        if (this.#text.length - this.#at < 6) throw this.#truncated();
-        if (!this.#text.startsWith("\\u", this.#at)) throw this.#malformed("unexpected end of escaped utf-16 surrogate pair");
-        this.#at += 2;
-        const second = this.#codeUnit();
-        if (second < 0xdc00 || second > 0xdfff) throw this.#malformed("invalid utf-16 surrogate pair");
-      }
-    } else if (!'"\\/bfnrt'.includes(c)) throw this.#malformed("invalid escape character in string");
+    this.#at += 2;
+    if (c !== "u") {
+      if (!'"\\/bfnrt'.includes(c)) throw this.#malformed("invalid escape character in string");
+      return;
+    }
+    const first = this.#escapedUnit();
+    if (first < 0xd800 || first > 0xdfff) return;
+    if (first > 0xdbff) throw this.#malformed("invalid utf-16 surrogate pair");
+    if (this.#text.length - this.#at < 6) throw this.#truncated();
+    if (!this.#text.startsWith("\\u", this.#at)) throw this.#malformed("unexpected end of escaped utf-16 surrogate pair");
+    this.#at += 2;
+    const second = this.#escapedUnit();
+    if (second < 0xdc00 || second > 0xdfff) throw this.#malformed("invalid utf-16 surrogate pair");
   }
 
-  #codeUnit() {
+  /** The four digits of an escape. */
+  #escapedUnit() {
     if (this.#text.length - this.#at < 4) throw this.#truncated();
     let unit = 0;
-    for (const stop = this.#at + 4; this.#at < stop; ) {
+    for (let left = 4; left; left--) {
       const digit = "0123456789abcdef".indexOf(this.#text.charAt(this.#at++).toLowerCase());
       if (digit < 0) throw this.#malformed("invalid character in unicode escape");
       unit = unit * 16 + digit;
@@ -1375,118 +1445,133 @@ class Scanner {
     return unit;
   }
 
-  /** A string, which begins here. */
-  #text_() {
+  /** A string, which begins here. It does not hold on to the whole text. */
+  #string() {
     const start = this.#at;
-    const escaped = this.#string();
-    const text = this.#text.slice(start + 1, this.#at - 1);
-    return escaped ? /** @type {string} */ (JSON.parse(`"${text}"`)) : text;
+    this.#skipString();
+    return /** @type {string} */ (JSON.parse(this.#text.slice(start, this.#at)));
   }
 
-  #digits() {
+  /** The key of a field and its colon, which begin here. */
+  #key() {
     const start = this.#at;
-    while (isDigit(this.#text.charCodeAt(this.#at))) this.#at++;
-    return this.#at > start;
+    const isEscaped = this.#skipString();
+    const end = this.#at;
+    this.#colon();
+    return isEscaped ? /** @type {string} */ (JSON.parse(this.#text.slice(start, end))) : this.#text.slice(start + 1, end - 1);
+  }
+
+  #colon() {
+    if (this.#peek() !== CH_COLON) throw this.#malformed("expected ':'");
+    this.#at++;
+  }
+
+  /** Passes over digits; returns whether there are any. */
+  #skipDigits() {
+    const start = this.#at;
+    for (; ; this.#at++) {
+      const c = this.#text.charCodeAt(this.#at);
+      if (!(c >= CH_ZERO && c <= CH_NINE)) return this.#at > start;
+    }
   }
 
   /** Passes over a number; returns whether it has a fraction or an exponent. */
-  #number() {
+  #skipNumber() {
     const text = this.#text;
-    if (text.charCodeAt(this.#at) === MINUS && ++this.#at >= text.length) throw this.#malformed("invalid number");
-    if (text.charCodeAt(this.#at) === ZERO) {
+    let isFloat = false;
+    if (text.charCodeAt(this.#at) === CH_MINUS && ++this.#at === text.length) throw this.#malformed("invalid number");
+    if (text.charCodeAt(this.#at) === CH_ZERO) {
       this.#at++;
-      if (isDigit(text.charCodeAt(this.#at))) throw this.#malformed("invalid number");
-    } else if (!this.#digits()) throw this.#malformed("invalid character");
-    let float = false;
-    if (text.charCodeAt(this.#at) === DOT) {
-      float = true;
+      const c = text.charCodeAt(this.#at);
+      if (c >= CH_ZERO && c <= CH_NINE) throw this.#malformed("invalid number");
+    } else if (!this.#skipDigits()) throw this.#malformed("invalid character");
+    if (text.charAt(this.#at) === ".") {
+      isFloat = true;
       this.#at++;
-      if (!this.#digits()) throw this.#malformed("invalid number");
+      if (!this.#skipDigits()) throw this.#malformed("invalid number");
     }
-    if ((text.charCodeAt(this.#at) | 0x20) === 0x65) {
-      float = true;
+    const e = text.charAt(this.#at);
+    if (e === "e" || e === "E") {
+      isFloat = true;
       this.#at++;
-      const sign = text.charCodeAt(this.#at);
-      if (sign === PLUS || sign === MINUS) this.#at++;
-      if (!this.#digits()) throw this.#malformed("invalid number");
+      const sign = text.charAt(this.#at);
+      if (sign === "+" || sign === "-") this.#at++;
+      if (!this.#skipDigits()) throw this.#malformed("invalid number");
     }
-    return float;
+    return isFloat;
   }
 
   /**
-   * A number, which begins here. Without a type its range is checked, as of a value of any type.
-   * @param {Type | null} type
+   * A number, which begins here. Without a type any will do that is in range.
+   * @param {SchemaType | null} type
    */
-  #numberOf(type) {
+  #number(type) {
     const start = this.#at;
-    let float = this.#number();
+    let isFloat = this.#skipNumber();
     const digits = this.#text.slice(start, this.#at);
     const value = Number(digits);
-    // Whole numbers that no 64 bits have are taken for floats where whole numbers are not expected.
-    const large = !float && Math.abs(value) >= 2 ** 63 && (BigInt(digits.slice(0, 4301)) >= 2n ** 64n || BigInt(digits.slice(0, 4301)) < -(2n ** 63n));
-    if (large && (!type || type.is === "int")) {
-      if (digits.length > 4300) throw this.#wrong("Integer value out of range");
-    } else if (large) float = true;
-    if (float && !Number.isFinite(value)) throw this.#wrong("Number out of range");
+    if (!isFloat && isBeyond64Bits(value, digits)) {
+      // Where whole numbers are not expected, these are taken for others.
+      if (type && type.is !== "int") isFloat = true;
+      else if (digits.length > MAX_DIGITS) throw this.#wrong("Integer value out of range");
+    }
+    if (isFloat && !Number.isFinite(value)) throw this.#wrong("Number out of range");
     if (!type) return value;
-    if (type.is === "int" && !float) {
+    if (type.is === "int" && !isFloat) {
       if (value < 0) throw this.#wrong("Expected `int` >= 0");
-      if (value > type.max || (value === type.max && digits.length > 15 && BigInt(digits) > BigInt(type.max))) {
+      // What is rounded to the limit may have been above it.
+      if (value > type.max || (value === type.max && BigInt(digits) > type.max)) {
         throw this.#wrong(`Expected \`int\` <= ${type.max}`);
       }
     } else if (type.is === "float") {
       if (value < 0) throw this.#wrong("Expected `float` >= 0.0");
       if (value > type.max) throw this.#wrong(`Expected \`float\` <= ${type.max}.0`);
-    } else throw this.#mismatch(type, float ? "float" : "int");
-    return value + 0;
+    } else throw this.#mismatch(type, isFloat ? "float" : "int");
+    return value;
   }
 
   /**
-   * Passes over a value, whatever it is. `checked`: its numbers are in range, as for a value that
-   * is going to be decoded; the place of one that isn't is named.
-   * @param {boolean} checked
+   * Passes over a value, whatever it is. `isWanted`: it is going to be used, so its numbers must be
+   * in range.
+   * @param {boolean} isWanted
    */
-  skip(checked) {
-    const floor = this.#path.length;
-    /** The arrays and objects that are open: -1 is an object, else the number of the item. */
+  skip(isWanted) {
     const path = this.#path;
+    const outside = path.length;
     for (;;) {
       let c = this.#peek();
-      if (c === OPEN_ARRAY || c === OPEN_OBJECT) {
+      if (c === CH_OPEN_ARRAY || c === CH_OPEN_OBJECT) {
         this.#enter();
-        path.push(c === OPEN_ARRAY ? 0 : -1);
         const next = this.#peek();
-        if (next === c + 2) {
-          this.#at++;
-          this.#depth--;
-          path.pop();
-        } else {
-          if (c === OPEN_OBJECT) this.#key(next, checked);
+        if (next !== c + 2) {
+          path.push(c === CH_OPEN_ARRAY ? 0 : -1);
+          if (c === CH_OPEN_OBJECT) this.#skipKey(next, isWanted);
           continue;
         }
-      } else if (c === QUOTE) this.#string();
-      else if (c === 0x6e) this.#word("null");
-      else if (c === 0x74) this.#word("true");
-      else if (c === 0x66) this.#word("false");
-      else if (checked) this.#numberOf(null);
-      else this.#number();
+        this.#leave();
+      } else if (c === CH_QUOTE) this.#skipString();
+      else if (c === CH_N) this.#word("null");
+      else if (c === CH_T) this.#word("true");
+      else if (c === CH_F) this.#word("false");
+      else if (isWanted) this.#number(null);
+      else this.#skipNumber();
+      // What follows a value: the end of what it is in, which is a value as well, or another one.
       for (;;) {
-        if (path.length === floor) return;
+        if (path.length === outside) return;
         c = this.#peek();
         const place = /** @type {number} */ (path[path.length - 1]);
-        if (c === COMMA) {
+        const isArray = place >= 0;
+        if (c === CH_COMMA) {
           this.#at++;
           c = this.#peek();
-          if (place < 0) this.#key(c, checked);
-          else {
-            if (c === CLOSE_ARRAY) throw this.#malformed("trailing comma in array");
+          if (isArray) {
+            if (c === CH_CLOSE_ARRAY) throw this.#malformed("trailing comma in array");
             path[path.length - 1] = place + 1;
-          }
+          } else this.#skipKey(c, isWanted);
           break;
         }
-        if (c !== (place < 0 ? CLOSE_OBJECT : CLOSE_ARRAY)) throw this.#malformed(place < 0 ? "expected ',' or '}'" : "expected ',' or ']'");
-        this.#at++;
-        this.#depth--;
+        if (c !== (isArray ? CH_CLOSE_ARRAY : CH_CLOSE_OBJECT)) throw this.#malformed(`expected ',' or '${isArray ? "]" : "}"}'`);
+        this.#leave();
         path.pop();
       }
     }
@@ -1494,114 +1579,109 @@ class Scanner {
 
   /**
    * Passes over a key and its colon.
-   * @param {number} c the character that it begins with
-   * @param {boolean} checked
+   * @param {number} c what it begins with
+   * @param {boolean} isWanted
    */
-  #key(c, checked) {
-    if (c === CLOSE_OBJECT) throw this.#malformed("trailing comma in object");
-    if (c !== QUOTE) throw this.#malformed(checked ? "object keys must be strings" : "expected '\"'");
-    this.#string();
+  #skipKey(c, isWanted) {
+    if (c === CH_CLOSE_OBJECT) throw this.#malformed("trailing comma in object");
+    if (c !== CH_QUOTE) throw this.#malformed(isWanted ? "object keys must be strings" : "expected '\"'");
+    this.#skipString();
     this.#colon();
-  }
-
-  #colon() {
-    if (this.#peek() !== COLON) throw this.#malformed("expected ':'");
-    this.#at++;
   }
 
   /**
    * A value of this type.
-   * @param {Type} type
+   * @param {SchemaType} type
    * @returns {unknown}
    */
   value(type) {
     const c = this.#peek();
-    if (type.is === "raw") {
-      const start = this.#at;
-      this.skip(false);
-      return this.#text.slice(start, this.#at);
-    }
+    if (type.is === "raw") return this.#raw(false);
     switch (c) {
-      case 0x6e:
+      case CH_N:
         this.#word("null");
         if (type.nullable) return null;
         throw this.#mismatch(type, "null");
-      case 0x74:
+      case CH_T:
         this.#word("true");
         if (type.is === "bool") return true;
         throw this.#mismatch(type, "bool");
-      case 0x66:
+      case CH_F:
         this.#word("false");
         if (type.is === "bool") return false;
         throw this.#mismatch(type, "bool");
-      case OPEN_ARRAY:
+      case CH_OPEN_ARRAY:
         if (type.is === "array") return this.#array(type);
-        if (type.is === "struct" && type.struct.asArray) return this.#structArray(type.struct);
+        if (type.is === "struct" && type.struct.isArray) return this.#structArray(type.struct);
         throw this.#mismatch(type, "array");
-      case OPEN_OBJECT:
-        if (type.is === "object") {
-          const start = this.#at;
-          this.skip(true);
-          return JSON.parse(this.#text.slice(start, this.#at));
-        }
+      case CH_OPEN_OBJECT:
+        if (type.is === "object") return JSON.parse(this.#raw(true));
         if (type.is === "union") return this.#union(type.tags);
-        if (type.is === "struct" && !type.struct.asArray) {
+        if (type.is === "struct" && !type.struct.isArray) {
           this.#enter();
           return this.#struct(type.struct, true);
         }
         throw this.#mismatch(type, "object");
-      case QUOTE:
-        return this.#stringOf(type);
+      case CH_QUOTE:
+        return this.#textOf(type);
       default:
-        return this.#numberOf(type);
+        return this.#number(type);
     }
   }
 
-  /** @param {Type} type */
-  #stringOf(type) {
-    const text = this.#text_();
+  /**
+   * The JSON of a value, which begins here.
+   * @param {boolean} isWanted
+   */
+  #raw(isWanted) {
+    const start = this.#at;
+    this.skip(isWanted);
+    return this.#text.slice(start, this.#at);
+  }
+
+  /** @param {SchemaType} type */
+  #textOf(type) {
+    const text = this.#string();
     if (type.is === "literal") {
       if (!type.values.includes(text)) throw this.#wrong(`Invalid enum value '${text}'`);
       return text;
     }
     if (type.is !== "string") throw this.#mismatch(type, "str");
-    if (text.length < type.min) throw this.#wrong(`Expected \`str\` of length >= ${type.min}`);
-    // Characters are code points; there are as many code units at least.
-    if (text.length > type.max && [...text].length > type.max) throw this.#wrong(`Expected \`str\` of length <= ${type.max}`);
-    if (type.pattern && !type.pattern.test(text)) throw this.#wrong(`Expected \`str\` ${type.words}`);
+    const misfit = misfitOf(type, text);
+    if (misfit !== null) throw this.#wrong(`Expected \`str\` ${misfit}`);
     return text;
   }
 
   /**
-   * Whether there is another item of an array or object, of which this is the first or not. It is
-   * not taken.
-   * @param {boolean} first
+   * Whether there is another item in an array or object. It is not taken.
+   * @param {boolean} isFirst whether it would be the first
    * @param {number} close
    */
-  #more(first, close) {
+  #hasMore(isFirst, close) {
     let c = this.#peek();
     if (c === close) {
-      this.#at++;
-      this.#depth--;
+      this.#leave();
       return false;
     }
-    if (!first) {
-      if (c !== COMMA) throw this.#malformed(close === CLOSE_ARRAY ? "expected ',' or ']'" : "expected ',' or '}'");
+    const isArray = close === CH_CLOSE_ARRAY;
+    if (!isFirst) {
+      if (c !== CH_COMMA) throw this.#malformed(`expected ',' or '${isArray ? "]" : "}"}'`);
       this.#at++;
       c = this.#peek();
-      if (c === close) throw this.#malformed(close === CLOSE_ARRAY ? "trailing comma in array" : "trailing comma in object");
+      if (c === close) throw this.#malformed(`trailing comma in ${isArray ? "array" : "object"}`);
     }
-    if (close === CLOSE_OBJECT && c !== QUOTE) throw this.#malformed("object keys must be strings");
+    if (!isArray && c !== CH_QUOTE) throw this.#malformed("object keys must be strings");
     return true;
   }
 
-  /** @param {Type & {is: "array"}} type */
+  /** @param {SchemaType & {is: "array"}} type */
   #array(type) {
-    this.#enter();
+    /** @type {unknown[]} */
     const out = [];
     const path = this.#path;
+    this.#enter();
     path.push(0);
-    while (this.#more(!out.length, CLOSE_ARRAY)) {
+    while (this.#hasMore(!out.length, CH_CLOSE_ARRAY)) {
       path[path.length - 1] = out.length;
       out.push(this.value(type.of));
     }
@@ -1613,36 +1693,34 @@ class Scanner {
 
   /** @param {Struct} of */
   #structArray(of) {
-    this.#enter();
-    /** @type {{[name: string]: unknown}} */
-    const out = { kind: of.kind };
+    /** @type {unknown[]} */
+    const values = [];
     const path = this.#path;
-    let count = 0;
+    this.#enter();
     path.push(0);
-    for (; this.#more(!count, CLOSE_ARRAY); count++) {
-      path[path.length - 1] = count;
-      if (count < of.fields.length) out[of.fields[count].name] = this.value(of.fields[count].type);
+    for (let place = 0; this.#hasMore(!place, CH_CLOSE_ARRAY); place++) {
+      path[path.length - 1] = place;
+      if (place < of.fields.length) values.push(this.value(of.fields[place].type));
       else this.skip(false);
     }
     path.pop();
-    if (count < of.required) throw this.#wrong(`Expected \`array\` of at least length ${of.required}, got ${count}`);
-    for (const each of of.fields.slice(count)) out[each.name] = fallbackOf(each);
-    return out;
+    if (values.length < of.required) {
+      throw this.#wrong(`Expected \`array\` of at least length ${of.required}, got ${values.length}`);
+    }
+    return this.#filledIn(of, values);
   }
 
   /**
    * The fields of an object that was entered.
    * @param {Struct} of
-   * @param {boolean} first whether none of them was taken
+   * @param {boolean} isFirst whether none of them was taken
    */
-  #struct(of, first) {
-    /** @type {unknown[]} */
+  #struct(of, isFirst) {
     const values = new Array(of.fields.length).fill(undefined);
     const path = this.#path;
     path.push("");
-    for (; this.#more(first, CLOSE_OBJECT); first = false) {
-      const key = this.#text_();
-      this.#colon();
+    for (; this.#hasMore(isFirst, CH_CLOSE_OBJECT); isFirst = false) {
+      const key = this.#key();
       const place = of.places.get(key);
       if (place !== undefined) {
         path[path.length - 1] = key;
@@ -1653,25 +1731,32 @@ class Scanner {
       } else this.skip(false);
     }
     path.pop();
+    return this.#filledIn(of, values);
+  }
+
+  /**
+   * @param {Struct} of
+   * @param {readonly unknown[]} values what is undefined was absent
+   */
+  #filledIn(of, values) {
     /** @type {{[name: string]: unknown}} */
     const out = { kind: of.kind };
-    of.fields.forEach((each, place) => {
-      const value = values[place] === undefined ? fallbackOf(each) : values[place];
-      if (value === REQUIRED) {
-        path.push(each.wire);
-        throw this.#wrong(`Object missing required field \`${each.wire}\``);
-      }
-      out[each.name] = value;
+    of.fields.forEach(({ name, wire, fallback }, place) => {
+      const value = values[place];
+      if (value !== undefined) out[name] = value;
+      else if (fallback === REQUIRED) {
+        this.#path.push(wire);
+        throw this.#wrong(`Object missing required field \`${wire}\``);
+      } else out[name] = Array.isArray(fallback) ? [] : typeof fallback === "object" && fallback ? {} : fallback;
     });
     return out;
   }
 
-  /** The text of a `type` field. */
+  /** The text of a `type`. */
   #tag() {
     this.#path[this.#path.length - 1] = "type";
-    if (this.#peek() === QUOTE) return this.#text_();
+    if (this.#peek() === CH_QUOTE) return this.#string();
     this.skip(false);
-    this.#path.length = this.#path.lastIndexOf("type") + 1;
     throw this.#wrong("Expected `str`");
   }
 
@@ -1680,10 +1765,8 @@ class Scanner {
     this.#enter();
     const start = this.#at;
     this.#path.push("type");
-    for (let first = true; this.#more(first, CLOSE_OBJECT); first = false) {
-      const key = this.#text_();
-      this.#colon();
-      if (key !== "type") {
+    for (let isFirst = true; this.#hasMore(isFirst, CH_CLOSE_OBJECT); isFirst = false) {
+      if (this.#key() !== "type") {
         this.skip(false);
         continue;
       }
@@ -1692,32 +1775,57 @@ class Scanner {
       if (!of) throw this.#wrong(`Invalid value '${tag}'`);
       this.#path.pop();
       // What came before its type is read again, as what it is.
-      if (!first) this.#at = start;
-      return this.#struct(of, !first);
+      if (!isFirst) this.#at = start;
+      return this.#struct(of, !isFirst);
     }
     throw this.#wrong("Object missing required field `type`");
   }
 }
 
 /**
- * @param {Type} type
- * @param {string | Uint8Array} data
- * @param {Source} source
- * @returns {{read: unknown, deepest: number}}
+ * Whether a whole number is beyond those of 64 bits, with or without a sign.
+ * @param {number} value
+ * @param {string} digits
  */
-function readMessage(type, data, source) {
+function isBeyond64Bits(value, digits) {
+  if (Math.abs(value) < 2 ** 63) return false;
+  if (value < 0) return value < -(2 ** 63) || BigInt(digits) < -(2n ** 63n);
+  return value > 2 ** 64 || (value === 2 ** 64 && BigInt(digits) >= 2n ** 64n);
+}
+
+/**
+ * What a text would have to be, when it doesn't fit its type.
+ * @param {SchemaType & {is: "string"}} type
+ * @param {string} text
+ */
+function misfitOf({ min, max, pattern, words }, text) {
+  if (text.length < min) return `of length >= ${min}`;
+  // There are at least as many code units as code points.
+  if (text.length > max && [...text].length > max) return `of length <= ${max}`;
+  return pattern && !pattern.test(text) ? words : null;
+}
+
+/**
+ * @param {SchemaType} type
+ * @param {string | Uint8Array} data
+ * @param {JsonErrors} errors
+ * @returns {{message: any, deepest: number}}
+ */
+function readMessage(type, data, errors) {
   let text;
   try {
     text = typeof data === "string" ? data : utf8Decoder.decode(data);
   } catch {
-    throw source.notJson("it is not UTF-8");
+    throw errors.notJson("it is not UTF-8");
   }
-  if (typeof data === "string" && LONE_SURROGATE.test(text)) throw source.notJson("it is not UTF-8");
-  const scanner = new Scanner(text, source);
-  const read = scanner.value(type);
-  scanner.finish();
-  return { read, deepest: scanner.deepest };
+  if (LONE_SURROGATE.test(text)) throw errors.notJson("it is not valid Unicode");
+  const reader = new JsonReader(text, errors);
+  const message = reader.value(type);
+  reader.finish();
+  return { message, deepest: reader.deepest };
 }
+
+// --- signalling messages ---------------------------------------------------------------------------
 
 /**
  * At most `limit` characters of `text`, each fit for a log, a terminal and the wire.
@@ -1725,7 +1833,8 @@ function readMessage(type, data, source) {
  * @param {number} [limit]
  */
 export function printable(text, limit = MAX_TEXT) {
-  return Array.from(text.slice(0, 2 * limit)).slice(0, limit).map((each) => (isPrintable(each) ? each : "\ufffd")).join("");
+  const characters = Array.from(text.slice(0, 2 * limit)).slice(0, limit);
+  return characters.map((each) => (isPrintable(each) ? each : "\ufffd")).join("");
 }
 
 /**
@@ -1749,20 +1858,22 @@ export function brief(text) {
  * @returns {ClientMessage}
  */
 export function decodeClient(data) {
-  const { read, deepest } = readMessage(CLIENT_MESSAGE, data, CLIENT_SOURCE);
-  const message = /** @type {ClientMessage} */ (read);
-  if (deepest > MAX_DEPTH) throw CLIENT_SOURCE.tooDeep();
-  if (message.kind === "Join") {
-    if (message.version !== VERSION) {
-      throw new ProtocolError(`this relay speaks version ${VERSION} of the protocol, the client ${message.version}`, {
-        code: "unsupported_version",
-        field: "$.version",
-      });
-    }
-    checkMetadata(message.metadata);
-  } else if (message.kind === "Update") {
-    if (message.metadata) checkMetadata(message.metadata);
-  } else if (message.kind === "Report") checkLinks(message.links);
+  const { message, deepest } = readMessage(SCHEMA.client, data, CLIENT_ERRORS);
+  if (deepest > MAX_DEPTH) throw CLIENT_ERRORS.tooDeep();
+  switch (message.kind) {
+    case "Join":
+      if (message.version !== VERSION) {
+        const text = `this relay speaks version ${VERSION} of the protocol, the client ${message.version}`;
+        throw new ProtocolError(text, { code: "unsupported_version", field: "$.version" });
+      }
+      checkMetadata(message.metadata);
+      break;
+    case "Update":
+      if (message.metadata !== null) checkMetadata(message.metadata);
+      break;
+    case "Report":
+      checkLinks(message.links);
+  }
   return message;
 }
 
@@ -1771,14 +1882,13 @@ export function decodeClient(data) {
  * @param {readonly LinkReport[]} links
  */
 function checkLinks(links) {
-  if (new Set(links.map((link) => `${link.incarnation} ${link.peerId}`)).size < links.length) {
-    throw CLIENT_SOURCE.wrong("it tells twice about the same incarnation", "$.links");
+  if (new Set(links.map(({ peerId, incarnation }) => `${incarnation} ${peerId}`)).size < links.length) {
+    throw CLIENT_ERRORS.wrong("it tells twice about the same incarnation", "$.links");
   }
-  links.forEach((link, number) => {
-    for (const [place, text] of /** @type {const} */ ([[6, link.reason], [7, link.failure]])) {
-      if (utf8Length(text) > MAX_REASON) {
-        throw CLIENT_SOURCE.wrong(`Expected \`str\` of at most ${MAX_REASON} bytes of UTF-8`, `$.links[${number}][${place}]`);
-      }
+  links.forEach(({ reason, failure }, number) => {
+    const place = utf8Length(reason) > MAX_REASON ? 6 : utf8Length(failure) > MAX_REASON ? 7 : null;
+    if (place !== null) {
+      throw CLIENT_ERRORS.wrong(`Expected \`str\` of at most ${MAX_REASON} bytes of UTF-8`, `$.links[${number}][${place}]`);
     }
   });
 }
@@ -1789,7 +1899,7 @@ function checkLinks(links) {
  * @returns {RelayMessage}
  */
 export function decodeRelay(data) {
-  return /** @type {RelayMessage} */ (readMessage(RELAY_MESSAGE, data, RELAY_SOURCE).read);
+  return readMessage(SCHEMA.relay, data, RELAY_ERRORS).message;
 }
 
 /**
@@ -1798,7 +1908,7 @@ export function decodeRelay(data) {
  * @returns {LinkMessage}
  */
 export function decodeLink(body) {
-  const message = /** @type {LinkMessage} */ (readMessage(LINK_MESSAGE, body, PEER_SOURCE).read);
+  const { message } = readMessage(SCHEMA.link, body, PEER_ERRORS);
   if (message.kind === "Offer" || message.kind === "Answer") checkSdp(message.sdp);
   return message;
 }
@@ -1810,16 +1920,17 @@ export function decodeLink(body) {
 export function checkMetadata(metadata) {
   const size = utf8Length(JSON.stringify(metadata));
   if (size > MAX_METADATA) {
-    throw new ProtocolError(`metadata has ${size} bytes of JSON, the limit is ${MAX_METADATA}`, { code: "too_large", field: "$.metadata" });
+    const text = `metadata has ${size} bytes of JSON, the limit is ${MAX_METADATA}`;
+    throw new ProtocolError(text, { code: "too_large", field: "$.metadata" });
   }
 }
 
-const SDP_NEEDS = [
-  ["m=application ", "a data channel section"],
-  ["a=ice-ufrag:", "ICE credentials"],
-  ["a=ice-pwd:", "ICE credentials"],
-  ["a=fingerprint:", "a DTLS fingerprint"],
-];
+const SDP_NEEDS = Object.entries({
+  "m=application ": "a data channel section",
+  "a=ice-ufrag:": "ICE credentials",
+  "a=ice-pwd:": "ICE credentials",
+  "a=fingerprint:": "a DTLS fingerprint",
+});
 const SDP_LINE = /^\p{L}=/u;
 const LINE_END = /\r\n|[\n\v\f\r\x1c-\x1e\x85\u2028\u2029]/;
 
@@ -1841,23 +1952,24 @@ function linesOf(text) {
  * @param {string} sdp
  */
 export function checkSdp(sdp) {
-  const bad = (/** @type {string} */ text, code = "bad_sdp") => new ProtocolError(`the session description ${text}`, { code, field: "$.sdp" });
+  const refused = (/** @type {string} */ text, code = "bad_sdp") => new ProtocolError(text, { code, field: "$.sdp" });
   const size = sdp.length > MAX_SDP ? [...sdp].length : sdp.length;
-  if (size > MAX_SDP) throw bad(`has ${size} characters, the limit is ${MAX_SDP}`, "too_large");
+  if (size > MAX_SDP) throw refused(`the session description has ${size} characters, the limit is ${MAX_SDP}`, "too_large");
   const lines = linesOf(sdp);
-  lines.forEach((line, number) => {
-    if (!SDP_LINE.test(line)) {
-      throw new ProtocolError(
-        `line ${number + 1} of the session description is not of the form <type>=<value>: ${repr([...line].slice(0, 40).join(""))}`,
-        { code: "bad_sdp", field: "$.sdp" },
-      );
-    }
-  });
-  if (lines[0] !== "v=0") throw bad("does not begin with v=0");
+  const wrong = lines.findIndex((line) => !SDP_LINE.test(line));
+  if (wrong >= 0) {
+    const shown = repr([...lines[wrong]].slice(0, 40).join(""));
+    throw refused(`line ${wrong + 1} of the session description is not of the form <type>=<value>: ${shown}`);
+  }
+  if (lines[0] !== "v=0") throw refused("the session description does not begin with v=0");
   const count = countCandidates(sdp);
-  if (count > MAX_CANDIDATES) throw bad(`has ${count} candidates, the limit is ${MAX_CANDIDATES}`, "too_many_candidates");
+  if (count > MAX_CANDIDATES) {
+    throw refused(`the session description has ${count} candidates, the limit is ${MAX_CANDIDATES}`, "too_many_candidates");
+  }
   for (const [prefix, what] of SDP_NEEDS) {
-    if (!lines.some((line) => line.startsWith(prefix))) throw bad(`lacks ${what} (no line ${repr(prefix)})`);
+    if (!lines.some((line) => line.startsWith(prefix))) {
+      throw refused(`the session description lacks ${what} (no line ${repr(prefix)})`);
+    }
   }
 }
 
@@ -1870,6 +1982,13 @@ export function countCandidates(sdp) {
 }
 
 // --- data frames through the relay -----------------------------------------------------------------
+//
+//     byte 0      1, which no JSON text begins with
+//     2 bytes     length of the peer id, then the peer id in UTF-8
+//     1 byte      length of the incarnation, then the incarnation in ASCII
+//     the rest    the frame, 1 to `MAX_FORWARD` bytes
+//
+// To the relay the member is the addressee, from the relay the sender, as the relay knows it.
 
 /** The first byte of a message that carries a frame. */
 export const MARK = 1;
@@ -1899,40 +2018,51 @@ export const FORWARD_SLACK = 64 * 1024;
  */
 export function encodeForward(peerId, incarnation, frame) {
   if (!frame.length) throw new InvalidData("a frame has at least one byte");
-  if (frame.length > MAX_FORWARD) throw new MessageTooLarge(`the frame has ${frame.length} bytes, the limit is ${MAX_FORWARD}`);
-  const name = utf8Encoder.encode(peerId);
-  const number = utf8Encoder.encode(incarnation);
-  return joined([Uint8Array.of(MARK, name.length >> 8, name.length & 0xff), name, Uint8Array.of(number.length), number, frame]);
+  if (frame.length > MAX_FORWARD) {
+    throw new MessageTooLarge(`the frame has ${frame.length} bytes, the limit is ${MAX_FORWARD}`);
+  }
+  const size = utf8Length(peerId);
+  const out = new Uint8Array(3 + size + 1 + incarnation.length + frame.length);
+  out[0] = MARK;
+  out[1] = size >> 8;
+  out[2] = size;
+  utf8Encoder.encodeInto(peerId, out.subarray(3));
+  out[3 + size] = incarnation.length;
+  utf8Encoder.encodeInto(incarnation, out.subarray(4 + size));
+  out.set(frame, 4 + size + incarnation.length);
+  return out;
 }
 
 /**
  * A forwarded frame and whose it is. Throws `ProtocolError` and nothing else.
+ *
+ * The frame is a part of `data`, not a copy.
  * @param {Uint8Array} data
  * @returns {FrameIn}
  */
 export function decodeForward(data) {
-  const bad = (/** @type {string} */ what) => new ProtocolError(`a message with data ${what}`, { code: "bad_forward" });
-  if (data[0] !== MARK) throw bad("must begin with the byte 1");
+  const refused = (/** @type {string} */ what) => new ProtocolError(`a message with data ${what}`, { code: "bad_forward" });
+  if (data[0] !== MARK) throw refused("must begin with the byte 1");
   const middle = 3 + ((data[1] << 8) | data[2]);
+  if (data.length < 3 || middle >= data.length) throw refused("is cut off in the names before its frame");
   const start = middle + 1 + data[middle];
-  if (data.length < 3 || !(start >= 0)) throw bad("is cut off in the names before its frame");
-  if (start >= data.length || data.length - start > MAX_FORWARD) throw bad(`must have a frame of 1 to ${MAX_FORWARD} bytes behind its names`);
-  let sender;
-  let number;
-  try {
-    sender = utf8Decoder.decode(data.subarray(3, middle));
-    number = utf8Decoder.decode(data.subarray(middle + 1, start));
-  } catch {
-    sender = number = "";
-  }
-  if (!fits(label, sender) || !fits(incarnation, number)) throw bad("does not begin with a peer id and an incarnation");
-  return { kind: "FrameIn", sender, incarnation: number, data: data.subarray(start) };
+  const size = data.length - start;
+  if (size < 1 || size > MAX_FORWARD) throw refused(`must have a frame of 1 to ${MAX_FORWARD} bytes behind its names`);
+  const sender = nameIn(data.subarray(3, middle), SCHEMA.label);
+  const incarnation = nameIn(data.subarray(middle + 1, start), SCHEMA.incarnation);
+  if (sender === null || incarnation === null) throw refused("does not begin with a peer id and an incarnation");
+  return { kind: "FrameIn", sender, incarnation, data: data.subarray(start) };
 }
 
 /**
- * @param {Type} type
- * @param {string} text
+ * @param {Uint8Array} data
+ * @param {SchemaType} type
  */
-function fits(type, text) {
-  return type.is === "string" && text.length >= type.min && [...text].length <= type.max && (type.pattern?.test(text) ?? true);
+function nameIn(data, type) {
+  try {
+    const text = utf8Decoder.decode(data);
+    return type.is === "string" && misfitOf(type, text) === null ? text : null;
+  } catch {
+    return null;
+  }
 }
