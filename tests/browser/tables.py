@@ -6,8 +6,8 @@
     .venv/bin/python -m tests.browser.tables --check    say which are out of date
 
 Each stands in its JavaScript file between ``// <generated: NAME>`` and ``// </generated>``, one row
-a line: state, input, condition, next state, actions, reason. Actions are named as the methods are
-there, so ``reply_stale`` is ``replyStale``.
+a line: state, input, condition, next state, actions, reason, as far as the table has them. Actions
+are named as the methods are there, so ``reply_stale`` is ``replyStale``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from meshpeer.core import link, restart
+from meshpeer.core import link, restart, route, session
 
 CLIENT = Path(__file__).parents[2] / "meshpeer" / "relay" / "web" / "client"
 
@@ -47,12 +47,16 @@ def camel(name: str) -> str:
     return re.sub(r"_(\w)", lambda match: match[1].upper(), name)
 
 
+def line(values: list[object]) -> str:
+    """One row."""
+    return json.dumps(values, ensure_ascii=False) + ","
+
+
 def rows(table: Iterable[Row]) -> Iterator[str]:
     """The lines of one table."""
     for row in table:
         actions = [camel(action) for action in row.actions]
-        values = [row.state, row.input, row.condition, row.next, actions, row.reason]
-        yield json.dumps(values, ensure_ascii=False) + ","
+        yield line([row.state, row.input, row.condition, row.next, actions, row.reason])
 
 
 def link_table() -> Iterator[str]:
@@ -63,10 +67,26 @@ def restart_table() -> Iterator[str]:
     return rows(restart.TABLE)
 
 
+def route_table() -> Iterator[str]:
+    """Without conditions."""
+    for row in route.TABLE:
+        actions = [camel(action) for action in row.actions]
+        yield line([row.state, row.input, row.next, actions, row.reason])
+
+
+def session_table() -> Iterator[str]:
+    """State, input, and the states that may follow."""
+    for state, inputs in session.TABLE.items():
+        for on, after in inputs.items():
+            yield line([state, on, [each for each in session.State if each in after]])
+
+
 TABLES: dict[str, tuple[str, Callable[[], Iterator[str]]]] = {
     # The name at the markers: the file, and what gives the lines.
     "link-table": ("link.js", link_table),
     "restart-table": ("restart.js", restart_table),
+    "route-table": ("route.js", route_table),
+    "session-table": ("session.js", session_table),
 }
 
 
