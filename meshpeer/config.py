@@ -302,8 +302,9 @@ class RelayConfig:
     anybody else it is not looked at."""
 
     open: bool = False
-    """Anybody who can reach the relay may join. On an address that is not loopback it does not
-    start without this, ``join_secret``, ``join_public_key`` or an `Authenticator`."""
+    """Anybody who can reach the relay may join. On an address that is not loopback, or with
+    ``trusted_proxies``, it does not start without this, ``join_secret``, ``join_public_key`` or an
+    `Authenticator`."""
     join_secret: str | None = field(default=None, repr=False)
     """Joins need a token signed with this (JWT, HS256): 32 bytes or more."""
     join_public_key: str | None = None

@@ -10,9 +10,11 @@ whether it may be here at all, is looked at when it comes (`connected`), when it
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import json
 import secrets
+import socket as sockets
 from collections import Counter, deque
 from collections.abc import Awaitable
 from contextlib import suppress
@@ -113,8 +115,8 @@ class Relay:
 
     ``authenticator`` decides who may join; without one, it is `JoinTokens` where the config has a
     ``join_secret`` or a ``join_public_key``, and else everybody may. Raises `ConfigError` when that
-    is so on an address that is not loopback and ``open`` is not set, and for a certificate or a key
-    that can't be used.
+    is so on an address that is not loopback, or behind a proxy, and ``open`` is not set, and for a
+    certificate or a key that can't be used.
     """
 
     def __init__(
@@ -183,7 +185,7 @@ class Relay:
         except OSError as exc:
             raise NetworkError(
                 f"can't listen on {config.host} port {config.port}: {exc.strerror or exc}; "
-                "stop what uses it, or choose another port (0 takes a free one)"
+                f"{_remedy(exc)}"
             ) from exc
         if self._closing:
             await self._door.close()
@@ -664,6 +666,18 @@ class Relay:
         self._apply(self._rooms.tick(self._loop.time()))
 
 
+def _remedy(exc: OSError) -> str:
+    """What helps where a port can't be had."""
+    if isinstance(exc, sockets.gaierror) or exc.errno == errno.EADDRNOTAVAIL:
+        return "choose an address of this machine, or 0.0.0.0 for all of them"
+    if exc.errno in (errno.EACCES, errno.EPERM):
+        return (
+            "the system keeps this port: choose one above 1023, or give the process the right to "
+            "have it (CAP_NET_BIND_SERVICE)"
+        )
+    return "stop what uses it, or choose another port (0 takes a free one)"
+
+
 def _authenticator(config: RelayConfig, given: Authenticator | None) -> Authenticator | None:
     tokens = config.join_secret is not None or config.join_public_key is not None
     if given is not None:
@@ -675,11 +689,17 @@ def _authenticator(config: RelayConfig, given: Authenticator | None) -> Authenti
         return given
     if tokens:
         return JoinTokens(config)
-    if not config.open and not is_loopback(config.host):
+    if config.open:
+        return None
+    where = ""
+    if not is_loopback(config.host):
+        where = f"on {config.host}, which others can reach,"
+    elif config.trusted_proxies:
+        where = "behind a proxy (RelayConfig.trusted_proxies), which others can reach,"
+    if where:
         raise ConfigError(
-            f"on {config.host}, which others can reach, anybody could join: give "
-            "RelayConfig.join_secret or join_public_key, so that joins need a token, or set "
-            "RelayConfig.open (--open)"
+            f"{where} anybody could join: give RelayConfig.join_secret or "
+            "RelayConfig.join_public_key, so that joins need a token, or set RelayConfig.open"
         )
     return None
 

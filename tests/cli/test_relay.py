@@ -459,6 +459,9 @@ def test_a_secret_that_everybody_can_read_is_warned_of(
         ("--join-secret-file {binary}", "{binary} is no text in UTF-8"),
         ("--join-secret-file {long}", "{long} has more than 65536 bytes"),
         ("--join-public-key-file {two}", "--join-public-key-file must be a public key"),
+        ("--host 0.0.0.0", "on 0.0.0.0, which others can reach, anybody could join: give --join-s"),
+        ("--host 0.0.0.0", "or --join-public-key-file, so that joins need a token, or set --open"),
+        ("--trusted-proxy 127.0.0.1", "behind a proxy (--trusted-proxy), which others can reach"),
         ("--open --join-secret-file {good}", "--open must not be set where joins need a token"),
     ],
 )

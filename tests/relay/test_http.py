@@ -16,6 +16,7 @@ from websockets.exceptions import InvalidStatus
 
 from meshpeer.config import RelayConfig
 from meshpeer.core.messages import encode
+from meshpeer.errors import ConfigError
 from meshpeer.relay import Relay
 from meshpeer.relay.addresses import Origins, Proxies, is_loopback, plain_address
 from meshpeer.relay.http import Answer
@@ -415,8 +416,20 @@ def test_addresses_and_names_of_this_machine() -> None:
     assert plain_address("fe80::1%eth0") == "fe80::1"
 
 
+def test_behind_a_proxy_it_does_not_start_open_by_itself() -> None:
+    """The proxy is on this machine, and lets the whole world in."""
+    proxies = ("127.0.0.1",)
+    with pytest.raises(ConfigError, match=r"RelayConfig\.trusted_proxies.*RelayConfig\.open"):
+        Relay(RelayConfig(trusted_proxies=proxies))
+    Relay(RelayConfig(trusted_proxies=proxies, open=True))
+    Relay(RelayConfig(trusted_proxies=proxies, join_secret="x" * 32))
+    assert Relay(RelayConfig())
+
+
 async def test_behind_a_proxy_each_client_counts_for_itself() -> None:
-    config = RelayConfig(port=0, trusted_proxies=("127.0.0.1",), max_connections_per_address=1)
+    config = RelayConfig(
+        port=0, open=True, trusted_proxies=("127.0.0.1",), max_connections_per_address=1
+    )
 
     def come(address: str) -> connect:
         return connect(relay.url, additional_headers={"X-Forwarded-For": address})

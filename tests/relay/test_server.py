@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import http
 import json
 import logging
@@ -776,3 +777,22 @@ async def test_not_configured_it_says_nothing(capfd: pytest.CaptureFixture[str])
         await ann.say(b"junk")
         await ann.hear()
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("number", "helps"),
+    [
+        (errno.EADDRINUSE, "stop what uses it"),
+        (errno.EACCES, "CAP_NET_BIND_SERVICE"),
+        (errno.EADDRNOTAVAIL, "an address of this machine"),
+    ],
+)
+async def test_it_says_what_helps_where_it_can_not_listen(
+    number: int, helps: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **options: Any) -> None:
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(socket, "create_server", fail)
+    with pytest.raises(NetworkError, match=helps):
+        await Relay(RelayConfig(port=443)).start()
