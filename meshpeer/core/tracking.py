@@ -949,10 +949,11 @@ class Tracking:
         self, room: str, wall: float, limit: int
     ) -> Generator[None, None, RoomTopology | None]:
         """The same, as of the moment of the last step, with ``limit`` links at most: those that are
-        not connected, then others. Between two steps anything may happen; which links are told of
-        was seen before."""
+        not connected, those over the relay, then others. Between two steps anything may happen;
+        which links are told of was seen before."""
         while (where := self._rooms.get(room)) is not None:
             bad: list[_Link] = []
+            relayed: list[_Link] = []
             good: list[_Link] = []
             ends = 0
             for member in list(where.members.values()):
@@ -960,6 +961,8 @@ class Tracking:
                     if link.a is member:
                         if link.counted is None:
                             bad.append(link)
+                        elif link.counted == "relay":
+                            relayed.append(link)
                         elif len(good) < limit:
                             good.append(link)
                 if len(bad) >= limit:
@@ -970,7 +973,7 @@ class Tracking:
                     yield
             yield
             if self._rooms.get(room) is where:
-                links = [link for link in (bad + good)[:limit] if link.stands]
+                links = [link for link in (bad + relayed + good)[:limit] if link.stands]
                 return _topology(where, where.members.values(), links, wall)
         return None
 

@@ -20,8 +20,8 @@ change after a quiet time at once, and no more than twice a second.
               (the 200 largest, `RoomInfo`), ``roomCount``, ``refused`` (how often each code).
               Every five seconds at least
 ``room``      ``roomId``, ``room`` (`RoomTopology`; null: there is none of that name). After each
-              ``watch``, and when something changed in that room. Has 1000 links at most, those
-              that are not connected first
+              ``watch``, and when something changed in that room. Has 1500 links at most, those
+              that are not connected first, then those over the relay
 ``activity``  ``entries`` (`Activity`) since the last ones, the latest 200 at most
 ``history``   ``samples`` (`Sample`) since the last ones
 ``done``      ``id``, ``ok``, ``text``: what became of an action, for people
@@ -101,7 +101,8 @@ would see what was true a minute ago."""
 _BEHIND: Final = 30.0
 """Seconds that it may be behind."""
 _MAX_ROOMS: Final = 200
-_MAX_LINKS: Final = 1_000
+_MAX_LINKS: Final = 1_500
+"""All of a room of 55 members."""
 _MAX_ENTRIES: Final = 200
 
 _log = Log(part="relay")
@@ -478,6 +479,7 @@ class Live:
             # Of before: what happens meanwhile may not be in it.
             version = tracking.room_version(name)
             room = yield from tracking.room_in_steps(name, self._wall(), _MAX_LINKS)
+            yield
             data = msgspec.json.encode(_Room(room_id=name, room=room))
             now = self._now()
             for page in self._pages:

@@ -111,17 +111,10 @@ const live = new Live((connection) => {
 
 const onPeer = (peer) => select({ peer });
 const onLink = (a, b) => select({ link: [a, b] });
-function onDrawn(undrawn) {
-  const notes = [];
-  if (state.room?.cut) notes.push(`The relay tells of ${count(state.room.links.length)} links of this room, those that are not connected first.`);
-  if (undrawn) notes.push(`${count(undrawn)} links that are well are not drawn. Point at a peer to see its own.`);
-  setHidden(byId("mesh-note"), !notes.length);
-  setText(byId("mesh-note"), notes.join(" "));
-}
 const actions = new Actions(live);
 const figures = new Figures();
 const rooms = new Rooms({ onRoom: (room) => select({ room }), onChange: () => changed("rooms") });
-const graph = new Graph(byId("graph"), { onPeer, onLink, onDrawn });
+const graph = new Graph(byId("graph"), { onPeer, onLink });
 const tables = new Tables(byId("tables"), { onPeer, onLink });
 const detail = new Detail(actions, select);
 const activity = new Activity({
@@ -172,10 +165,10 @@ function drawMesh() {
   setHidden(byId("legend"), table || !room);
   setAttribute(byId("as-graph"), "aria-pressed", !table);
   setAttribute(byId("as-table"), "aria-pressed", table);
-  if (table) {
-    onDrawn(0);
-    tables.update(room, selection, now());
-  }
+  const note = byId("mesh-note");
+  setHidden(note, !room?.cut);
+  setText(note, room?.cut ? `The relay tells of ${count(room.links.length)} links of this room: those that are not connected, those over the relay, and some of the others.` : "");
+  if (table) tables.update(room, selection, now());
   else graph.update(room, selection);
   const empty = byId("mesh-empty"), [why, how] = empty.children;
   setHidden(empty, room !== null);

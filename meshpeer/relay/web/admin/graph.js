@@ -7,7 +7,6 @@ import { pathName, short, stateName } from "./format.js";
 import { dash, rttOf, standingWords, tally, tallyText, tone, touches, troubled } from "./model.js";
 
 const FEW = 12; // peers that have room for words
-const ALL = 3000; // links that are drawn; of more, those with trouble and those of one peer
 const FLASHES = 40; // links that may flash at once
 const NEAR = { mouse: 7, pen: 10, touch: 16 }; // pixels around a link that count as on it
 const LEGIBLE = 8.5; // pixels of the smallest letters
@@ -69,7 +68,6 @@ export class Graph {
   #marks = { chosen: svg("path", { class: "link chosen" }), pointed: svg("path", { class: "link pointed" }) };
   #onPeer;
   #onLink;
-  #onDrawn;
   #drawn = new Map(); // by the key of the link: { element, look, line, link }
   #room = null;
   #selection = {};
@@ -78,9 +76,8 @@ export class Graph {
   #pointed = {}; // { peer } or { link }
   #reachable;
   #size = [0, 0];
-  #undrawn = 0;
 
-  constructor(box, { onPeer, onLink, onDrawn }) {
+  constructor(box, { onPeer, onLink }) {
     this.#box = box;
     // Two, as what moves is drawn again each time, and must not take a thousand links with it.
     const [under, over] = box.querySelectorAll("svg");
@@ -89,7 +86,6 @@ export class Graph {
     this.#tip = box.querySelector(".tip");
     this.#onPeer = onPeer;
     this.#onLink = onLink;
-    this.#onDrawn = onDrawn;
     this.#front.append(this.#marks.chosen, this.#marks.pointed);
     under.append(this.#links, this.#troubles);
     over.append(this.#flashes, this.#front, this.#nodes);
@@ -134,7 +130,6 @@ export class Graph {
     this.#drawLinks(flash);
     this.#drawNodes(members, family);
     this.#emphasize();
-    this.#onDrawn(this.#undrawn);
   }
 
   // --- links -----------------------------------------------------------------------------------
@@ -143,14 +138,8 @@ export class Graph {
     const links = this.#room?.links ?? [];
     let flashes = flash ? FLASHES : 0;
     const gone = new Set(this.#drawn.keys());
-    const hot = this.#hot();
-    this.#undrawn = 0;
     for (const link of links) {
       const trouble = troubled(link);
-      if (links.length > ALL && !(hot !== null && touches(link, hot)) && !(trouble && this.#drawn.size < ALL)) {
-        this.#undrawn++;
-        continue;
-      }
       const line = this.#line(link);
       if (line === null) continue;
       const { key } = link;
@@ -335,11 +324,9 @@ export class Graph {
 
   /** Points at `{ peer }`, `{ link }` or nothing. */
   #point(at, x = null, y = null) {
-    const before = this.#pointed;
     this.#pointed = at;
     // The link may have changed, or be gone.
     if (at.link) at.link = this.#drawn.get(at.link.key)?.link ?? null;
-    if (before.peer !== at.peer && (this.#room?.links.length ?? 0) > ALL) this.#drawLinks(false);
     this.#emphasize();
     this.#tell(at, x, y);
   }

@@ -64,7 +64,7 @@ export function tallyText(counts) {
 }
 
 /** The relay tells of so many links of a room; of more, those that are well are left out. */
-const MOST_LINKS = 5000;
+const MOST_LINKS = 1500;
 
 /** A room, with what is asked of it again and again. */
 export class Room {
