@@ -328,7 +328,8 @@ class RelayConfig:
     turn_secret: str | None = field(default=None, repr=False)
     """The secret that is shared with ``turn_urls``."""
     turn_lifetime: float = 3600.0
-    """How long TURN credentials are valid; new ones are sent when three quarters have passed."""
+    """How long TURN credentials are valid, and up to a quarter longer: within a quarter a member
+    gets the same ones again. New ones are sent when three quarters have passed."""
 
     seat_timeout: float = 30.0
     """How long a member whose socket dropped keeps its seat."""
