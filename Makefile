@@ -22,8 +22,9 @@ demo: $(STAMP) ## a relay and three bots as processes of their own, for about te
 relay: $(STAMP) ## the server that peers meet at, on port 3001 of this machine, with its dashboard
 	$(BIN)/meshpeer relay
 
-test: lint types ## lint, type-check and run every test
-	$(BIN)/python -m pytest
+test: JOBS ?= 2
+test: lint types ## lint, type-check and run every test, in JOBS=2 processes
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
