@@ -51,6 +51,10 @@ class _Joins:
     seconds: float = 10.0
     warm_up: float = 1.0
 
+    @property
+    def sockets(self) -> int:
+        return int(self.rate * (self.seconds + self.warm_up))
+
 
 @dataclass(frozen=True, slots=True)
 class _Signals:
@@ -216,7 +220,7 @@ def _idle(loop: str, quick: bool) -> Sequence[Figure]:
 
 
 def _joins_of(server: _Server, size: _Joins) -> dict[str, float]:
-    with _clients(server, int(size.rate * (size.seconds + size.warm_up))) as tell:
+    with _clients(server, size.sockets) as tell:
         tell("join", room="warm-up", rate=size.rate / 2, seconds=size.warm_up)
         began, cpu = time.perf_counter(), server.used()["cpu"]
         said: dict[str, float] = tell("join", rate=size.rate, seconds=size.seconds)
@@ -227,7 +231,7 @@ def _joins_of(server: _Server, size: _Joins) -> dict[str, float]:
 def _joins(loop: str, quick: bool) -> Sequence[Figure]:
     size = _Joins(rate=200, seconds=2) if quick else _Joins()
     count = int(size.rate * size.seconds)
-    room = {"sockets": 2 * count, **_WITHOUT_LIMITS}
+    room = {"sockets": size.sockets, **_WITHOUT_LIMITS}
     with _bare(loop, **room) as bare:
         theirs = _joins_of(bare, size)
     with _relay(loop, **room) as relay:
