@@ -29,6 +29,8 @@ _TURNED_AWAY: Final = 1 / 16
 """How much of a turn it costs to turn one away."""
 _OUT_OF_FILES: Final = 1.0
 """Seconds to wait for some to become free."""
+_TLS_END: Final = 3600.0
+"""Seconds that what is left to send, and TLS's goodbye, may take at most."""
 _ABORT: Final = struct.pack("ii", 1, 0)
 """A linger of no time: closing sends a reset, and the system keeps nothing (socket(7))."""
 
@@ -41,7 +43,7 @@ class Door:
     ``admit`` is asked for each connection by the address that it comes from, and gives a `Socket`
     for it or None. ``failed`` is told of such a socket that never had a connection, with what is
     to be counted as the reason, if that is the other side's fault. ``tls`` is for all of them; its
-    handshake may take ``timeout`` seconds, and its end as long.
+    handshake may take ``timeout`` seconds. Its end has no limit of its own: the owner cuts it off.
     """
 
     def __init__(
@@ -59,7 +61,8 @@ class Door:
             self._tls = {
                 "ssl": tls,
                 "ssl_handshake_timeout": timeout,
-                "ssl_shutdown_timeout": timeout,
+                # Whose sockets these are ends them, when nothing is read from them any more.
+                "ssl_shutdown_timeout": _TLS_END,
             }
         self._closing = False
         self._listening: list[sockets.socket] = []

@@ -19,6 +19,7 @@ from collections import Counter, deque
 from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from types import TracebackType
 from typing import Final, Self
@@ -34,6 +35,7 @@ from meshpeer.config import RelayConfig
 from meshpeer.core.limits import address_key
 from meshpeer.core.messages import Join
 from meshpeer.core.rooms import (
+    TRY_LATER,
     ConnId,
     Grant,
     Output,
@@ -73,8 +75,6 @@ _REQUESTS: Final = 4
 """Requests that are answered before others have their turn."""
 _ANSWERED: Final = 64
 """Connections over a limit that are told so. What is beyond them is shut unheard."""
-_RETRY_AFTER: Final = 5.0
-"""Seconds after which to come back, where nobody could say whether a join is allowed."""
 _DETAILS: Final = frozenset({"message refused", "connection refused"})
 """What a stranger can cause as often as it likes, and no operator wants to read each time."""
 _ROOT: Final = b"""\
@@ -392,8 +392,9 @@ class Relay:
         """The task of a socket, from its TCP connection on."""
         try:
             try:
-                async with asyncio.timeout(self._config.join_timeout):
-                    await socket.handshake(self._respond, self._responded, server_header=None)
+                async with asyncio.timeout(self._config.join_timeout) as limit:
+                    responded = partial(self._responded, limit)
+                    await socket.handshake(self._respond, responded, server_header=None)
             except TimeoutError:
                 if socket.request is None and socket.protocol.handshake_exc is None:
                     self._refuse("handshake_timeout", socket.address)
@@ -449,13 +450,20 @@ class Relay:
             before = block
         return LastBlock(head.status_code, head.reason_phrase, head.headers, before)
 
-    def _responded(self, socket: ServerConnection, request: Request, response: Response) -> None:  # noqa: ARG002
+    def _responded(
+        self,
+        limit: asyncio.Timeout,
+        socket: ServerConnection,
+        request: Request,  # noqa: ARG002
+        response: Response,
+    ) -> None:
         assert isinstance(socket, Socket)
         if response.status_code != 101:
-            # Who reads slowly has as long for it as it would have had to join.
-            socket.close_timeout = self._config.join_timeout
+            # Who reads slowly has as long for it as it goes on reading.
+            limit.reschedule(None)
+            socket.close_timeout = None
             # After it is written.
-            self._loop.call_soon(socket.begin)
+            self._loop.call_soon(socket.finish, self._config.join_timeout)
 
     def _answer(self, socket: Socket, request: Request, path: str, query: str) -> Answer | None:
         if request.method not in ("GET", "HEAD"):
@@ -490,7 +498,7 @@ class Relay:
             return None
         self._refuse(why, socket.address)
         limit = getattr(self._config, why)
-        retry = (("Retry-After", f"{_RETRY_AFTER:.0f}"),)
+        retry = (("Retry-After", f"{TRY_LATER:.0f}"),)
         if why == "max_connections":
             text = f"This relay has {limit} connections, which is its limit. Try again later.\n"
             return Answer(503, text.encode(), headers=retry)
@@ -566,7 +574,7 @@ class Relay:
                 return
             # Whatever went wrong with it: it is not ours, and the client can't help it.
             _log.exception("the authenticator failed", conn=conn, room=join.room)
-            retry_after = _RETRY_AFTER
+            retry_after = TRY_LATER
         else:
             self._apply(self._rooms.granted(conn, grant, self._now()))
             return

@@ -16,7 +16,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import struct
+import sys
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, Final, Protocol, cast
 
 from websockets.asyncio.server import Server, ServerConnection
@@ -28,6 +30,10 @@ from websockets.server import ServerProtocol
 from meshpeer.core.limits import Bucket
 from meshpeer.relay.http import Answer, to_response
 from meshpeer.thin import keep_waits_short
+
+if sys.platform == "linux":
+    import fcntl
+    import termios
 
 __all__ = ["MAX_HEAD", "Owner", "Serving", "Socket"]
 
@@ -231,6 +237,34 @@ class Socket(ServerConnection):
             self.recv_messages.pause = lambda: self._stop(_QUEUE)
             self.recv_messages.resume = lambda: self.loop.call_soon(self._go, _QUEUE)
         self._go(_HANDSHAKE)
+
+    def finish(self, patience: float) -> None:
+        """An answer was written, and is the last: wait until the client has it and goes. Cut it off
+        when it takes nothing of it for ``patience`` seconds."""
+        self.begin()
+        if not self.connection_lost_waiter.done():
+            self._wait_on(patience, self._untaken())
+
+    def _wait_on(self, patience: float, untaken: int) -> None:
+        def look() -> None:
+            left = self._untaken()
+            if left < untaken:
+                self._wait_on(patience, left)
+            else:
+                self.transport.abort()
+
+        self._pause = self.loop.call_later(patience, look)
+
+    def _untaken(self) -> int:
+        """Bytes that the other end has not taken; of those in the system's hands only Linux
+        tells."""
+        sock = self.transport.get_extra_info("socket")
+        unsent = self.unsent
+        if sys.platform == "linux" and sock is not None:
+            with suppress(OSError, ValueError):  # closed meanwhile
+                held = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+                unsent += int.from_bytes(held, sys.byteorder)
+        return unsent
 
     def pause(self, seconds: float) -> None:
         """Read nothing for so long."""
