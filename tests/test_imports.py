@@ -74,7 +74,7 @@ RULES = [
     Rule("core.mesh", _CORE, "msgspec", pure=True),
     Rule("core.reports", "core.messages", pure=True),
     Rule("core.limits", "", pure=True),
-    Rule("core.tracking", "core.messages", "msgspec", pure=True),
+    Rule("core.tracking", "core.limits core.messages", "msgspec", pure=True),
     Rule("core.rooms", f"{_CORE} core.forward core.limits core.tracking", "msgspec", pure=True),
     Rule("core.session", f"{_CORE} core.forward", "msgspec", pure=True),
     # What a node is made of.
@@ -132,6 +132,7 @@ RULES = [
         "websockets msgspec jwt cryptography prometheus_client",
     ),
     Rule("testing.*", "*", "pytest pytest_asyncio msgspec"),
+    Rule("__main__", "cli"),
     Rule("cli.*", "*", "typer rich structlog uvloop msgspec click cryptography"),
     # The public names, each imported when it is first asked for.
     Rule("__init__", "errors config core.events manager peer files relay signaling.* rtc.base"),

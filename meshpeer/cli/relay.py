@@ -90,8 +90,8 @@ def relay(
         bool,
         typer.Option(
             "--open",
-            help="Anybody who can reach this relay may join. On this machine alone, without a proxy, "
-            "that is so without it.",
+            help="Anybody who can reach this relay may join. On this machine alone, without a "
+            "proxy, that is so without it.",
             rich_help_panel=_ACCESS,
         ),
     ] = False,
@@ -308,8 +308,8 @@ def relay(
 ) -> None:
     """Run the server that peers meet at.
 
-    Everything is in memory. It listens on this machine only, unless --host says otherwise; then, and
-    behind a proxy, it wants --open, or a secret that joins need a token of (`meshpeer token`).
+    Everything is in memory. It listens on this machine only, unless --host says otherwise. Then,
+    and behind a proxy, it wants --open, or a secret that joins need a token of (`meshpeer token`).
 
     SIGTERM and Ctrl-C tell the members to come back soon, and end it with status 0. SIGHUP loads
     the certificate anew. Secrets are never options: they come from files or from the environment.

@@ -290,6 +290,16 @@ async def test_it_ends_with_its_terminal(tmp_path: Path) -> None:
         await process.wait()
 
 
+async def test_the_package_runs_as_a_module_too() -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "meshpeer", "relay", "--port", "65536"),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, error = await process.communicate()
+    assert process.returncode == 2
+    assert error.decode() == "meshpeer: --port must be between 0 and 65535, not 65536\n"
+
+
 # --- options --------------------------------------------------------------------------------------
 
 
