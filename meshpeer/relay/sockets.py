@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket as sockets
 import struct
 import sys
 from collections.abc import Callable, Coroutine
@@ -30,10 +31,6 @@ from websockets.server import ServerProtocol
 from meshpeer.core.limits import Bucket
 from meshpeer.relay.http import Answer, to_response
 from meshpeer.thin import keep_waits_short
-
-if sys.platform == "linux":
-    import fcntl
-    import termios
 
 __all__ = ["MAX_HEAD", "Owner", "Serving", "Socket"]
 
@@ -54,6 +51,8 @@ _LARGE: Final = 4 * 1024
 _WHOLE: Final = frozenset({0x81, 0x82})
 """How a frame begins that is a whole message (RFC 6455, section 5.2): text and binary, the last."""
 
+_BYTES_ACKED: Final = 120
+"""Where that is in Linux's ``struct tcp_info`` (tcp(7))."""
 _MESSAGE: Final = frozenset({Opcode.TEXT, Opcode.BINARY, Opcode.CONT})
 """What a message is made of."""
 _PING: Final = Frame(Opcode.PING, b"").serialize(mask=False)
@@ -243,28 +242,27 @@ class Socket(ServerConnection):
         when it takes nothing of it for ``patience`` seconds."""
         self.begin()
         if not self.connection_lost_waiter.done():
-            self._wait_on(patience, self._untaken())
+            self._wait_on(patience, self._taken())
 
-    def _wait_on(self, patience: float, untaken: int) -> None:
+    def _wait_on(self, patience: float, before: int) -> None:
         def look() -> None:
-            left = self._untaken()
-            if left < untaken:
-                self._wait_on(patience, left)
+            if (taken := self._taken()) > before:
+                self._wait_on(patience, taken)
             else:
                 self.transport.abort()
 
         self._pause = self.loop.call_later(patience, look)
 
-    def _untaken(self) -> int:
-        """Bytes that the other end has not taken; of those in the system's hands only Linux
-        tells."""
+    def _taken(self) -> int:
+        """Rises when the other end takes something. Only Linux knows; elsewhere it is what was
+        handed to the system, which takes much at once."""
         sock = self.transport.get_extra_info("socket")
-        unsent = self.unsent
         if sys.platform == "linux" and sock is not None:
-            with suppress(OSError, ValueError):  # closed meanwhile
-                held = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
-                unsent += int.from_bytes(held, sys.byteorder)
-        return unsent
+            with suppress(OSError, ValueError, struct.error):  # closed meanwhile, or too old
+                info = sock.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_INFO, _BYTES_ACKED + 8)
+                (acked,) = struct.unpack_from("=Q", info, _BYTES_ACKED)
+                return int(acked)
+        return -self.unsent
 
     def pause(self, seconds: float) -> None:
         """Read nothing for so long."""
