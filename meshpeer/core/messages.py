@@ -189,7 +189,7 @@ class Leave(Struct, frozen=True, tag="leave"):
     """Give the seat up."""
 
 
-class LinkReport(Struct, frozen=True, array_like=True):
+class LinkReport(Struct, frozen=True, array_like=True, gc=False):
     """How a link stands, as one of its ends sees it; an array on the wire, to be short.
 
     What is counted is counted from the beginning of this pair of incarnations, and goes on when

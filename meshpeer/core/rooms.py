@@ -961,6 +961,7 @@ class Rooms:
             now,
             room=None if join is None else join.room,
             peer_id=None if join is None else join.peer_id,
+            address=stranger.address,
         )
         self._note(
             "join refused", conn=conn, address=stranger.address, code=code, text=refused.text
@@ -1216,7 +1217,7 @@ class Rooms:
         out: list[Output],
     ) -> None:
         """Shut the socket of a member for what it does. The seat is kept."""
-        self._tracking.refused(code, text, now, room=seat.room, peer_id=seat.peer_id)
+        self._refused(seat, code, text, now)
         self._detach(seat, now, out)
         out.append(Shut(conn, close, text))
         self._note("member cut off", conn=conn, code=code, text=text, **_facts(seat))
@@ -1279,8 +1280,13 @@ class Rooms:
             retry_after=retry_after,
         )
         self._push(seat, encode(refused), out)
-        self._tracking.refused(code, refused.text, now, room=seat.room, peer_id=seat.peer_id)
+        self._refused(seat, code, refused.text, now)
         self._note("message refused", code=code, text=refused.text, **_facts(seat))
+
+    def _refused(self, seat: _Seat, code: str, text: str, now: float) -> None:
+        self._tracking.refused(
+            code, text, now, room=seat.room, peer_id=seat.peer_id, address=seat.address
+        )
 
     def _push(self, seat: _Seat, data: bytes, out: list[Output]) -> None:
         """Send a counted message, and keep it until it is acknowledged."""

@@ -15,12 +15,13 @@ import math
 from collections import OrderedDict, deque
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain, takewhile
 from typing import Final, Literal, NamedTuple
 
 import msgspec
 from msgspec import Struct, structs
 
+from meshpeer.core.limits import address_key
 from meshpeer.core.messages import LinkReport
 
 __all__ = [
@@ -48,7 +49,8 @@ __all__ = [
 ]
 
 MAX_ACTIVITY: Final = 1_000
-"""Events that are kept; older ones go."""
+"""Events that are kept. When there are more, the oldest goes, or the oldest of the address that has
+more than half of them: who comes and goes without end washes away what is its own."""
 
 MAX_SAMPLES: Final = 360
 """Samples that are kept: an hour of them."""
@@ -330,6 +332,7 @@ class _Member:
         "peer_id",
         "quiet_at",
         "seen",
+        "source",
         "subject",
     )
 
@@ -346,6 +349,8 @@ class _Member:
         self.incarnation = incarnation
         self.name = name
         self.address = address
+        self.source = _source(address)
+        """Who is behind what it does, in the activity."""
         self.subject = subject
         self.joined = now
         self.seen = now
@@ -371,11 +376,18 @@ class _Member:
 class _Side:
     """What one end of a link said last."""
 
-    __slots__ = ("report", "since", "updated")
+    __slots__ = ("failure", "reason", "report", "since", "updated")
 
     def __init__(self, report: LinkReport, now: float) -> None:
-        self.report = report
         self.since = now
+        self.take(report, now)
+
+    def take(self, report: LinkReport, now: float) -> None:
+        """It says this now."""
+        self.report = _without_texts(report)
+        # As UTF-8, of which they have a limit. A str of as many bytes may take four times as much.
+        self.reason = report.reason.encode()
+        self.failure = report.failure.encode()
         self.updated = now
 
     def info(self, wall: float) -> LinkSide:
@@ -386,8 +398,8 @@ class _Side:
             report.ice_state,
             report.path,
             report.rtt,
-            report.reason,
-            report.failure,
+            self.reason.decode(),
+            self.failure.decode(),
             report.restarts,
             report.attempts,
             report.successes,
@@ -578,13 +590,20 @@ class _Totals:
 
     def add(self, report: LinkReport, before: LinkReport, *, dials: bool) -> None:
         """What ``report`` tells more than the one ``before`` it, of the same end of the pair."""
-        self.messages += _rise(report.messages, before.messages, _MAX_MESSAGES)
+        # Most of it is as it was, and this is done for every link of every report.
+        if report.messages > before.messages:
+            self.messages += min(report.messages - before.messages, _MAX_MESSAGES)
         if not dials:
             return
-        self.attempts += _rise(report.attempts, before.attempts, _MAX_EVENTS)
-        self.failures += _rise(report.failures, before.failures, _MAX_EVENTS)
-        self.fallbacks += _rise(report.fallbacks, before.fallbacks, _MAX_EVENTS)
-        successes = _rise(report.successes, before.successes, _MAX_EVENTS)
+        if report.attempts > before.attempts:
+            self.attempts += min(report.attempts - before.attempts, _MAX_EVENTS)
+        if report.failures > before.failures:
+            self.failures += min(report.failures - before.failures, _MAX_EVENTS)
+        if report.fallbacks > before.fallbacks:
+            self.fallbacks += min(report.fallbacks - before.fallbacks, _MAX_EVENTS)
+        if report.successes <= before.successes:
+            return
+        successes = min(report.successes - before.successes, _MAX_EVENTS)
         self.successes += successes
         if report.connect_time is not None:
             took = max(report.connect_time - (before.connect_time or 0.0), 0.0)
@@ -592,8 +611,8 @@ class _Totals:
             self.connect_time += min(took, successes * _MAX_CONNECT_TIME)
 
 
-def _without_names(report: LinkReport) -> LinkReport:
-    """All but whom it is about, which the link knows: that takes a quarter less memory."""
+def _without_texts(report: LinkReport) -> LinkReport:
+    """All but whom it is about, which the link knows, and the reasons, which `_Side` keeps."""
     return LinkReport(
         "",
         "",
@@ -601,8 +620,8 @@ def _without_names(report: LinkReport) -> LinkReport:
         _SHARED.get(report.ice_state, report.ice_state),
         report.path,
         report.rtt,
-        report.reason,
-        report.failure,
+        "",
+        "",
         report.restarts,
         report.attempts,
         report.successes,
@@ -635,10 +654,6 @@ _SHARED: Final = {state: state for state in _ICE_RANK}
 _NOTHING: Final = LinkReport(peer_id="", incarnation="", state="closed", ice_state="")
 
 
-def _rise(value: int, before: int, most: int) -> int:
-    return min(max(value - before, 0), most)
-
-
 def _two_digits(rtt: float) -> float:
     """Rounded, so that there are few different ones; below a microsecond it is 0."""
     return float(f"{rtt:.1e}") if rtt >= _LEAST_RTT else 0.0
@@ -651,6 +666,8 @@ def _pairs(members: int) -> int:
 class _Entry(NamedTuple):
     at: float
     kind: str
+    source: str | None
+    """None: the operator, or nobody knows."""
     room: str | None
     peer_id: str | None
     other: str | None
@@ -682,7 +699,12 @@ class Tracking:
         self._refusals: dict[str, int] = {}
         self._refused_at: dict[str, tuple[float, int]] = {}
         """By code: when it was activity last, and how many were refused by then."""
-        self._activity: deque[_Entry] = deque(maxlen=MAX_ACTIVITY)
+        self._activity: OrderedDict[int, _Entry] = OrderedDict()
+        """By number. OrderedDict finds its first in O(1) even after many were taken out."""
+        self._of_source: dict[str | None, deque[int]] = {}
+        """Their numbers, by who is behind them."""
+        self._most: str | None = None
+        """Who had more than half of it last."""
         self._latest = 0
         self._samples: deque[Sample] = deque(maxlen=MAX_SAMPLES)
         """Of which ``at`` is in the core's time."""
@@ -710,20 +732,21 @@ class Tracking:
         earlier = where.members.get(peer_id)
         if earlier is not None:
             self._take_out(where, earlier)
-        where.members[peer_id] = _Member(peer_id, incarnation, name, address, subject, now)
+        member = _Member(peer_id, incarnation, name, address, subject, now)
+        where.members[peer_id] = member
         self._members += 1
         self._set_present(where, where.present + 1)
         if self._sample_at is None:
             self._sample_at = now + SAMPLE_INTERVAL
         kind = "joined" if earlier is None else "replaced"
-        self._say(now, kind, room, peer_id, text=name or "")
+        self._say(now, kind, member.source, room, peer_id, text=name or "")
         self._changed(where)
 
     def dropped(self, room: str, peer_id: str, now: float) -> None:
         """The socket of a member is gone; its seat is kept."""
         where, member = self._find(room, peer_id)
         member.seen = now
-        self._say(now, "dropped", room, peer_id)
+        self._say(now, "dropped", member.source, room, peer_id)
         self._set_away(where, member, True, now)
         self._changed(where)
 
@@ -732,7 +755,8 @@ class Tracking:
         where, member = self._find(room, peer_id)
         member.seen = now
         member.address = address
-        self._say(now, "returned", room, peer_id)
+        member.source = _source(address)
+        self._say(now, "returned", member.source, room, peer_id)
         self._set_away(where, member, False, now)
         self._changed(where)
 
@@ -742,7 +766,7 @@ class Tracking:
         member.seen = now
         member.name = name
         if _may_say(member, now):
-            self._say(now, "updated", room, peer_id, text=name or "")
+            self._say(now, "updated", member.source, room, peer_id, text=name or "")
         self._changed(where)
 
     def left(self, room: str, peer_id: str, reason: str, now: float) -> None:
@@ -751,7 +775,7 @@ class Tracking:
         self._take_out(where, member)
         if not where.members:
             del self._rooms[room]
-        self._say(now, "left", room, peer_id, text=reason)
+        self._say(now, "left", member.source, room, peer_id, text=reason)
         self._changed(where)
 
     def reported(self, room: str, peer_id: str, links: list[LinkReport], now: float) -> None:
@@ -784,8 +808,9 @@ class Tracking:
         *,
         room: str | None = None,
         peer_id: str | None = None,
+        address: str | None = None,
     ) -> None:
-        """A join, a message or a connection was refused: counted by code.
+        """A join, a message or a connection, from ``address``, was refused: counted by code.
 
         It is activity as well, each code once a second at most; the text then says how many more
         there were.
@@ -797,7 +822,7 @@ class Tracking:
             self._refused_at[code] = (now, count)
             more = count - before - 1
             text = f"{code}: {text}" + (f" (and {more} more since the last)" if more else "")
-            self._say(now, "refused", room, peer_id, text=text)
+            self._say(now, "refused", _source(address), room, peer_id, text=text)
 
     def acted(
         self,
@@ -810,7 +835,7 @@ class Tracking:
         text: str = "",
     ) -> None:
         """The operator did something."""
-        self._say(now, kind, room, peer_id, other, text)
+        self._say(now, kind, None, room, peer_id, other, text)
         self._version += 1
 
     def next_deadline(self) -> float | None:
@@ -1009,20 +1034,12 @@ class Tracking:
 
     def activity(self, wall: float, after: int = 0) -> list[Activity]:
         """What happened after that number, the oldest first."""
-        first = self._latest - len(self._activity) + 1
-        start = max(first, after + 1)
-        return [
-            Activity(
-                number=number,
-                at=entry.at + wall,
-                kind=entry.kind,
-                room_id=entry.room,
-                peer_id=entry.peer_id,
-                other_peer_id=entry.other,
-                text=entry.text,
-            )
-            for number, entry in enumerate(islice(self._activity, start - first, None), start)
-        ]
+        numbers = list(takewhile(lambda number: number > after, reversed(self._activity)))
+        told = []
+        for number in reversed(numbers):
+            at, kind, _, room, peer_id, other, text = self._activity[number]
+            told.append(Activity(number, at + wall, kind, room, peer_id, other, text))
+        return told
 
     def history(self, wall: float) -> list[Sample]:
         """A sample for every ten seconds of the last hour, the oldest first."""
@@ -1040,7 +1057,7 @@ class Tracking:
             # A pair that met before goes on counting where it stood.
             other = link.b if dials else link.a
             before = self._ended.pop(_end(where.name, member, other), _NOTHING)
-            side = _Side(_without_names(report), now)
+            side = _Side(report, now)
             if dials:
                 link.a_side = side
             else:
@@ -1050,8 +1067,7 @@ class Tracking:
             before = side.report
             measured = before.rtt
             news = report.state != before.state or report.path != before.path
-            side.report = _without_names(report)
-            side.updated = now
+            side.take(report, now)
             if report.state != before.state:
                 side.since = now
         self._totals.add(report, before, dials=dials)
@@ -1064,18 +1080,23 @@ class Tracking:
         """Say and count anew how a link stands, after ``by`` reported, went away or came back."""
         self._uncount(where, link)
         sides = link.sides()
-        worst = max(sides, key=_badness)
+        worst = sides[0]
+        path = worst.report.path
+        for side in sides[1:]:
+            if _badness(side) > _badness(worst):
+                worst = side
+            if _PATH_RANK[side.report.path] > _PATH_RANK[path]:
+                path = side.report.path
         state = worst.report.state
-        path = max((side.report.path for side in sides), key=_PATH_RANK.__getitem__)
         news = state != link.state or (state == "connected" and path != link.path)
         if state != link.state:
             link.since = now
         link.state, link.path = state, path
         if news and _may_say(by, now):
             text = f"connected over {path}" if state == "connected" and path else state
-            if worst.report.reason:
-                text += f": {worst.report.reason}"
-            self._say(now, "link", where.name, link.a.peer_id, link.b.peer_id, text)
+            if worst.reason:
+                text += f": {worst.reason.decode()}"
+            self._say(now, "link", by.source, where.name, link.a.peer_id, link.b.peer_id, text)
         if state == "connected" and path is not None and link.spoken_of:
             self._count(where, link, path)
         self._measure(link, sides)
@@ -1176,13 +1197,33 @@ class Tracking:
         self,
         now: float,
         kind: str,
+        source: str | None,
         room: str | None,
         peer_id: str | None,
         other: str | None = None,
         text: str = "",
     ) -> None:
         self._latest += 1
-        self._activity.append(_Entry(now, kind, room, peer_id, other, text))
+        self._activity[self._latest] = _Entry(now, kind, source, room, peer_id, other, text)
+        own = self._of_source.setdefault(source, deque())
+        own.append(self._latest)
+        if len(own) > MAX_ACTIVITY // 2:
+            self._most = source
+        if len(self._activity) <= MAX_ACTIVITY:
+            return
+        most = self._of_source.get(self._most, ())
+        if len(most) > MAX_ACTIVITY // 2:
+            source = self._most
+        else:
+            source = next(iter(self._activity.values())).source
+        own = self._of_source[source]
+        del self._activity[own.popleft()]
+        if not own:
+            del self._of_source[source]
+
+
+def _source(address: str | None) -> str | None:
+    return None if address is None else address_key(address)
 
 
 def _may_say(member: _Member, now: float) -> bool:

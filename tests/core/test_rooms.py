@@ -115,9 +115,10 @@ class Told(Tracking):
         *,
         room: str | None = None,
         peer_id: str | None = None,
+        address: str | None = None,
     ) -> None:
         self.calls.append(("refused", code, text, now, room, peer_id))
-        super().refused(code, text, now, room=room, peer_id=peer_id)
+        super().refused(code, text, now, room=room, peer_id=peer_id, address=address)
 
     def acted(
         self,

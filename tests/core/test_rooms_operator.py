@@ -32,6 +32,7 @@ from meshpeer.core.messages import (
     encode,
 )
 from meshpeer.core.rooms import CLOSE_BEHIND, Pause, Rooms, SendFrame
+from meshpeer.core.tracking import MAX_ACTIVITY
 from meshpeer.errors import ConfigError
 from tests.core.test_rooms import INC_A, INC_B, INC_C, Bench, Told, comeback, join, signal
 
@@ -502,6 +503,33 @@ def test_who_does_not_take_its_data_is_told_with_why() -> None:
             shut = getattr(output, "code", shut)
     assert shut == CLOSE_BEHIND
     assert [call[:2] for call in told.take()] == [("refused", "behind"), ("dropped", "lobby")]
+
+
+def test_who_comes_and_goes_without_end_washes_away_what_is_its_own() -> None:
+    """Whatever it does: joins, messages and whole members that are refused."""
+    bench = Bench(RelayConfig(join_rate=1000, message_burst=10, message_rate=1))
+    ann, _ = bench.member("ann")
+    bench.say(ann, b"{")
+    bench.apply(bench.rooms.notice("lobby", "all is well", 0.0))
+    seen = bench.told.activity(0.0)
+    assert [entry.kind for entry in seen] == ["joined", "refused", "notice"]
+    for number in range(2000):
+        bench.now += 1
+        conn = bench.socket(f"2001:db8::{number:x}")
+        if number % 3 == 0:
+            bench.say(conn, b"{")  # no join
+            continue
+        bench.say(conn, join("eve", room="other"))
+        for _ in range(21 if number % 3 == 1 else 1):
+            bench.say(conn, b"{")
+        bench.say(conn, Leave())
+        bench.tick(30)
+    kept = bench.told.activity(0.0)
+    assert len(kept) == MAX_ACTIVITY
+    assert kept[:3] == seen
+    assert {entry.kind for entry in kept[3:]} == {"joined", "refused", "dropped", "left"}
+    numbers = [entry.number for entry in kept]
+    assert numbers == sorted(set(numbers))
 
 
 def test_the_tracking_is_served_by_the_same_timer() -> None:

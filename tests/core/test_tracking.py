@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshpeer.core import tracking
-from meshpeer.core.messages import LinkReport
+from meshpeer.core.messages import LinkReport, Report, decode_client, encode
 from meshpeer.core.tracking import (
     MAX_ACTIVITY,
     MAX_PART,
@@ -1257,6 +1257,77 @@ def test_the_latest_thousand_are_kept() -> None:
     assert entries[-1].at == 2 * MAX_ACTIVITY - 1
 
 
+def test_one_address_has_half_of_what_is_kept_at_most_when_there_is_more() -> None:
+    mesh = Picture()
+    half = MAX_ACTIVITY // 2
+
+    def come_and_go(address: str | None, times: int) -> None:
+        for _ in range(times):
+            mesh.joined("r", "x", incarnation("x"), None, 0.0, address=address)
+            mesh.left("r", "x", "left", 0.0)
+
+    def told(address: str) -> int:
+        return sum(mesh._activity[entry.number].source == address for entry in mesh.activity(0.0))
+
+    mesh.acted("notice", 0.0, room="r", text="first")
+    come_and_go("192.0.2.1", 100)
+    come_and_go("192.0.2.2", 5000)
+    # What was there first stays, and the rest of the room is the flood's.
+    assert (told("192.0.2.1"), told("192.0.2.2")) == (200, MAX_ACTIVITY - 201)
+    assert mesh.texts("notice") == ["first"]
+    # Others push it out, down to its half, and only then the oldest goes.
+    come_and_go("192.0.2.3", 100)
+    assert (told("192.0.2.1"), told("192.0.2.2")) == (200, half + 99)
+    come_and_go("192.0.2.2", 5000)
+    assert (told("192.0.2.1"), told("192.0.2.2"), told("192.0.2.3")) == (200, half + 99, 200)
+    come_and_go("192.0.2.3", 50)
+    assert (told("192.0.2.1"), told("192.0.2.2"), told("192.0.2.3")) == (200, half, 300)
+    come_and_go("192.0.2.3", 50)
+    assert (told("192.0.2.1"), told("192.0.2.2"), told("192.0.2.3")) == (100, half, 400)
+    assert mesh.texts("notice") == []
+    entries = mesh.activity(0.0)
+    assert len(entries) == MAX_ACTIVITY
+    assert [entry.number for entry in entries] == sorted({entry.number for entry in entries})
+    latest = entries[-1].number
+    assert mesh.activity(0.0, after=entries[-3].number) == entries[-2:]
+    assert mesh.activity(0.0, after=latest) == []
+    # An address that nobody hears of any more takes no memory.
+    for number in range(2 * MAX_ACTIVITY):
+        mesh.refused(f"code {number}", "text", 0.0, address=f"192.0.3.{number}")
+    assert len(mesh._of_source) == MAX_ACTIVITY
+
+
+@pytest.mark.parametrize("how", ["comes and goes", "reports"])
+def test_all_that_one_address_does_counts_for_it(how: str) -> None:
+    mesh = Picture()
+    mesh.acted("notice", 0.0, room="r", text="first")
+    for number in range(2 * MAX_ACTIVITY):
+        now = number * 10.0
+        a, b = f"2001:db8::{2 * number + 1:x}", f"2001:db8::{2 * number + 2:x}"
+        mesh.joined("r", "a", incarnation("a", number), None, now, address=a)
+        mesh.joined("r", "b", incarnation("b", number), None, now, address=b)
+        if how == "comes and goes":
+            mesh.dropped("r", "a", now)
+            mesh.returned("r", "a", now, address=b)
+            mesh.refused("malformed", "text", now, address=a)
+            mesh.left("r", "b", "left", now)
+        else:
+            mesh.tell("a", about("b", number=number), now=now)
+            mesh.updated("r", "b", "name", now)
+    assert mesh.texts("notice") == ["first"]
+    assert len(mesh.activity(0.0)) == MAX_ACTIVITY
+
+
+def test_what_a_member_does_counts_for_where_it_is() -> None:
+    mesh = Picture()
+    mesh.joined("r", "a", incarnation("a"), None, 0.0, address="192.0.2.1")
+    mesh.returned("r", "a", 1.0, address="192.0.2.2")
+    mesh.left("r", "a", "left", 2.0)
+    mesh.refused("code", "text", 3.0)
+    sources = [entry.source for entry in mesh._activity.values()]
+    assert sources == ["192.0.2.1", "192.0.2.2", "192.0.2.2", None]
+
+
 def test_what_the_operator_did() -> None:
     mesh = Picture()
     before = mesh.version
@@ -1460,6 +1531,34 @@ def test_memory_of_members_and_links() -> None:
         tracemalloc.stop()
     assert (idle - before) / 2000 < 1024
     assert (linked - idle) / (2000 * 9) < 1024
+
+
+def links_of(wire: bytes) -> list[LinkReport]:
+    report = decode_client(wire)
+    assert isinstance(report, Report)
+    return report.links
+
+
+def test_memory_of_reasons_is_that_of_their_bytes() -> None:
+    """With one character of four bytes in it, a str takes four for all the others as well."""
+    mesh = Picture()
+    names = [f"peer-{number}" for number in range(100)]
+    mesh.enter("r", *names)
+    text = "\U0001f600" + "x" * 196
+    wire = encode(Report([about(name, reason=text, failure=text) for name in names]))
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for name in names:
+            mesh.reported("r", name, links_of(wire), 0.0)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (after - before) / (100 * 99) < 1024
+    topology = mesh.room("r", 0.0)
+    assert topology is not None
+    sides = [side for link in topology.links for side in (link.a_side, link.b_side)]
+    assert {(side.reason, side.failure) for side in sides if side} == {(text, text)}
 
 
 def test_memory_does_not_grow_with_what_came_and_went() -> None:

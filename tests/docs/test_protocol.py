@@ -235,7 +235,7 @@ def _first_cells() -> list[str]:
 
 def test_the_limits_are_those_of_the_code() -> None:
     rows = re.findall(r"^\| `([A-Z_]+)` \| (\d+) \|", _PAGE, re.MULTILINE)
-    assert len(rows) == 16
+    assert len(rows) == 17
     for name, value in rows:
         owner = next(m for m in (messages, values, frames, delivery) if name in m.__all__)
         assert getattr(owner, name) == int(value), name
@@ -271,8 +271,9 @@ def test_how_often_is_acknowledged() -> None:
 
 
 def test_what_a_message_takes_from_its_limits() -> None:
-    assert f"1 + (other members of the room) / {rooms._REACH}" in _PAGE
-    assert f"1 + links / {rooms._REACH}" in _PAGE
+    assert f"one more for each {rooms._PART} bytes" in _PAGE
+    assert f"(other members of the room) / {rooms._REACH} more" in _PAGE
+    assert f"links / {rooms._LINKS} more" in _PAGE
     assert f"its size and {rooms._MESSAGE_COST} bytes" in _PAGE
     assert rooms._RENEW_AFTER == 0.75
     assert "when three quarters of that have passed" in _PAGE
