@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -50,9 +51,9 @@ class LastBlock(Response):
         return bytes(self.body)
 
 
-async def make_rest(rest: Iterator[bytes]) -> list[bytes]:
+async def make_rest(rest: Iterator[bytes]) -> deque[bytes]:
     """The parts of an answer, made. Between them others have their turn."""
-    blocks: list[bytes] = []
+    blocks: deque[bytes] = deque()
     block: list[bytes] = []
     size = 0
     until = time.perf_counter() + _TURN

@@ -17,7 +17,6 @@ import secrets
 import socket as sockets
 from collections import Counter, deque
 from collections.abc import Awaitable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -393,8 +392,9 @@ class Relay:
         try:
             try:
                 async with asyncio.timeout(self._config.join_timeout) as limit:
+                    respond = partial(self._respond, limit)
                     responded = partial(self._responded, limit)
-                    await socket.handshake(self._respond, responded, server_header=None)
+                    await socket.handshake(respond, responded, server_header=None)
             except TimeoutError:
                 if socket.request is None and socket.protocol.handshake_exc is None:
                     self._refuse("handshake_timeout", socket.address)
@@ -414,7 +414,7 @@ class Relay:
     # --- HTTP ------------------------------------------------------------------------------------
 
     def _respond(
-        self, socket: ServerConnection, request: Request
+        self, limit: asyncio.Timeout, socket: ServerConnection, request: Request
     ) -> Response | Awaitable[Response] | None:
         """Answer plain HTTP; None lets the WebSocket handshake go on (RFC 6455, section 4.2)."""
         assert isinstance(socket, Socket)
@@ -428,6 +428,7 @@ class Relay:
         if answer is None:
             return None
         if answer.rest is not None:
+            limit.reschedule(None)  # the client has nothing more to do but to read
             return self._write(socket, answer, request.method)
         return to_response(answer, method=request.method)
 
@@ -441,13 +442,10 @@ class Relay:
         if method == "HEAD":
             return head
         before = head.serialize()
-        for block in blocks:
-            if socket.transport.is_closing():
-                break
+        while blocks and not socket.transport.is_closing():
             socket.transport.write(before)
-            with suppress(OSError):
-                await socket.drain()
-            before = block
+            await socket.until_taken(self._config.join_timeout)
+            before = blocks.popleft()
         return LastBlock(head.status_code, head.reason_phrase, head.headers, before)
 
     def _responded(

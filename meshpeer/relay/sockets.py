@@ -237,6 +237,18 @@ class Socket(ServerConnection):
             self.recv_messages.resume = lambda: self.loop.call_soon(self._go, _QUEUE)
         self._go(_HANDSHAKE)
 
+    async def until_taken(self, patience: float) -> None:
+        """Wait until there is room for more of an answer. Cut the client off as in `finish`."""
+        if not self.full:
+            return
+        self._wait_on(patience, self._taken())
+        try:
+            with suppress(OSError):
+                await self.drain()
+        finally:
+            assert self._pause is not None
+            self._pause.cancel()
+
     def finish(self, patience: float) -> None:
         """An answer was written, and is the last: wait until the client has it and goes. Cut it off
         when it takes nothing of it for ``patience`` seconds."""

@@ -440,8 +440,8 @@ async def test_parts_of_an_answer_are_made_by_turns(monkeypatch: pytest.MonkeyPa
         assert b"".join(blocks) == b"".join(b"%d" % number * size for number in range(10))
         assert all(blocks)
         # Neither too many to write nor more to write at once than need be.
-        assert all(64 * 1024 <= len(block) < 164 * 1024 for block in blocks[:-1])
-    assert await make_rest(iter(())) == []
+        assert all(64 * 1024 <= len(block) < 164 * 1024 for block in list(blocks)[:-1])
+    assert not await make_rest(iter(()))
 
 
 async def test_parts_that_take_no_time_are_made_in_one_turn(
@@ -517,6 +517,27 @@ async def test_a_long_answer_is_written_as_it_is_read() -> None:
             # What may wait in a socket before it is full, and a part.
             assert 0 < waited <= 256 * 1024 + 300_000
         await until_gone(relay)
+
+
+async def test_who_reads_a_long_answer_slowly_gets_all_of_it() -> None:
+    body = random.Random(1).randbytes(6_000_000)
+    async with (
+        Relay(RelayConfig(port=0, join_timeout=0.5)) as relay,
+        raw(relay) as (reader, writer),
+    ):
+        # Or the system takes much of it for us, and the relay does not see that we read.
+        sock = writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 128 * 1024)
+        writer.write(
+            answering(relay, (body[at : at + 300_000] for at in range(0, 6_000_000, 300_000)))
+        )
+        await reader.readuntil(b"\r\n\r\n")
+        got = b""
+        while data := await reader.read(50_000):
+            got += data
+            # Over all for longer than a join may take.
+            await asyncio.wait([asyncio.get_running_loop().create_future()], timeout=0.01)
+        assert got == body
 
 
 async def test_head_of_a_long_answer(relay: Relay) -> None:
