@@ -364,6 +364,7 @@ def test_what_is_made_is_no_longer_than_what_a_join_may_carry() -> None:
             "public key",
         ),
     ],
+    ids=["private", "no key", "a part of one", "another kind", "with a password"],
 )
 def test_keys_that_a_relay_does_not_start_with(pem: str, named: str) -> None:
     with pytest.raises(ConfigError, match=named) as caught:

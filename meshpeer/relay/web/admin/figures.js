@@ -94,6 +94,7 @@ const REFUSALS = {
   "sockets: origin": "pages of other sites: --origin lets them in",
   "sockets: bad_request": "no WebSocket client: scanners, for the most part",
   "sockets: handshake_timeout": "connections on which nothing came",
+  "sockets: too_many_frames": "pings without end, or fragments with nothing in them",
 };
 
 export class Figures {
