@@ -32,6 +32,7 @@ __all__ = [
     "MAX_CANDIDATES",
     "MAX_DEPTH",
     "MAX_JOIN_TOKEN",
+    "MAX_MEMBER",
     "MAX_METADATA",
     "MAX_REASON",
     "MAX_REPORTS",
@@ -85,6 +86,8 @@ __all__ = [
 VERSION = 1
 MAX_METADATA = 4096
 """Bytes of JSON that a member's metadata may have."""
+MAX_MEMBER = 40 * 1024
+"""Bytes of a join or an update. All that one may say fits in, however it is escaped."""
 MAX_JOIN_TOKEN = 4096
 """Characters of a token that a join may carry."""
 MAX_TEXT = 1024
@@ -550,6 +553,8 @@ def _is_too_deep(data: bytes) -> bool:
 
 def decode_client(data: bytes | str) -> ClientMessage:
     """What a client said to the relay. Raises `ProtocolError` and nothing else."""
+    if len(data) > MAX_MEMBER:
+        _check_kind(data)
     message = _decode(_client_decoder, data, "the client")
     if _is_too_deep(data.encode() if isinstance(data, str) else data):
         raise _too_deep("the client")
@@ -570,6 +575,25 @@ def decode_client(data: bytes | str) -> ClientMessage:
         case _:
             pass
     return message
+
+
+class _Kind(Struct):
+    type: str = ""
+
+
+_kind_decoder = msgspec.json.Decoder(_Kind)
+
+
+def _check_kind(data: bytes | str) -> None:
+    """Refuse a large message that has no reason to be one before its metadata is made of it, which
+    takes many times as long as all else."""
+    kind = _decode(_kind_decoder, data, "the client").type
+    if kind in ("join", "update"):
+        raise ProtocolError(
+            f"this {kind} has {len(data)} bytes, the limit is {MAX_MEMBER}",
+            code="too_large",
+            field="$",
+        )
 
 
 def _check_links(links: list[LinkReport]) -> None:

@@ -19,6 +19,7 @@ from meshpeer.core import messages
 from meshpeer.core.messages import (
     MAX_CANDIDATES,
     MAX_DEPTH,
+    MAX_MEMBER,
     MAX_METADATA,
     MAX_SDP,
     VERSION,
@@ -397,6 +398,37 @@ def test_texts(decode: Decode, data: Any, code: str, field: str, text: str) -> N
     error = _refused(decode, json.dumps(data))
     assert (error.code, error.field) == (code, field)
     assert text in str(error)
+
+
+@pytest.mark.parametrize("before", [_JOIN, {"type": "update"}])
+def test_a_large_join_is_refused_before_its_metadata_is_made(before: dict[str, Any]) -> None:
+    """Its numbers alone would take a hundred times as long as all the rest."""
+    metadata = {"a": [1.2345678901234567e-300] * 10_000}
+    error = _refused(decode_client, json.dumps({**before, "metadata": metadata}))
+    assert (error.code, error.field) == ("too_large", "$")
+    assert f"the limit is {MAX_MEMBER}" in str(error)
+
+
+def test_whatever_a_join_may_say_fits_however_it_is_escaped() -> None:
+    join = Join(
+        version=1,
+        room="\U0001f600" * 128,
+        peer_id="\U0001f600" * 128,
+        incarnation="a" * 64,
+        name="\U0001f600" * 128,
+        metadata={"a": "\x7f" * (MAX_METADATA - len('{"a":""}'))},
+        token="a" * 64,
+        join_token="a" * 4096,
+    )
+    text = json.dumps(json.loads(encode(join)))
+    assert text.count("\\u") > MAX_METADATA
+    assert decode_client(text) == join
+    assert decode_client(text.ljust(MAX_MEMBER)) == join
+    assert _refused(decode_client, text.ljust(MAX_MEMBER + 1)).code == "too_large"
+    signal = (
+        '{"type":"signal","to":"b","to_incarnation":"aaaaaaaa","epoch":1,"body":"' + "x" * MAX_MEMBER + '"}'
+    )
+    assert isinstance(decode_client(signal), SignalOut)
 
 
 @pytest.mark.parametrize(
