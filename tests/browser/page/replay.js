@@ -283,9 +283,12 @@ function told(line, place, error) {
 
 const PARTS = ["codec", "timing", "session", "mesh", "route", "reports", "trickle", "restart", "link", "delivery", "node"];
 
-/** @param {string[]} argv */
-async function main([folder, ...names]) {
-  const { existsSync, readFileSync } = await import("node:fs");
+/**
+ * @param {any} process node's, which a page has not
+ * @param {string[]} argv
+ */
+async function main(process, [folder, ...names]) {
+  const { existsSync, readFileSync } = process.getBuiltinModule("node:fs");
   const parts = new URL("../../../meshpeer/relay/web/client/", import.meta.url);
   const client = {};
   for (const part of PARTS) {
@@ -303,4 +306,5 @@ async function main([folder, ...names]) {
   process.exitCode = failed ? 1 : 0;
 }
 
-if (globalThis.process?.argv?.[1]?.endsWith("replay.js")) await main(process.argv.slice(2));
+const { process } = /** @type {any} */ (globalThis);
+if (process?.argv?.[1]?.endsWith("replay.js")) await main(process, process.argv.slice(2));
