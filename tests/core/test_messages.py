@@ -426,7 +426,9 @@ def test_whatever_a_join_may_say_fits_however_it_is_escaped() -> None:
     assert decode_client(text.ljust(MAX_MEMBER)) == join
     assert _refused(decode_client, text.ljust(MAX_MEMBER + 1)).code == "too_large"
     signal = (
-        '{"type":"signal","to":"b","to_incarnation":"aaaaaaaa","epoch":1,"body":"' + "x" * MAX_MEMBER + '"}'
+        '{"type":"signal","to":"b","to_incarnation":"aaaaaaaa","epoch":1,"body":"'
+        + "x" * MAX_MEMBER
+        + '"}'
     )
     assert isinstance(decode_client(signal), SignalOut)
 
