@@ -8,7 +8,7 @@ const DECODERS = { client: codec.decodeClient, relay: codec.decodeRelay, peer: c
 const ROLES = Object.keys(codec.Role);
 const KINDS = Object.keys(codec.Kind);
 
-const hex = (bytes) => Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+export const hex = (bytes) => Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 const unhex = (digits) => Uint8Array.from(digits.match(/../g) ?? [], (pair) => parseInt(pair, 16));
 const utf8 = (text) => new TextEncoder().encode(text);
 
@@ -21,8 +21,8 @@ function repeated(digits, times = 1, zeros = 0) {
 }
 
 /** Whether they are the same as JSON, whatever the order of an object's fields. */
-function isSame(one, other) {
-  if (typeof one !== "object" || typeof other !== "object" || one === null || other === null) return Object.is(one, other);
+export function isSame(one, other) {
+  if (typeof one !== "object" || typeof other !== "object" || one === null || other === null) return one === other;
   const keys = Object.keys(one);
   return (
     Array.isArray(one) === Array.isArray(other) &&
@@ -87,7 +87,7 @@ function describedPart(part) {
 }
 
 /** A frame as the vectors have it. */
-function described(frame) {
+export function described(frame) {
   const type = frame.kind.toLowerCase();
   switch (frame.kind) {
     case "Parts":

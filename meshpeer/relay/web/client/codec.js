@@ -426,6 +426,9 @@ function isNestedDeeper(text, limit) {
   return false;
 }
 
+// Without as many digits, or an exponent of three, a number is in range.
+const MAY_BE_OUT_OF_RANGE = /[\d.]{200}|\d[eE]\+?\d{3}/;
+
 /**
  * Throws `ProtocolError` unless `decodeValue` can decode `payload`.
  *
@@ -444,8 +447,9 @@ export function checkValue(kind, payload) {
   }
   if (kind === Kind.TEXT) return;
   const reader = new JsonReader(text, VALUE_ERRORS);
-  reader.skip(true);
+  reader.skip();
   reader.finish();
+  if (MAY_BE_OUT_OF_RANGE.test(text)) new JsonReader(text, VALUE_ERRORS).skip(true);
   if (reader.deepest > MAX_VALUE_DEPTH) throw VALUE_ERRORS.tooDeep();
 }
 
@@ -928,6 +932,8 @@ export function decodeFrame(data) {
 export const VERSION = 1;
 /** Bytes of JSON that a member's metadata may have. */
 export const MAX_METADATA = 4096;
+/** Bytes of a join or an update. All that one may say fits in, however it is escaped. */
+export const MAX_MEMBER = 40 * 1024;
 /** Characters of a token that a join may carry. */
 export const MAX_JOIN_TOKEN = 4096;
 /** Characters that a text for people may have. */
@@ -1208,11 +1214,12 @@ const SCHEMA = (() => {
   const dial = struct("Dial", "dial", { reason: [prose(), ""] });
   const stale = struct("Stale", "stale", { incarnation, epoch });
 
+  const kindOf = one(struct("Kind", null, { type: [plain(), ""] }));
   const client = [join, signalOut, update, leave, ack, report];
   const relay = [welcome, memberJoined, memberLeft, memberUpdated, signalIn, refused, iceServers, forwarded, notice, restartIce, goodbye];
   const link = [offer, answer, candidates, dial, stale];
   return {
-    ...{ client: union(...client), relay: union(...relay, ack), link: union(...link), label, incarnation },
+    ...{ client: union(...client), relay: union(...relay, ack), link: union(...link), kindOf, label, incarnation },
     byKind: new Map([...client, ...relay, ...link].map((each) => [each.kind, each])),
   };
 })();
@@ -1314,6 +1321,8 @@ class JsonReader {
   #depth = 0;
   /** Where it is: names of fields, numbers of items, and -1 for any key. @type {(string | number)[]} */
   #path = [];
+  /** Whether what is read is going to be used. If not, its numbers may be out of range. */
+  #isWanted = true;
   /** How many arrays and objects there were inside each other. */
   deepest = 0;
 
@@ -1328,19 +1337,20 @@ class JsonReader {
 
   /** Nothing may follow. */
   finish() {
-    if (this.#skipSpace() < this.#text.length) {
-      this.#at++;
-      throw this.#malformed("trailing characters");
-    }
+    if (this.#skipSpace() < this.#text.length) throw this.#malformed("trailing characters", 1);
   }
 
   #truncated() {
     return this.#errors.notJson("Input data was truncated");
   }
 
-  /** @param {string} said */
-  #malformed(said) {
-    return this.#errors.notJson(`JSON is malformed: ${said} (byte ${utf8Length(this.#text.slice(0, this.#at))})`);
+  /**
+   * @param {string} said
+   * @param {number} [further] bytes that were taken of what comes here
+   */
+  #malformed(said, further = 0) {
+    const byte = utf8Length(this.#text.slice(0, this.#at)) + further;
+    return this.#errors.notJson(`JSON is malformed: ${said} (byte ${byte})`);
   }
 
   /** @param {string} said */
@@ -1371,6 +1381,15 @@ class JsonReader {
     return this.#text.charCodeAt(at);
   }
 
+  /**
+   * So many bytes must follow.
+   * @param {number} size
+   */
+  #need(size) {
+    const { length } = this.#text;
+    if (length - this.#at < size && utf8Length(this.#text.slice(this.#at)) < size) throw this.#truncated();
+  }
+
   /** Takes a bracket. */
   #enter() {
     this.#at++;
@@ -1384,11 +1403,8 @@ class JsonReader {
 
   /** @param {string} word */
   #word(word) {
-    if (this.#text.length - this.#at < word.length) throw this.#truncated();
-    if (!this.#text.startsWith(word, this.#at)) {
-      this.#at += word.length;
-      throw this.#malformed("invalid character");
-    }
+    this.#need(word.length);
+    if (!this.#text.startsWith(word, this.#at)) throw this.#malformed("invalid character", this.#isWanted ? word.length : 1);
     this.#at += word.length;
   }
 
@@ -1418,16 +1434,19 @@ class JsonReader {
   #skipEscape() {
     const c = this.#text.charAt(this.#at + 1);
     if (c === "") throw this.#truncated();
-    this.#at += 2;
-    if (c !== "u") {
-      if (!'"\\/bfnrt'.includes(c)) throw this.#malformed("invalid escape character in string");
-      return;
+    this.#at++;
+    if (c !== "u" && !'"\\/bfnrt'.includes(c)) {
+      throw this.#isWanted ? this.#malformed("invalid escape character in string", 1) : this.#malformed("invalid escaped character");
     }
+    this.#at++;
+    if (c !== "u") return;
     const first = this.#escapedUnit();
     if (first < 0xd800 || first > 0xdfff) return;
     if (first > 0xdbff) throw this.#malformed("invalid utf-16 surrogate pair");
-    if (this.#text.length - this.#at < 6) throw this.#truncated();
-    if (!this.#text.startsWith("\\u", this.#at)) throw this.#malformed("unexpected end of escaped utf-16 surrogate pair");
+    this.#need(6);
+    if (!this.#text.startsWith("\\u", this.#at)) {
+      throw this.#malformed(`unexpected end of ${this.#isWanted ? "escaped utf-16 surrogate pair" : "hex escape"}`);
+    }
     this.#at += 2;
     const second = this.#escapedUnit();
     if (second < 0xdc00 || second > 0xdfff) throw this.#malformed("invalid utf-16 surrogate pair");
@@ -1435,11 +1454,12 @@ class JsonReader {
 
   /** The four digits of an escape. */
   #escapedUnit() {
-    if (this.#text.length - this.#at < 4) throw this.#truncated();
+    this.#need(4);
     let unit = 0;
     for (let left = 4; left; left--) {
-      const digit = "0123456789abcdef".indexOf(this.#text.charAt(this.#at++).toLowerCase());
-      if (digit < 0) throw this.#malformed("invalid character in unicode escape");
+      const digit = "0123456789abcdef".indexOf(this.#text.charAt(this.#at).toLowerCase());
+      if (digit < 0) throw this.#malformed("invalid character in unicode escape", 1);
+      this.#at++;
       unit = unit * 16 + digit;
     }
     return unit;
@@ -1479,7 +1499,9 @@ class JsonReader {
   #skipNumber() {
     const text = this.#text;
     let isFloat = false;
-    if (text.charCodeAt(this.#at) === CH_MINUS && ++this.#at === text.length) throw this.#malformed("invalid number");
+    if (text.charCodeAt(this.#at) === CH_MINUS && ++this.#at === text.length && this.#isWanted) {
+      throw this.#malformed("invalid number");
+    }
     if (text.charCodeAt(this.#at) === CH_ZERO) {
       this.#at++;
       const c = text.charCodeAt(this.#at);
@@ -1531,21 +1553,21 @@ class JsonReader {
   }
 
   /**
-   * Passes over a value, whatever it is. `isWanted`: it is going to be used, so its numbers must be
-   * in range.
-   * @param {boolean} isWanted
+   * Passes over a value, whatever it is.
+   * @param {boolean} [isWanted]
    */
-  skip(isWanted) {
+  skip(isWanted = false) {
+    this.#isWanted = isWanted;
     const path = this.#path;
     const outside = path.length;
     for (;;) {
-      let c = this.#peek();
+      const c = this.#peek();
       if (c === CH_OPEN_ARRAY || c === CH_OPEN_OBJECT) {
         this.#enter();
         const next = this.#peek();
         if (next !== c + 2) {
           path.push(c === CH_OPEN_ARRAY ? 0 : -1);
-          if (c === CH_OPEN_OBJECT) this.#skipKey(next, isWanted);
+          if (c === CH_OPEN_OBJECT) this.#skipKey(next);
           continue;
         }
         this.#leave();
@@ -1555,36 +1577,39 @@ class JsonReader {
       else if (c === CH_F) this.#word("false");
       else if (isWanted) this.#number(null);
       else this.#skipNumber();
-      // What follows a value: the end of what it is in, which is a value as well, or another one.
-      for (;;) {
-        if (path.length === outside) return;
-        c = this.#peek();
-        const place = /** @type {number} */ (path[path.length - 1]);
-        const isArray = place >= 0;
-        if (c === CH_COMMA) {
-          this.#at++;
-          c = this.#peek();
-          if (isArray) {
-            if (c === CH_CLOSE_ARRAY) throw this.#malformed("trailing comma in array");
-            path[path.length - 1] = place + 1;
-          } else this.#skipKey(c, isWanted);
-          break;
-        }
-        if (c !== (isArray ? CH_CLOSE_ARRAY : CH_CLOSE_OBJECT)) throw this.#malformed(`expected ',' or '${isArray ? "]" : "}"}'`);
-        this.#leave();
-        path.pop();
-      }
+      // A value ends here, and with it perhaps what it is in.
+      while (path.length > outside && !this.#skipComma()) path.pop();
+      if (path.length === outside) break;
     }
+    this.#isWanted = true;
+  }
+
+  /** Passes over a comma, and the key behind it; or over the end of the array or object. */
+  #skipComma() {
+    const c = this.#peek();
+    const last = this.#path.length - 1;
+    const place = /** @type {number} */ (this.#path[last]);
+    const isArray = place >= 0;
+    if (c === (isArray ? CH_CLOSE_ARRAY : CH_CLOSE_OBJECT)) {
+      this.#leave();
+      return false;
+    }
+    if (c !== CH_COMMA) throw this.#malformed(`expected ',' or '${isArray ? "]" : "}"}'`);
+    this.#at++;
+    const next = this.#peek();
+    if (!isArray) this.#skipKey(next);
+    else if (next === CH_CLOSE_ARRAY) throw this.#malformed("trailing comma in array");
+    else this.#path[last] = place + 1;
+    return true;
   }
 
   /**
    * Passes over a key and its colon.
    * @param {number} c what it begins with
-   * @param {boolean} isWanted
    */
-  #skipKey(c, isWanted) {
+  #skipKey(c) {
     if (c === CH_CLOSE_OBJECT) throw this.#malformed("trailing comma in object");
-    if (c !== CH_QUOTE) throw this.#malformed(isWanted ? "object keys must be strings" : "expected '\"'");
+    if (c !== CH_QUOTE) throw this.#malformed(this.#isWanted ? "object keys must be strings" : "expected '\"'");
     this.#skipString();
     this.#colon();
   }
@@ -1596,7 +1621,7 @@ class JsonReader {
    */
   value(type) {
     const c = this.#peek();
-    if (type.is === "raw") return this.#raw(false);
+    if (type.is === "raw") return this.#raw();
     switch (c) {
       case CH_N:
         this.#word("null");
@@ -1631,9 +1656,9 @@ class JsonReader {
 
   /**
    * The JSON of a value, which begins here.
-   * @param {boolean} isWanted
+   * @param {boolean} [isWanted]
    */
-  #raw(isWanted) {
+  #raw(isWanted = false) {
     const start = this.#at;
     this.skip(isWanted);
     return this.#text.slice(start, this.#at);
@@ -1643,7 +1668,7 @@ class JsonReader {
   #textOf(type) {
     const text = this.#string();
     if (type.is === "literal") {
-      if (!type.values.includes(text)) throw this.#wrong(`Invalid enum value '${text}'`);
+      if (!type.values.includes(text)) throw this.#wrong(`Invalid enum value ${repr(text)}`);
       return text;
     }
     if (type.is !== "string") throw this.#mismatch(type, "str");
@@ -1701,7 +1726,7 @@ class JsonReader {
     for (let place = 0; this.#hasMore(!place, CH_CLOSE_ARRAY); place++) {
       path[path.length - 1] = place;
       if (place < of.fields.length) values.push(this.value(of.fields[place].type));
-      else this.skip(false);
+      else this.skip();
     }
     path.pop();
     if (values.length < of.required) {
@@ -1728,7 +1753,7 @@ class JsonReader {
       } else if (of.tag !== null && key === "type") {
         const tag = this.#tag();
         if (tag !== of.tag) throw this.#wrong(`Invalid value '${tag}'`);
-      } else this.skip(false);
+      } else this.skip();
     }
     path.pop();
     return this.#filledIn(of, values);
@@ -1756,7 +1781,7 @@ class JsonReader {
   #tag() {
     this.#path[this.#path.length - 1] = "type";
     if (this.#peek() === CH_QUOTE) return this.#string();
-    this.skip(false);
+    this.skip();
     throw this.#wrong("Expected `str`");
   }
 
@@ -1767,7 +1792,7 @@ class JsonReader {
     this.#path.push("type");
     for (let isFirst = true; this.#hasMore(isFirst, CH_CLOSE_OBJECT); isFirst = false) {
       if (this.#key() !== "type") {
-        this.skip(false);
+        this.skip();
         continue;
       }
       const tag = this.#tag();
@@ -1858,6 +1883,13 @@ export function brief(text) {
  * @returns {ClientMessage}
  */
 export function decodeClient(data) {
+  const size = typeof data === "string" ? utf8Length(data) : data.length;
+  if (size > MAX_MEMBER) {
+    const { type } = readMessage(SCHEMA.kindOf, data, CLIENT_ERRORS).message;
+    if (type === "join" || type === "update") {
+      throw new ProtocolError(`this ${type} has ${size} bytes, the limit is ${MAX_MEMBER}`, { code: "too_large" });
+    }
+  }
   const { message, deepest } = readMessage(SCHEMA.client, data, CLIENT_ERRORS);
   if (deepest > MAX_DEPTH) throw CLIENT_ERRORS.tooDeep();
   switch (message.kind) {
