@@ -19,6 +19,7 @@ _TESTS = Path(__file__).parent
 _WHOLE_MACHINE = ("network", "browser", "soak")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at it
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests run in several processes, those that build networks or drive a browser run in one
     of them, one after another: they have the machine's namespaces and much of its processor."""
