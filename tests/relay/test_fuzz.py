@@ -566,7 +566,10 @@ class Run:
         assert len(tracking._samples) <= MAX_SAMPLES
         assert len(rooms._removed) <= 1_000
         assert len(rooms._joins) <= 65_536
-        for kept in (tracking._ended, tracking._activity, rooms._removed):
+        assert len(rooms._allowances._used) + len(rooms._volumes._used) <= 2 * 65_536
+        assert rooms._held == sum(seat.replay_bytes for seat in rooms._seated.values())
+        activity = (tracking._activity, tracking._of_source)
+        for kept in (tracking._ended, *activity, rooms._removed):
             kept.clear()
         await self._settle()
         gc.collect()
