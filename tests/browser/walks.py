@@ -17,8 +17,10 @@ from msgspec import Raw
 from msgspec.structs import replace
 
 from meshpeer.config import MeshConfig
-from meshpeer.core import route, session
+from meshpeer.core import frames, route, session
+from meshpeer.core.delivery import Delivery, Outgoing
 from meshpeer.core.forward import FORWARD_SLACK, MAX_FORWARD, encode_forward
+from meshpeer.core.frames import Role
 from meshpeer.core.link import Link
 from meshpeer.core.mesh import CloseLink, Mesh, OpenLink
 from meshpeer.core.messages import (
@@ -26,6 +28,8 @@ from meshpeer.core.messages import (
     MAX_REASON,
     MAX_REPORTS,
     Ack,
+    Answer,
+    Candidates,
     Forwarded,
     Goodbye,
     IceCandidate,
@@ -39,11 +43,20 @@ from meshpeer.core.messages import (
     encode,
 )
 from meshpeer.core.reports import Reports
+from meshpeer.core.restart import Restart
 from meshpeer.core.route import Route
 from meshpeer.core.session import Session
 from meshpeer.core.timing import Backoff, Deadlines
 from meshpeer.core.trickle import Trickle
-from meshpeer.errors import MeshError, UnexpectedInput
+from meshpeer.core.values import Kind
+from meshpeer.errors import (
+    MeshError,
+    MessageTooLarge,
+    ProtocolError,
+    TooManyChannels,
+    UnexpectedInput,
+)
+from tests.browser.chaos import Chaos, altered
 from tests.core import test_link, test_restart, test_session
 from tests.core import test_session_properties as two_sessions
 from tests.sim import pair
@@ -55,7 +68,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WORLDS", "record_all"]
 
-WORLDS = 7
+WORLDS = 6
 """Runs of the simulation."""
 _MOST_WALKS = 5000
 
@@ -65,9 +78,13 @@ def record_all(recorder: Recorder, seed: int, worlds: int) -> None:
     first = seed * 1000
     for number in range(first, first + worlds):
         record_world(recorder, number)
-    for number in range(first, first + 20):
+    for number in range(first, first + 16):
         record_pair(recorder, number)
+        record_altered(recorder, number)
+        record_chaos(recorder, number)
         record_two_sessions(recorder, number)
+        record_greedy(recorder, number)
+        record_greedy_restart(recorder, number)
         record_restart(recorder, number)
         record_mesh(recorder, number)
         record_reports(recorder, number)
@@ -153,6 +170,61 @@ def record_pair(recorder: Recorder, seed: int) -> None:
         both.settle()
 
 
+def record_altered(recorder: Recorder, seed: int) -> None:
+    """Two deliveries, and frames that are not quite what was sent."""
+    rng = Random(seed)
+    configs = [
+        MeshConfig(
+            channel_window=rng.choice((32, 40)) * 1024,
+            receive_window=64 * 1024,
+            max_message_size=rng.choice((1024, 20_000, 64 * 1024)),
+            max_channels=rng.choice((2, 32)),
+        )
+        for _ in range(2)
+    ]
+    with recorder.scenario(f"altered {seed}", "delivery"):
+        one, other = (Delivery(config) for config in configs)
+
+        def feed(it: Delivery, data: bytes) -> None:
+            with suppress(ProtocolError):
+                match frame := frames.decode(data):
+                    case frames.Resume():
+                        it.resumed(1, frame)
+                        it.refused()
+                    case _:
+                        it.received(1, frame, now, [])
+
+        now = 0.0
+        for number in range(150):
+            now += 0.01
+            if number % 15 == 0:
+                # What was altered may have left them apart.
+                feed(one, other.attach(1, ask=False))
+                feed(other, one.attach(1, ask=False))
+            sizes = (0, 3, 1000, 1100, 16_384, 16_385, 40_000)
+            size, kind = rng.choice(sizes), rng.choice(list(Kind))
+            payload = b'["%b"]' % (b"x" * size) if kind is Kind.JSON else b"x" * size
+            role = rng.choice((Role.PLAIN, Role.REQUEST))
+            parts = frames.encode_message(kind, payload, role, number + 1)
+            with suppress(MessageTooLarge, TooManyChannels):
+                one.accept(Outgoing(rng.choice("ab"), len(payload), parts))
+            for it, to in ((one, other), (other, one)):
+                while (data := it.pull(rng.choice((500, 20_000)))) is not None:
+                    for _ in range(rng.choice((0, 0, 1, 2))):
+                        feed(to, altered(rng, data))
+                    if rng.random() < 0.95:
+                        feed(to, data)
+            for it in (one, other):
+                it.tick(now)
+                it.taken(rng.randrange(2), rng.choice((0, 100, 20_000)))
+
+
+def record_chaos(recorder: Recorder, seed: int) -> None:
+    """Nodes that are told anything."""
+    with recorder.scenario(f"chaos {seed}"):
+        Chaos(seed).run(400)
+
+
 def record_two_sessions(recorder: Recorder, seed: int) -> None:
     """Two or three sessions at one relay, as tests/core/test_session_properties.py has them."""
     rng = Random(seed)
@@ -211,6 +283,89 @@ def record_link_cases(recorder: Recorder) -> None:
                 where = f"{first.state}, {on}, {condition}"
                 with recorder.scenario(where, "link", "restart", "trickle"):
                     play()
+
+
+def record_greedy(recorder: Recorder, seed: int) -> None:
+    """A link whose other side wants more than it may have."""
+    rng = Random(seed)
+    some = [IceCandidate("one", "0", 0)] * MAX_CANDIDATES
+    with recorder.scenario(f"greedy {seed}", "link", "restart", "trickle"):
+        it = Link(
+            MeshConfig(), dials=rng.random() < 0.5, incarnation="incarnation", random=rng.random
+        )
+        now = rng.uniform(0.0, 10.0)
+        it.start(now)
+        for _ in range(120):
+            if rng.random() < 0.1 and (at := it.next_deadline()) is not None:
+                now = max(now, at)
+            now += rng.choice((0.0, 0.0, 0.0, 0.05, 0.3))
+            seen, trickle = it._restart._seen, it._restart._current or it._trickle
+            more = max(0, MAX_CANDIDATES - trickle._theirs + rng.randrange(2))
+            count = rng.choice((0, 1, 40, more, more))
+            beyond = 2**30 + rng.randrange(2)
+            epoch = rng.choice((*[it.epoch] * 6, it.epoch + 1, it.epoch + 1, beyond))
+            number = rng.choice((0, 0, 0, seen, seen + 1, seen + 2, beyond))
+            sdp = "v=0\r\n" + "a=candidate:1\r\n" * count
+            match rng.randrange(8):
+                case 0:
+                    it.message(epoch, Offer(sdp, number), now)
+                case 1:
+                    it.message(epoch, Answer(sdp, number), now)
+                case 2 | 3:
+                    end = rng.random() < 0.1
+                    it.message(epoch, Candidates(some[:count], end, number), now)
+                case 4:
+                    with suppress(UnexpectedInput):
+                        numbers = it._restart.generation, rng.choice((0, it._restart.carrying))
+                        found = (it.epoch, rng.choice(numbers), tuple(some[:count]))
+                        it.local_candidates(*found, end=rng.random() < 0.1, now=now)
+                case _:
+                    test_link.any_input(it, rng, now)
+
+
+def record_greedy_restart(recorder: Recorder, seed: int) -> None:
+    """The restarts of a connection whose other side wants more than it may have."""
+    rng = Random(seed)
+    some = [IceCandidate("one", "0", 0)] * MAX_CANDIDATES
+    with recorder.scenario(f"greedy restart {seed}", "restart", "trickle"):
+        it = Restart(
+            MeshConfig(), epoch=2, dials=rng.random() < 0.5, may_begin=lambda _: rng.random() < 0.7
+        )
+        now = 0.0
+        for _ in range(150):
+            if rng.random() < 0.1 and (at := it.next_deadline()) is not None:
+                now = max(now, at)
+            now += rng.choice((0.0, 0.0, 0.1, 1.0))
+            trickle = rng.choice((it._current, it._carrying))
+            more = 30 if trickle is None else MAX_CANDIDATES - trickle._theirs + rng.randrange(2)
+            count = rng.choice((0, 1, 1, 20, max(0, more)))
+            known = (it.generation, it.generation, it.carrying, it._agreed, it._theirs, it._seen)
+            number = rng.choice((*known, *known, it._seen + 1, it._seen + 2, 1, 2, 2**30 + 1))
+            sdp = "v=0\r\n" + "a=candidate:1\r\n" * count
+            end = rng.random() < 0.1
+            with suppress(UnexpectedInput):
+                match rng.choice("bboooaaaacccceeeeffffxssllllt"):
+                    case "b":
+                        it.begin("why", now, urgent=rng.random() < 0.5)
+                    case "o":
+                        it.message(Offer(sdp, number), now)
+                    case "a":
+                        it.message(Answer(sdp, number), now)
+                    case "c":
+                        it.message(Candidates(some[:count], end, number), now)
+                    case "e":
+                        it.offer_made(number, sdp, now)
+                    case "f":
+                        it.answer_made(number, sdp, now)
+                    case "x":
+                        it.operation_failed(number, now)
+                        it.given_up = ""
+                    case "s":
+                        it.selected(number, now)
+                    case "l":
+                        it.local_candidates(number, some[:count], end=end)
+                    case _:
+                        it.tick(now)
 
 
 def record_restart(recorder: Recorder, seed: int) -> None:
@@ -452,6 +607,21 @@ def _session_limits(recorder: Recorder) -> None:
             waiting.now = 1000.0 + seconds
             waiting.session.hurry(waiting.now)
             waiting.session.connection_failed("no", waiting.now)
+    with recorder.scenario("a relay that was there again, and is not", "session"):
+        again = ann().reach(session.State.SEATED)
+        again.hears(Goodbye(reason="shutdown", retry_after=0.5))
+        again.waits()
+        again.connected()
+        again.dropped()
+        again.waits()
+        again.session.connection_failed("no", again.now)
+    with recorder.scenario("acknowledgements around a drop", "session"):
+        counting = ann().reach(session.State.SEATED)
+        for count in (5, 14, 16, 3):
+            for _ in range(count):
+                counting.hears(test_session.SIGNAL_IN)
+            counting.dropped()
+            counting.comes_back()
     with recorder.scenario("a seat that lasted just as long as it was waited for", "session"):
         seated = ann().reach(session.State.SEATED)
         for _ in range(4):

@@ -23,6 +23,7 @@ const TOLERANCE = 1e-9;
 /** @type {readonly [RegExp, string][]} */
 const WORDS = [
   [/(is not JSON|does not decode): .*/s, "$1"],
+  [/(is not UTF-8) \(.*\)/s, "$1"],
   [/\bNone\b/g, "null"],
   [/on_conflict="rename"/g, 'onConflict: "rename"'],
   [/MeshConfig\.max_pending_signals/g, "config.maxPendingSignals"],
@@ -80,6 +81,9 @@ function compare(where, expected, actual) {
     if (expected !== actual && (typeof actual !== "string" || inOurWords(expected) !== inOurWords(actual))) throw wrong();
   } else if (typeof expected !== "object") {
     if (expected !== actual) throw wrong();
+  } else if ("$times" in expected) {
+    const [count, value] = expected.$times;
+    compare(where, Array(count).fill(value), actual);
   } else if (Array.isArray(expected)) {
     if (!Array.isArray(actual) || actual.length !== expected.length) throw wrong();
     expected.forEach((each, place) => compare(`${where}[${place}]`, each, actual[place]));
@@ -207,6 +211,7 @@ class Life {
     if ("$runs" in value) return runsOf(value.$runs);
     if ("$raw" in value) return value.$raw;
     if ("$text" in value) return value.$text;
+    if ("$times" in value) return Array.from({ length: value.$times[0] }, () => this.#restored(value.$times[1]));
     if ("$set" in value) return new Set(value.$set);
     if ("$config" in value) return this.configs[value.$config];
     if ("$function" in value) return this.#function(value.$function);
