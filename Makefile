@@ -24,7 +24,7 @@ relay: $(STAMP) ## the server that peers meet at, on port 3001 of this machine, 
 
 test: JOBS ?= 2
 test: lint types ## lint, type-check and run every test, in JOBS=2 processes
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
