@@ -26,6 +26,7 @@ import {
   decodeRelay,
   encode,
   encodeForward,
+  encodeValue,
   refusal,
   repr,
   utf8Length,
@@ -745,6 +746,8 @@ export class Session {
    * @param {Join | SignalOut | Update | Report} message
    */
   #checked(message) {
+    // What JSON would leave out without a word.
+    if ("metadata" in message) encodeValue(message.metadata);
     let data;
     try {
       data = encode(message);
