@@ -34,7 +34,8 @@ const SAID = {
 };
 
 /** How Python says that something is no UTF-8 is its own, and so is what it knows of Unicode. */
-const comparable = (text) => text.replace(/( \()?(it is not UTF-8|is not UTF-8|'utf-8' codec can't).*/s, "").replace(/[^ -~]/gu, "\ufffd");
+const comparable = (text) =>
+  text.replace(/( \()?(it is not UTF-8|is not UTF-8|'utf-8' codec can't).*/s, "").replace(/[^ -~]/gu, "\ufffd");
 
 /**
  * What is said to it otherwise than by Python; null when it is the same.
@@ -52,7 +53,9 @@ export function checkMutant(line) {
     got = { error: { code: thrown.code, field: thrown.field, text: comparable(thrown.message) } };
   }
   const expected = error ? { error: { ...error, text: comparable(error.text) } } : { says };
-  return isSame(got, expected) ? null : `${is} ${atob(data).slice(0, 1000)}\n  is ${show(got)}\n  not ${show(expected)}`;
+  return isSame(got, expected)
+    ? null
+    : `${is} ${atob(data).slice(0, 1000)}\n  is ${show(got)}\n  not ${show(expected)}`;
 }
 
 const show = (said) => JSON.stringify(said).slice(0, 500);

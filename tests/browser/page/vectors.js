@@ -51,7 +51,11 @@ function signaling({ from, text, hex: digits, decodes, error }) {
   const decode = DECODERS[from];
   for (const data of text === undefined ? [unhex(digits)] : [text, utf8(text)]) {
     if (error) {
-      expect("the refusal", refusal(() => decode(data)), error);
+      expect(
+        "the refusal",
+        refusal(() => decode(data)),
+        error,
+      );
       continue;
     }
     const message = decode(data);
@@ -91,7 +95,14 @@ export function described(frame) {
   const type = frame.kind.toLowerCase();
   switch (frame.kind) {
     case "Parts":
-      return { type, runs: frame.runs.map(({ channel, seq, parts }) => ({ channel, seq, parts: parts.map(describedPart) })) };
+      return {
+        type,
+        runs: frame.runs.map(({ channel, seq, parts }) => ({
+          channel,
+          seq,
+          parts: parts.map(describedPart),
+        })),
+      };
     case "Resume": {
       const limits = frame.limits.map(({ channel, next, limit }) => ({ channel, next, limit }));
       const { round, ask, maxMessage, maxChannels, window } = frame;
@@ -100,7 +111,11 @@ export function described(frame) {
     case "Ack":
       return { type, limits: frame.limits.map(({ channel, next, limit }) => ({ channel, next, limit })) };
     case "Start":
-      return { type, round: frame.round, channels: frame.channels.map(({ channel, seq, offset, name }) => ({ channel, seq, offset, name })) };
+      return {
+        type,
+        round: frame.round,
+        channels: frame.channels.map(({ channel, seq, offset, name }) => ({ channel, seq, offset, name })),
+      };
     case "Open":
       return { type, channel: frame.channel, name: frame.name };
     case "Bye":
@@ -126,7 +141,10 @@ function partBytes({ flags, total, number, payload }) {
 function frameBytes(frame) {
   if (frame.kind !== "Parts") return codec.encodeFrame(frame);
   return codec.encodeParts(
-    frame.runs.flatMap(({ channel, seq, parts }) => [codec.runHead(channel, seq, parts.length), ...parts.map(partBytes)]),
+    frame.runs.flatMap(({ channel, seq, parts }) => [
+      codec.runHead(channel, seq, parts.length),
+      ...parts.map(partBytes),
+    ]),
   );
 }
 
@@ -137,7 +155,11 @@ function goodFrame({ hex: digits, frame }) {
 }
 
 function badFrame({ hex: digits, zeros, code, field }) {
-  expect("the refusal", refusal(() => codec.decodeFrame(repeated(digits, 1, zeros))), { code, field });
+  expect(
+    "the refusal",
+    refusal(() => codec.decodeFrame(repeated(digits, 1, zeros))),
+    { code, field },
+  );
 }
 
 function cutMessage({ kind, role, number, hex: digits, times, parts }) {
@@ -149,9 +171,17 @@ function cutMessage({ kind, role, number, hex: digits, times, parts }) {
     at += size;
     return [head + hex(payload.subarray(at - size, at)), charge];
   });
-  expect("what it is cut into", cut.map(([part, charge]) => [hex(part), charge]), expected);
+  expect(
+    "what it is cut into",
+    cut.map(([part, charge]) => [hex(part), charge]),
+    expected,
+  );
   const encoded = cut.map(([part]) => part);
-  expect("where it ends", encoded.map(codec.isLast), parts.map((_, place) => place === parts.length - 1));
+  expect(
+    "where it ends",
+    encoded.map(codec.isLast),
+    parts.map((_, place) => place === parts.length - 1),
+  );
   expect("the number of the request", codec.requestNumber(encoded), role === "request" ? number : 0);
   const [kindRead, roleRead, payloadRead] = codec.decodeMessage(encoded);
   expect("what it was", [kindRead, roleRead, hex(payloadRead)], [kindValue, roleValue, hex(payload)]);
@@ -168,7 +198,11 @@ function goodValue({ kind, payload, value }) {
 
 function badValue({ kind, payload, times, code, field }) {
   const value = codec.Kind[kind.toUpperCase()];
-  expect("the refusal", refusal(() => codec.checkValue(value, repeated(payload, times))), { code, field });
+  expect(
+    "the refusal",
+    refusal(() => codec.checkValue(value, repeated(payload, times))),
+    { code, field },
+  );
 }
 
 /**

@@ -301,15 +301,17 @@ function concatenated(pieces) {
   return out;
 }
 
-const scratch = new Uint8Array(3 * IN_SLAB);
+const SCRATCH = 16384;
+const scratch = new Uint8Array(3 * SCRATCH);
 
 /**
  * `text` in UTF-8.
  * @param {string} text
  */
 function utf8(text) {
-  if (text.length > IN_SLAB) return utf8Encoder.encode(text);
+  if (text.length > SCRATCH) return utf8Encoder.encode(text);
   const { written } = utf8Encoder.encodeInto(text, scratch);
+  if (written > IN_SLAB) return scratch.slice(0, written);
   const out = allocate(written);
   put(out, 0, scratch.subarray(0, written));
   return out;
@@ -339,7 +341,8 @@ const SHORT = 128;
 /** @typedef {0 | 1 | 2} KindValue */
 
 /**
- * The kind and the bytes of text, bytes (an ArrayBuffer or a view) or JSON-able data. They are a copy.
+ * The kind and the bytes of text, bytes (an ArrayBuffer or a view) or JSON-able data. Those of bytes
+ * are the caller's own: they are to be copied, as `encodeMessage` does, before it goes on.
  *
  * Throws `InvalidData`, also for what JSON would silently leave out or show as `{}`: undefined and
  * functions, and at any depth Map, Set, ArrayBuffer and the like.
@@ -351,10 +354,9 @@ export function encodeValue(data) {
     if (LONE_SURROGATE.test(data)) throw new InvalidData("text that is not valid Unicode can't be sent");
     return [Kind.TEXT, utf8(data)];
   }
-  if (ArrayBuffer.isView(data)) {
-    return [Kind.BYTES, new Uint8Array(data.buffer, data.byteOffset, data.byteLength).slice()];
-  }
-  if (isBuffer(data)) return [Kind.BYTES, new Uint8Array(data).slice()];
+  if (data instanceof Uint8Array) return [Kind.BYTES, data];
+  if (ArrayBuffer.isView(data)) return [Kind.BYTES, new Uint8Array(data.buffer, data.byteOffset, data.byteLength)];
+  if (isBuffer(data)) return [Kind.BYTES, new Uint8Array(data)];
   let text;
   try {
     text = JSON.stringify(data);
@@ -364,7 +366,7 @@ export function encodeValue(data) {
     const why = error instanceof Error ? error.message : error;
     throw new InvalidData(`${typeName(data)} can't be sent (${why}): give text, bytes or JSON-able data`);
   }
-  if (ESCAPED_SURROGATE.test(text)) {
+  if (text.includes("\\ud") && ESCAPED_SURROGATE.test(text)) {
     throw new InvalidData(`${typeName(data)} can't be sent: a text in it is not valid Unicode`);
   }
   if (isNestedDeeper(text, MAX_VALUE_DEPTH)) {
@@ -400,7 +402,9 @@ function typeName(data) {
  */
 function refuseOpaque(_key, value) {
   if (typeof value !== "object" || value === null || Array.isArray(value)) return value;
-  const isPlain = [Object.prototype, null].includes(Object.getPrototypeOf(value));
+  // An object of another window has another Object.prototype.
+  const prototype = Object.getPrototypeOf(value);
+  const isPlain = prototype === null || Object.getPrototypeOf(prototype) === null;
   if (ArrayBuffer.isView(value) || (!isPlain && !Object.keys(value).length)) {
     throw new TypeError(`${typeName(value)} is nothing that JSON has`);
   }
@@ -426,9 +430,6 @@ function isNestedDeeper(text, limit) {
   return false;
 }
 
-// Without as many digits, or an exponent of three, a number is in range.
-const MAY_BE_OUT_OF_RANGE = /[\d.]{200}|\d[eE]\+?\d{3}/;
-
 /**
  * Throws `ProtocolError` unless `decodeValue` can decode `payload`.
  *
@@ -449,7 +450,7 @@ export function checkValue(kind, payload) {
   const reader = new JsonReader(text, VALUE_ERRORS);
   reader.skip();
   reader.finish();
-  if (MAY_BE_OUT_OF_RANGE.test(text)) new JsonReader(text, VALUE_ERRORS).skip(true);
+  if (reader.hasLongNumber) new JsonReader(text, VALUE_ERRORS).skip(true);
   if (reader.deepest > MAX_VALUE_DEPTH) throw VALUE_ERRORS.tooDeep();
 }
 
@@ -499,7 +500,9 @@ export const FIRST = 0x01;
 /** Bit of a part's flags: a message ends with it. */
 export const LAST = 0x02;
 
-const [F_PARTS, F_RESUME, F_START, F_OPEN, F_ACK, F_PING, F_PONG, F_BYE] = [1, 2, 3, 4, 5, 6, 7, 8].map((type) => (FRAME_VERSION << 4) | type);
+const [F_PARTS, F_RESUME, F_START, F_OPEN, F_ACK, F_PING, F_PONG, F_BYE] = [1, 2, 3, 4, 5, 6, 7, 8].map(
+  (type) => (FRAME_VERSION << 4) | type,
+);
 const KIND_SHIFT = 2;
 const ROLE_SHIFT = 4;
 const ASKS = 0x01;
@@ -537,7 +540,10 @@ export const Role = Object.freeze({ PLAIN: 0, REQUEST: 1, REPLY: 2, ERROR: 3 });
 /**
  * I want to receive here from now on. Answer with a `Start` of the same round. `ask`: do the same
  * for me. `window` is the limit of every channel that `limits` does not name.
- * @typedef {{kind: "Resume", round: number, ask: boolean, maxMessage: number, maxChannels: number, window: number, limits: readonly Limit[]}} Resume
+ * @typedef {{
+ *   kind: "Resume", round: number, ask: boolean, maxMessage: number, maxChannels: number,
+ *   window: number, limits: readonly Limit[],
+ * }} Resume
  */
 /**
  * Parts follow here, as the `Resume` of this round asked for. All channels in use are named.
@@ -712,7 +718,10 @@ export function encodeFrame(frame) {
   switch (frame.kind) {
     case "Resume": {
       const { round, maxMessage, maxChannels, window, limits } = frame;
-      return frameOf([F_RESUME, frame.ask ? ASKS : 0], [round, maxMessage, maxChannels, window, ...limitFields(limits)]);
+      return frameOf(
+        [F_RESUME, frame.ask ? ASKS : 0],
+        [round, maxMessage, maxChannels, window, ...limitFields(limits)],
+      );
     }
     case "Start": {
       const channels = frame.channels.flatMap(({ channel, seq, offset, name }) => [channel, seq, offset, name]);
@@ -789,7 +798,9 @@ class FrameReader {
    */
   items(field, read) {
     const count = this.count(field);
-    if (count * 2 > this.data.length - this.at) throw badFrame(`${count} items can't be in the bytes that are left`, field);
+    if (count * 2 > this.data.length - this.at) {
+      throw badFrame(`${count} items can't be in the bytes that are left`, field);
+    }
     return Array.from({ length: count }, read);
   }
 
@@ -806,7 +817,9 @@ class FrameReader {
   name() {
     const size = this.byte("name");
     const data = this.data.subarray(this.at, this.at + size);
-    if (data.length < size || !size) throw badFrame(`a name of ${size} bytes, of which ${data.length} are there`, "name");
+    if (data.length < size || !size) {
+      throw badFrame(`a name of ${size} bytes, of which ${data.length} are there`, "name");
+    }
     this.at += size;
     try {
       return utf8Decoder.decode(data);
@@ -820,8 +833,8 @@ class FrameReader {
   }
 }
 
-/** How much more than what a message is charged its bytes may hold on to. */
-const HELD = 8;
+/** A payload that is not copied keeps all of its frame in memory: so many times its charge at most. */
+const MAX_HELD = 8;
 
 /**
  * @param {Uint8Array} data
@@ -838,7 +851,9 @@ function readParts(data) {
     const seq = reader.count("seq");
     const count = reader.count("count");
     const room = end - reader.at;
-    if (!count || count * 2 > room) throw badFrame(`${count} parts can't be in the ${room} bytes that are left`, "count");
+    if (!count || count * 2 > room) {
+      throw badFrame(`${count} parts can't be in the ${room} bytes that are left`, "count");
+    }
     /** @type {Part[]} */
     const parts = [];
     for (let left = count; left; left--) {
@@ -856,14 +871,18 @@ function readParts(data) {
       const size = reader.count("length");
       const { at } = reader;
       if (flags & 0xc0 || (flags & 0x0c) === 0x0c) throw badFrame(`unknown flags ${shownFlags(flags)}`, "flags");
-      if (at + size > end || size > MAX_PART) throw badFrame(`a part of ${size} bytes; ${end - at} are there`, "length");
+      if (at + size > end || size > MAX_PART) {
+        throw badFrame(`a part of ${size} bytes; ${end - at} are there`, "length");
+      }
       if (!(flags & LAST)) {
         if (size < MIN_PART) throw badFrame(`a part of ${size} bytes that is not the last`, "length");
-        if (flags & FIRST && total <= size) throw badFrame(`a part of ${size} bytes begins a message of ${total}`, "total");
+        if (flags & FIRST && total <= size) {
+          throw badFrame(`a part of ${size} bytes begins a message of ${total}`, "total");
+        }
       }
       reader.at = at + size;
       let payload = data.subarray(at, reader.at);
-      if ((size + OVERHEAD) * HELD < held) {
+      if ((size + OVERHEAD) * MAX_HELD < held) {
         const copy = allocate(size);
         put(copy, 0, payload);
         payload = copy;
@@ -918,8 +937,12 @@ export function decodeFrame(data) {
   else if (first === F_PING) frame = { kind: "Ping", nonce: reader.count("nonce") };
   else if (first === F_PONG) frame = { kind: "Pong", nonce: reader.count("nonce") };
   else if (first === F_BYE) frame = { kind: "Bye" };
-  else if (first >> 4 !== FRAME_VERSION) throw badFrame(`version ${first >> 4}, this side speaks ${FRAME_VERSION}`, "version");
-  else throw badFrame(`unknown type ${first & 0x0f}`, "type");
+  else {
+    const version = first >> 4;
+    throw version === FRAME_VERSION
+      ? badFrame(`unknown type ${first & 0x0f}`, "type")
+      : badFrame(`version ${version}, this side speaks ${FRAME_VERSION}`, "version");
+  }
   reader.end();
   return frame;
 }
@@ -953,7 +976,11 @@ export const MAX_DEPTH = 32;
 /** @typedef {"reject" | "takeover" | "rename"} OnConflict */
 /**
  * Ask for a seat, or for the seat one had. The first message on a socket.
- * @typedef {{kind: "Join", version: number, room: string, peerId: string, incarnation: string, name: string | null, metadata: Metadata, onConflict: OnConflict, token: string | null, session: string | null, received: number, attempt: number, joinToken: string | null}} Join
+ * @typedef {{
+ *   kind: "Join", version: number, room: string, peerId: string, incarnation: string,
+ *   name: string | null, metadata: Metadata, onConflict: OnConflict, token: string | null,
+ *   session: string | null, received: number, attempt: number, joinToken: string | null,
+ * }} Join
  */
 /**
  * Forward `body`, JSON, to a member of the same room. Counted.
@@ -969,7 +996,14 @@ export const MAX_DEPTH = 32;
  */
 /**
  * How a link stands, as one of its ends sees it. A figure that was not measured is null.
- * @typedef {{kind: "LinkReport", peerId: string, incarnation: string, state: "new" | "connecting" | "connected" | "disconnected" | "failed" | "closed", iceState: string, path: "direct" | "turn" | "relay" | null, rtt: number | null, reason: string, failure: string, restarts: number, attempts: number, successes: number, failures: number, connectTime: number | null, fallbacks: number, messages: number, bytesSent: number, bytesReceived: number}} LinkReport
+ * @typedef {{
+ *   kind: "LinkReport", peerId: string, incarnation: string,
+ *   state: "new" | "connecting" | "connected" | "disconnected" | "failed" | "closed", iceState: string,
+ *   path: "direct" | "turn" | "relay" | null, rtt: number | null, reason: string, failure: string,
+ *   restarts: number, attempts: number, successes: number, failures: number,
+ *   connectTime: number | null, fallbacks: number, messages: number, bytesSent: number,
+ *   bytesReceived: number,
+ * }} LinkReport
  */
 /**
  * How these links stand now; of others what was last said holds. No incarnation is told about twice.
@@ -981,11 +1015,15 @@ export const MAX_DEPTH = 32;
  */
 /**
  * Somebody who has a seat in the room.
- * @typedef {{kind: "Member", peerId: string, incarnation: string, name: string | null, metadata: Metadata}} Member
+ * @typedef {{
+ *   kind: "Member", peerId: string, incarnation: string, name: string | null, metadata: Metadata,
+ * }} Member
  */
 /**
  * A STUN or TURN server (W3C WebRTC, RTCIceServer).
- * @typedef {{kind: "IceServerInfo", urls: string[], username: string | null, credential: string | null}} IceServerInfo
+ * @typedef {{
+ *   kind: "IceServerInfo", urls: string[], username: string | null, credential: string | null,
+ * }} IceServerInfo
  */
 /**
  * The servers to use from now on, in place of those that an earlier one named.
@@ -993,7 +1031,11 @@ export const MAX_DEPTH = 32;
  */
 /**
  * The seat is yours. `resumed`: it is the one you had, and nothing was missed.
- * @typedef {{kind: "Welcome", version: number, room: string, peerId: string, incarnation: string, token: string, seatTimeout: number, session: string | null, resumed: boolean, received: number, members: Member[], forwardWindow: number, reportInterval: number, iceServers: IceServers | null}} Welcome
+ * @typedef {{
+ *   kind: "Welcome", version: number, room: string, peerId: string, incarnation: string, token: string,
+ *   seatTimeout: number, session: string | null, resumed: boolean, received: number, members: Member[],
+ *   forwardWindow: number, reportInterval: number, iceServers: IceServers | null,
+ * }} Welcome
  */
 /**
  * Somebody has a seat now. Known id, other incarnation: the earlier one is gone. Counted.
@@ -1005,16 +1047,25 @@ export const MAX_DEPTH = 32;
  */
 /**
  * A member changed its name or metadata; both are given as they are now. Counted.
- * @typedef {{kind: "MemberUpdated", peerId: string, incarnation: string, name: string | null, metadata: Metadata}} MemberUpdated
+ * @typedef {{
+ *   kind: "MemberUpdated", peerId: string, incarnation: string, name: string | null,
+ *   metadata: Metadata,
+ * }} MemberUpdated
  */
 /**
  * A forwarded signal. `sender` (`from` on the wire) and `incarnation` are the relay's word. Counted.
- * @typedef {{kind: "SignalIn", sender: string, incarnation: string, toIncarnation: string, epoch: number, body: string}} SignalIn
+ * @typedef {{
+ *   kind: "SignalIn", sender: string, incarnation: string, toIncarnation: string, epoch: number,
+ *   body: string,
+ * }} SignalIn
  */
 /**
  * The relay did not do what was asked. Counted when the client has a seat. `message` is the number
  * of the counted message that is meant, 0 when it was none; `to` the addressee of a signal.
- * @typedef {{kind: "Refused", code: string, text: string, field: string | null, message: number, to: string | null, retryAfter: number | null}} Refused
+ * @typedef {{
+ *   kind: "Refused", code: string, text: string, field: string | null, message: number,
+ *   to: string | null, retryAfter: number | null,
+ * }} Refused
  */
 /**
  * So many more bytes of data for this member are no longer on their way.
@@ -1044,7 +1095,9 @@ export const MAX_DEPTH = 32;
  */
 /**
  * One candidate (RFC 8839, section 5.1), as W3C WebRTC's RTCIceCandidateInit writes it.
- * @typedef {{kind: "IceCandidate", candidate: string, sdpMid: string | null, sdpMLineIndex: number | null}} IceCandidate
+ * @typedef {{
+ *   kind: "IceCandidate", candidate: string, sdpMid: string | null, sdpMLineIndex: number | null,
+ * }} IceCandidate
  */
 /**
  * More candidates for a generation of this epoch; `end` when there will be no others.
@@ -1074,7 +1127,10 @@ export const MAX_DEPTH = 32;
  *   | {is: "union", tags: ReadonlyMap<string, Struct>}} SchemaShape
  * @typedef {SchemaShape & {shown: string, nullable?: boolean}} SchemaType
  * @typedef {{name: string, wire: string, type: SchemaType, fallback: unknown}} SchemaField
- * @typedef {{kind: string, tag: string | null, isArray: boolean, fields: readonly SchemaField[], places: ReadonlyMap<string, number>, required: number}} Struct
+ * @typedef {{
+ *   kind: string, tag: string | null, isArray: boolean, fields: readonly SchemaField[],
+ *   places: ReadonlyMap<string, number>, required: number,
+ * }} Struct
  * @typedef {SchemaType | readonly [SchemaType, unknown]} FieldType a type, or that and a default
  */
 
@@ -1089,7 +1145,14 @@ const SCHEMA = (() => {
 
   /** @type {(words: string, pattern: string | null, max?: number, min?: number) => SchemaType} */
   const text = (words, pattern, max = Infinity, min = 0) => {
-    return { is: "string", shown: "str", max, min, words, pattern: pattern === null ? null : new RegExp(`^(?:${pattern})$`, "u") };
+    return {
+      is: "string",
+      shown: "str",
+      max,
+      min,
+      words,
+      pattern: pattern === null ? null : new RegExp(`^(?:${pattern})$`, "u"),
+    };
   };
   /** @type {(max: number) => SchemaType} */
   const whole = (max) => ({ is: "int", shown: "int", max });
@@ -1118,7 +1181,12 @@ const SCHEMA = (() => {
     return { kind, tag, isArray, fields, places, required: fields.filter((each) => each.fallback === REQUIRED).length };
   };
 
-  const label = text("without control characters and without white space around it", `${edge}(?:[^${bad}]*${edge})?`, 128, 1);
+  const label = text(
+    "without control characters and without white space around it",
+    `${edge}(?:[^${bad}]*${edge})?`,
+    128,
+    1,
+  );
   const incarnation = text("of 8 to 64 letters, digits, - and _", "[A-Za-z0-9_\\-]{8,64}");
   const token = text("of 16 to 128 letters, digits, - and _", "[A-Za-z0-9_\\-]{16,128}");
   const joinToken = text(
@@ -1150,9 +1218,18 @@ const SCHEMA = (() => {
   const metadata = [object, {}];
 
   const join = struct("Join", "join", {
-    ...{ version, room: label, peerId: label, incarnation, name, metadata },
+    version,
+    room: label,
+    peerId: label,
+    incarnation,
+    name,
+    metadata,
     onConflict: [oneOf("reject", "takeover", "rename"), "reject"],
-    ...{ token: orNull(token), session: orNull(token), received: count, attempt: count, joinToken: orNull(joinToken) },
+    token: orNull(token),
+    session: orNull(token),
+    received: count,
+    attempt: count,
+    joinToken: orNull(joinToken),
   });
   const signalOut = struct("SignalOut", "signal", { to: label, toIncarnation: incarnation, epoch, body });
   const update = struct("Update", "update", { name, metadata: orNull(object) });
@@ -1162,12 +1239,23 @@ const SCHEMA = (() => {
     "LinkReport",
     null,
     {
-      ...{ peerId: label, incarnation },
+      peerId: label,
+      incarnation,
       state: oneOf("new", "connecting", "connected", "disconnected", "failed", "closed"),
-      ...{ iceState: code, path: orNull(oneOf("direct", "turn", "relay")), rtt: orNull(seconds) },
-      ...{ reason: [reason, ""], failure: [reason, ""] },
-      ...{ restarts: count, attempts: count, successes: count, failures: count, connectTime: orNull(real(Infinity)) },
-      ...{ fallbacks: count, messages: count, bytesSent: count, bytesReceived: count },
+      iceState: code,
+      path: orNull(oneOf("direct", "turn", "relay")),
+      rtt: orNull(seconds),
+      reason: [reason, ""],
+      failure: [reason, ""],
+      restarts: count,
+      attempts: count,
+      successes: count,
+      failures: count,
+      connectTime: orNull(real(Infinity)),
+      fallbacks: count,
+      messages: count,
+      bytesSent: count,
+      bytesReceived: count,
     },
     { isArray: true },
   );
@@ -1177,11 +1265,24 @@ const SCHEMA = (() => {
 
   const member = struct("Member", null, { peerId: label, incarnation, name, metadata });
   const iceServerInfo = struct("IceServerInfo", null, { urls: list(url, 8, 1), username: secret, credential: secret });
-  const iceServers = struct("IceServers", "ice_servers", { servers: list(one(iceServerInfo), 16), expiresIn: orNull(seconds) });
+  const iceServers = struct("IceServers", "ice_servers", {
+    servers: list(one(iceServerInfo), 16),
+    expiresIn: orNull(seconds),
+  });
   const welcome = struct("Welcome", "welcome", {
-    ...{ version, room: label, peerId: label, incarnation, token, seatTimeout: seconds, session: orNull(token) },
-    ...{ resumed: no, received: count, members: [list(one(member)), []], forwardWindow: count },
-    ...{ reportInterval: [seconds, 0], iceServers: orNull(one(iceServers)) },
+    version,
+    room: label,
+    peerId: label,
+    incarnation,
+    token,
+    seatTimeout: seconds,
+    session: orNull(token),
+    resumed: no,
+    received: count,
+    members: [list(one(member)), []],
+    forwardWindow: count,
+    reportInterval: [seconds, 0],
+    iceServers: orNull(one(iceServers)),
   });
   const memberJoined = struct("MemberJoined", "joined", { member: one(member) });
   const memberLeft = struct("MemberLeft", "left", { peerId: label, incarnation, reason: code });
@@ -1193,7 +1294,12 @@ const SCHEMA = (() => {
     { wire: (name) => (name === "sender" ? "from" : snake(name)) },
   );
   const refused = struct("Refused", "refused", {
-    ...{ code, text: prose(), field: orNull(prose()), message: count, to: orNull(label), retryAfter: orNull(seconds) },
+    code,
+    text: prose(),
+    field: orNull(prose()),
+    message: count,
+    to: orNull(label),
+    retryAfter: orNull(seconds),
   });
   const forwarded = struct("Forwarded", "forwarded", { to: label, size: received });
   const notice = struct("Notice", "notice", { text: prose() });
@@ -1209,17 +1315,36 @@ const SCHEMA = (() => {
     { wire: (name) => name },
   );
   const candidates = struct("Candidates", "candidates", {
-    ...{ candidates: [list(one(iceCandidate), MAX_CANDIDATES), []], end: no, generation },
+    candidates: [list(one(iceCandidate), MAX_CANDIDATES), []],
+    end: no,
+    generation,
   });
   const dial = struct("Dial", "dial", { reason: [prose(), ""] });
   const stale = struct("Stale", "stale", { incarnation, epoch });
 
   const kindOf = one(struct("Kind", null, { type: [plain(), ""] }));
   const client = [join, signalOut, update, leave, ack, report];
-  const relay = [welcome, memberJoined, memberLeft, memberUpdated, signalIn, refused, iceServers, forwarded, notice, restartIce, goodbye];
+  const relay = [
+    welcome,
+    memberJoined,
+    memberLeft,
+    memberUpdated,
+    signalIn,
+    refused,
+    iceServers,
+    forwarded,
+    notice,
+    restartIce,
+    goodbye,
+  ];
   const link = [offer, answer, candidates, dial, stale];
   return {
-    ...{ client: union(...client), relay: union(...relay, ack), link: union(...link), kindOf, label, incarnation },
+    client: union(...client),
+    relay: union(...relay, ack),
+    link: union(...link),
+    kindOf,
+    label,
+    incarnation,
     byKind: new Map([...client, ...relay, ...link].map((each) => [each.kind, each])),
   };
 })();
@@ -1258,16 +1383,20 @@ function wireForm(of, value) {
 
 const CH_SPACE = 0x20;
 const CH_QUOTE = 0x22;
+const CH_PLUS = 0x2b;
 const CH_COMMA = 0x2c;
 const CH_MINUS = 0x2d;
+const CH_DOT = 0x2e;
 const CH_ZERO = 0x30;
 const CH_NINE = 0x39;
 const CH_COLON = 0x3a;
+const CH_E = 0x45;
 const CH_BACKSLASH = 0x5c;
 const CH_OPEN_ARRAY = 0x5b;
 const CH_CLOSE_ARRAY = 0x5d;
 const CH_OPEN_OBJECT = 0x7b;
 const CH_CLOSE_OBJECT = 0x7d;
+const CH_SMALL_E = 0x65;
 const CH_N = 0x6e;
 const CH_T = 0x74;
 const CH_F = 0x66;
@@ -1282,7 +1411,10 @@ const MAX_DIGITS = 4300;
 /**
  * Makes the errors of who said something: it is no JSON; what is at a path is wrong; it is nested too
  * deep.
- * @typedef {{notJson: (said: string) => ProtocolError, wrong: (said: string, path: string) => ProtocolError, tooDeep: () => ProtocolError}} JsonErrors
+ * @typedef {{
+ *   notJson: (said: string) => ProtocolError, wrong: (said: string, path: string) => ProtocolError,
+ *   tooDeep: () => ProtocolError,
+ * }} JsonErrors
  */
 
 /** @type {(who: string) => JsonErrors} */
@@ -1293,7 +1425,9 @@ const errorsOf = (who) => ({
     return new ProtocolError(`malformed message from ${who}: ${printable(said, SHOWN)} (field ${field})`, { field });
   },
   tooDeep: () => {
-    return new ProtocolError(`message from ${who} is nested deeper than ${MAX_DEPTH} arrays and objects`, { code: "too_deep" });
+    return new ProtocolError(`message from ${who} is nested deeper than ${MAX_DEPTH} arrays and objects`, {
+      code: "too_deep",
+    });
   },
 });
 const CLIENT_ERRORS = errorsOf("the client");
@@ -1325,6 +1459,8 @@ class JsonReader {
   #isWanted = true;
   /** How many arrays and objects there were inside each other. */
   deepest = 0;
+  /** Whether there was a number that may be out of range: others have less digits, or a lesser exponent. */
+  hasLongNumber = false;
 
   /**
    * @param {string} text
@@ -1337,7 +1473,7 @@ class JsonReader {
 
   /** Nothing may follow. */
   finish() {
-    if (this.#skipSpace() < this.#text.length) throw this.#malformed("trailing characters", 1);
+    if (!Number.isNaN(this.#peekOrEnd())) throw this.#malformed("trailing characters", 1);
   }
 
   #truncated() {
@@ -1367,18 +1503,18 @@ class JsonReader {
     return this.#wrong(`Expected \`${type.shown}\`, got \`${got}\``);
   }
 
-  #skipSpace() {
-    for (; ; this.#at++) {
-      const c = this.#text.charCodeAt(this.#at);
-      if (c !== CH_SPACE && c !== 0x0a && c !== 0x0d && c !== 0x09) return this.#at;
-    }
+  /** The next character that is not white space, NaN at the end. It is not taken. */
+  #peekOrEnd() {
+    let c = this.#text.charCodeAt(this.#at);
+    while (c === CH_SPACE || c === 0x0a || c === 0x0d || c === 0x09) c = this.#text.charCodeAt(++this.#at);
+    return c;
   }
 
   /** The next character that is not white space. It is not taken. */
   #peek() {
-    const at = this.#skipSpace();
-    if (at === this.#text.length) throw this.#truncated();
-    return this.#text.charCodeAt(at);
+    const c = this.#peekOrEnd();
+    if (Number.isNaN(c)) throw this.#truncated();
+    return c;
   }
 
   /**
@@ -1404,7 +1540,9 @@ class JsonReader {
   /** @param {string} word */
   #word(word) {
     this.#need(word.length);
-    if (!this.#text.startsWith(word, this.#at)) throw this.#malformed("invalid character", this.#isWanted ? word.length : 1);
+    if (!this.#text.startsWith(word, this.#at)) {
+      throw this.#malformed("invalid character", this.#isWanted ? word.length : 1);
+    }
     this.#at += word.length;
   }
 
@@ -1412,7 +1550,7 @@ class JsonReader {
   #skipString() {
     const text = this.#text;
     let isEscaped = false;
-    for (let at = this.#at + 1; ; ) {
+    for (let at = this.#at + 1; ;) {
       const c = text.charCodeAt(at);
       if (c === CH_QUOTE) {
         this.#at = at + 1;
@@ -1436,7 +1574,9 @@ class JsonReader {
     if (c === "") throw this.#truncated();
     this.#at++;
     if (c !== "u" && !'"\\/bfnrt'.includes(c)) {
-      throw this.#isWanted ? this.#malformed("invalid escape character in string", 1) : this.#malformed("invalid escaped character");
+      throw this.#isWanted
+        ? this.#malformed("invalid escape character in string", 1)
+        : this.#malformed("invalid escaped character");
     }
     this.#at++;
     if (c !== "u") return;
@@ -1478,7 +1618,9 @@ class JsonReader {
     const isEscaped = this.#skipString();
     const end = this.#at;
     this.#colon();
-    return isEscaped ? /** @type {string} */ (JSON.parse(this.#text.slice(start, end))) : this.#text.slice(start + 1, end - 1);
+    return isEscaped
+      ? /** @type {string} */ (JSON.parse(this.#text.slice(start, end)))
+      : this.#text.slice(start + 1, end - 1);
   }
 
   #colon() {
@@ -1486,40 +1628,45 @@ class JsonReader {
     this.#at++;
   }
 
-  /** Passes over digits; returns whether there are any. */
-  #skipDigits() {
-    const start = this.#at;
-    for (; ; this.#at++) {
-      const c = this.#text.charCodeAt(this.#at);
-      if (!(c >= CH_ZERO && c <= CH_NINE)) return this.#at > start;
-    }
+  /** Passes over digits, of which there must be one. */
+  #skipDigits(otherwise = "invalid number") {
+    const text = this.#text;
+    let at = this.#at;
+    for (let c = text.charCodeAt(at); c >= CH_ZERO && c <= CH_NINE;) c = text.charCodeAt(++at);
+    const isNone = at === this.#at;
+    this.#at = at;
+    if (isNone) throw this.#malformed(otherwise);
+    return text.charCodeAt(at);
   }
 
   /** Passes over a number; returns whether it has a fraction or an exponent. */
   #skipNumber() {
     const text = this.#text;
+    const start = this.#at;
+    let c = text.charCodeAt(start);
     let isFloat = false;
-    if (text.charCodeAt(this.#at) === CH_MINUS && ++this.#at === text.length && this.#isWanted) {
-      throw this.#malformed("invalid number");
+    if (c === CH_MINUS) {
+      if (++this.#at === text.length && this.#isWanted) throw this.#malformed("invalid number");
+      c = text.charCodeAt(this.#at);
     }
-    if (text.charCodeAt(this.#at) === CH_ZERO) {
-      this.#at++;
-      const c = text.charCodeAt(this.#at);
+    if (c === CH_ZERO) {
+      c = text.charCodeAt(++this.#at);
       if (c >= CH_ZERO && c <= CH_NINE) throw this.#malformed("invalid number");
-    } else if (!this.#skipDigits()) throw this.#malformed("invalid character");
-    if (text.charAt(this.#at) === ".") {
+    } else c = this.#skipDigits("invalid character");
+    if (c === CH_DOT) {
       isFloat = true;
       this.#at++;
-      if (!this.#skipDigits()) throw this.#malformed("invalid number");
+      c = this.#skipDigits();
     }
-    const e = text.charAt(this.#at);
-    if (e === "e" || e === "E") {
+    if (c === CH_E || c === CH_SMALL_E) {
       isFloat = true;
-      this.#at++;
-      const sign = text.charAt(this.#at);
-      if (sign === "+" || sign === "-") this.#at++;
-      if (!this.#skipDigits()) throw this.#malformed("invalid number");
+      c = text.charCodeAt(++this.#at);
+      if (c === CH_PLUS || c === CH_MINUS) this.#at++;
+      const exponent = this.#at;
+      this.#skipDigits();
+      if (this.#at - exponent > 2) this.hasLongNumber = true;
     }
+    if (this.#at - start > 200) this.hasLongNumber = true;
     return isFloat;
   }
 
@@ -1920,7 +2067,10 @@ function checkLinks(links) {
   links.forEach(({ reason, failure }, number) => {
     const place = utf8Length(reason) > MAX_REASON ? 6 : utf8Length(failure) > MAX_REASON ? 7 : null;
     if (place !== null) {
-      throw CLIENT_ERRORS.wrong(`Expected \`str\` of at most ${MAX_REASON} bytes of UTF-8`, `$.links[${number}][${place}]`);
+      throw CLIENT_ERRORS.wrong(
+        `Expected \`str\` of at most ${MAX_REASON} bytes of UTF-8`,
+        `$.links[${number}][${place}]`,
+      );
     }
   });
 }
@@ -1986,7 +2136,9 @@ function linesOf(text) {
 export function checkSdp(sdp) {
   const refused = (/** @type {string} */ text, code = "bad_sdp") => new ProtocolError(text, { code, field: "$.sdp" });
   const size = sdp.length > MAX_SDP ? [...sdp].length : sdp.length;
-  if (size > MAX_SDP) throw refused(`the session description has ${size} characters, the limit is ${MAX_SDP}`, "too_large");
+  if (size > MAX_SDP) {
+    throw refused(`the session description has ${size} characters, the limit is ${MAX_SDP}`, "too_large");
+  }
   const lines = linesOf(sdp);
   const wrong = lines.findIndex((line) => !SDP_LINE.test(line));
   if (wrong >= 0) {
@@ -1996,7 +2148,10 @@ export function checkSdp(sdp) {
   if (lines[0] !== "v=0") throw refused("the session description does not begin with v=0");
   const count = countCandidates(sdp);
   if (count > MAX_CANDIDATES) {
-    throw refused(`the session description has ${count} candidates, the limit is ${MAX_CANDIDATES}`, "too_many_candidates");
+    throw refused(
+      `the session description has ${count} candidates, the limit is ${MAX_CANDIDATES}`,
+      "too_many_candidates",
+    );
   }
   for (const [prefix, what] of SDP_NEEDS) {
     if (!lines.some((line) => line.startsWith(prefix))) {
@@ -2073,7 +2228,8 @@ export function encodeForward(peerId, incarnation, frame) {
  * @returns {FrameIn}
  */
 export function decodeForward(data) {
-  const refused = (/** @type {string} */ what) => new ProtocolError(`a message with data ${what}`, { code: "bad_forward" });
+  const refused = (/** @type {string} */ what) =>
+    new ProtocolError(`a message with data ${what}`, { code: "bad_forward" });
   if (data[0] !== MARK) throw refused("must begin with the byte 1");
   const middle = 3 + ((data[1] << 8) | data[2]);
   if (data.length < 3 || middle >= data.length) throw refused("is cut off in the names before its frame");
