@@ -176,7 +176,7 @@ class Admin:
         return Answer(401, b"That is not the user or not the password.\n", headers=(_CHALLENGE,))
 
     def _count(self, code: str, text: str, address: str) -> None:
-        self._rooms.tracking.refused(code, f"{text} from {address}", self._now())
+        self._rooms.tracking.refused(code, f"{text} from {address}", self._now(), address=address)
         self._live.changed()
 
     # --- what is there ---------------------------------------------------------------------------
