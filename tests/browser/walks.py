@@ -30,6 +30,7 @@ from meshpeer.core.messages import (
     Ack,
     Answer,
     Candidates,
+    Dial,
     Forwarded,
     Goodbye,
     IceCandidate,
@@ -40,6 +41,7 @@ from meshpeer.core.messages import (
     Offer,
     Refused,
     Report,
+    Stale,
     encode,
 )
 from meshpeer.core.reports import Reports
@@ -159,7 +161,12 @@ def record_pair(recorder: Recorder, seed: int) -> None:
         )
         for _ in range(2)
     ]
-    with recorder.scenario(f"pair {seed}", "delivery"), mock.patch.object(pair, "_NOISE", _STRIPES):
+    sizes = pair.SIZES if rng.random() < 0.5 else (*pair.SIZES[-6:], 20_000, 20_001, 64_000)
+    with (
+        recorder.scenario(f"pair {seed}", "delivery"),
+        mock.patch.object(pair, "_NOISE", _STRIPES),
+        mock.patch.object(pair, "SIZES", sizes),
+    ):
         both = pair.Pair(*configs)
         both.run(
             pair.Step(
@@ -249,7 +256,7 @@ def record_link(recorder: Recorder, seed: int) -> None:
 
 
 def _walk(seed: int) -> None:
-    for _ in test_link.walk(seed, seed % 100):
+    for _ in test_link.walk(seed, 50 + seed % 200):
         pass
 
 
@@ -306,6 +313,13 @@ def record_greedy(recorder: Recorder, seed: int) -> None:
             epoch = rng.choice((*[it.epoch] * 6, it.epoch + 1, it.epoch + 1, beyond))
             number = rng.choice((0, 0, 0, seen, seen + 1, seen + 2, beyond))
             sdp = "v=0\r\n" + "a=candidate:1\r\n" * count
+            if rng.random() < 0.05:
+                # It makes us begin again and again.
+                for _ in range(rng.randrange(30)):
+                    now += rng.choice((0.0, 0.0, 0.25, 1.0))
+                    newer = it.epoch + 1
+                    bodies = (Offer(sdp), Dial("why"), Stale("incarnation", newer), Offer(sdp, 2))
+                    it.message(newer, rng.choice(bodies), now)
             match rng.randrange(8):
                 case 0:
                     it.message(epoch, Offer(sdp, number), now)
@@ -615,6 +629,25 @@ def _session_limits(recorder: Recorder) -> None:
         again.dropped()
         again.waits()
         again.session.connection_failed("no", again.now)
+    with recorder.scenario("as much as is kept, and one more", "session"):
+        full = ann().reach(session.State.CONNECTING)
+        for number in range(test_session.CONFIG.max_pending_signals):
+            full.session.send(test_session.signal(number))
+        for call in (full.session.send, lambda _: full.session.update("Anna", None)):
+            with suppress(MeshError):
+                call(test_session.signal())
+    with recorder.scenario("an update before a join, and one after it", "session"):
+        updating = ann().reach(session.State.SEATED)
+        for number in range(3):
+            updating.session.send(test_session.signal(number))
+        updating.hears(Ack(received=2))
+        updating.session.update("Anna", None)
+        updating.dropped()
+        updating.waits()
+        updating.connected()
+        updating.session.update("Anne", None)
+        updating.session.send(test_session.signal())
+        updating.hears(test_session.WELCOME)
     with recorder.scenario("acknowledgements around a drop", "session"):
         counting = ann().reach(session.State.SEATED)
         for count in (5, 14, 16, 3):
