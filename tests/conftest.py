@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 
 # By itself Hypothesis fails an example that takes longer than 200 ms, or data that is slow to draw.
@@ -24,3 +26,10 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True)
 def _leave_nothing(no_leaks: None) -> None:
     """Every test, and first, so that it looks after every other fixture is gone."""
+
+
+@pytest.fixture(autouse=True)
+def _log_unconfigured() -> Iterator[None]:
+    """A command configures structlog for the whole process; the next test finds it untouched."""
+    yield
+    structlog.reset_defaults()

@@ -586,7 +586,6 @@ async def test_a_page_that_does_not_read_is_cut_off(
             cut.set()
         raise structlog.DropEvent
 
-    structlog.configure(processors=[notice])
     ids = [f"p{number:02}" for number in range(30)]
     async with AsyncExitStack() as stack:
         members = [await stack.enter_async_context(peer(relay)) for _ in ids]
@@ -595,7 +594,6 @@ async def test_a_page_that_does_not_read_is_cut_off(
             links = [linked(other, reason="x" * 200) for other in ids if other != peer_id]
             await report(member, *links)
         async with dashboard(relay) as other, dashboard(relay, max_queue=1) as page:
-            stack.callback(structlog.reset_defaults)
             structlog.configure(processors=[notice])
             sock = page.ws.transport.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

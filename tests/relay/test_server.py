@@ -12,7 +12,7 @@ import logging
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -735,15 +735,6 @@ def test_a_relay_host_needs_no_webrtc() -> None:
     assert not loaded & {"aiortc", "aioice", "av"}
 
 
-@pytest.fixture
-def _unconfigured() -> Iterator[None]:
-    """structlog as a program finds it; what was done to it by one test is not seen by the next."""
-    structlog.reset_defaults()
-    yield
-    structlog.reset_defaults()
-
-
-@pytest.mark.usefixtures("_unconfigured")
 async def test_it_logs_who_comes_and_goes_and_never_a_token(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -770,7 +761,6 @@ async def test_it_logs_who_comes_and_goes_and_never_a_token(
     assert not [record for record in caplog.records if record.name.startswith("meshpeer")]
 
 
-@pytest.mark.usefixtures("_unconfigured")
 async def test_not_configured_it_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     async with Relay(RelayConfig(port=0)) as relay, peer(relay) as ann:
         await ann.join("ann")
