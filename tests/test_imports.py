@@ -129,7 +129,7 @@ RULES = [
         "relay.*",
         "config errors log alarm thin core.rooms core.messages core.forward core.limits"
         " core.tracking relay.*",
-        "websockets msgspec jwt cryptography prometheus_client",
+        "websockets msgspec jwt cryptography prometheus_client segno",
     ),
     Rule("testing.*", "*", "pytest pytest_asyncio msgspec"),
     Rule("__main__", "cli"),

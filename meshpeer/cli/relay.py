@@ -377,6 +377,7 @@ def relay(
 
 def _say_where(server: Relay, config: RelayConfig) -> None:
     print(f"relay      {server.url}")
+    print(f"chat       {server.chat_url()}")
     print(f"health     {server.url.replace('ws', 'http', 1)}/healthz")
     print(f"dashboard  {server.admin_url}")
     if config.admin_password is None:

@@ -25,7 +25,6 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl
 
@@ -41,6 +40,7 @@ from meshpeer.log import Log
 from meshpeer.relay.figures import RelayFigures
 from meshpeer.relay.http import Answer
 from meshpeer.relay.live import TICKET_LIFETIME, Live
+from meshpeer.relay.pages import read_files
 
 if TYPE_CHECKING:
     from meshpeer.relay.metrics import Exposition
@@ -53,23 +53,9 @@ LIVE_PATH = "/api/admin/live"
 _API: Final = "/api/admin"
 _PAGE: Final = "/admin-analytics"
 _METRICS: Final = "/metrics"
-_TYPES: Final = {
-    ".css": "text/css; charset=utf-8",
-    ".html": "text/html; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml",
-}
 _ADDRESSES: Final = 10_000
 """Addresses that wrong passwords came from and that are remembered."""
 _CHALLENGE: Final = ("WWW-Authenticate", 'Basic realm="meshpeer relay", charset="UTF-8"')
-# The page takes nothing from elsewhere, and what is in the names that it shows can run nothing.
-_POLICY: Final = (
-    "Content-Security-Policy",
-    (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-)
 
 _log = Log(part="relay")
 
@@ -320,12 +306,8 @@ def _items(items: list[Any], before: bytes = b"") -> bytes:
 
 
 def _read_files() -> dict[str, Answer]:
-    """The dashboard: every file of it by its path, so that no path of a request is ever opened."""
-    found = {}
-    for file in (files("meshpeer.relay") / "web" / "admin").iterdir():
-        kind = next((kind for end, kind in _TYPES.items() if file.name.endswith(end)), None)
-        if kind is not None:
-            found[f"{_PAGE}/{file.name}"] = Answer(200, file.read_bytes(), kind, (_POLICY,))
+    """The dashboard: every file of it by its path."""
+    found = read_files("admin", "common", at=_PAGE)
     # The page names its files by their whole paths, so it may be at either.
     found[_PAGE] = found[f"{_PAGE}/"] = found.pop(f"{_PAGE}/index.html")
     return found

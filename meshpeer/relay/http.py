@@ -74,13 +74,15 @@ async def make_rest(rest: Iterator[bytes]) -> deque[bytes]:
 
 def to_response(answer: Answer, *, method: str = "GET", more: int = 0) -> Response:
     """``answer`` as it is written; to HEAD without its body (RFC 9110, section 9.3.2). ``more``
-    bytes follow it."""
+    bytes follow it. What is not modified has the length of what it is about, which nobody asked for
+    (RFC 9110, section 8.6): none is given."""
     own = {name.lower() for name, _ in answer.headers}
+    length = str(len(answer.body) + more)
     headers = Headers(
         [
             ("Date", email.utils.formatdate(usegmt=True)),
             ("Connection", "close"),
-            ("Content-Length", str(len(answer.body) + more)),
+            *((("Content-Length", length),) if answer.status != HTTPStatus.NOT_MODIFIED else ()),
             ("Content-Type", answer.content_type),
             *answer.headers,
             *((name, value) for name, value in _ALWAYS if name.lower() not in own),

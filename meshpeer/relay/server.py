@@ -22,6 +22,7 @@ from functools import partial
 from importlib.metadata import version
 from types import TracebackType
 from typing import Final, Self
+from urllib.parse import quote
 
 from websockets.asyncio.server import ServerConnection
 from websockets.datastructures import MultipleValuesError
@@ -59,6 +60,7 @@ from meshpeer.relay.admin import LIVE_PATH, Admin, RelayFigures
 from meshpeer.relay.door import Door
 from meshpeer.relay.http import Answer, LastBlock, make_rest, to_response
 from meshpeer.relay.keepalive import Keepalive
+from meshpeer.relay.pages import Pages
 from meshpeer.relay.sockets import Serving, Socket
 from meshpeer.relay.tls import Certificate
 from meshpeer.relay.turn import ice_servers_for
@@ -76,14 +78,6 @@ _ANSWERED: Final = 64
 """Connections over a limit that are told so. What is beyond them is shut unheard."""
 _DETAILS: Final = frozenset({"message refused", "connection refused"})
 """What a stranger can cause as often as it likes, and no operator wants to read each time."""
-_ROOT: Final = b"""\
-This is a meshpeer relay.
-
-WebSocket  / and /ws
-Health     /healthz
-Dashboard  /admin-analytics
-"""
-
 _log = Log(part="relay")
 
 
@@ -109,8 +103,9 @@ class Relay:
     """A relay server. ``async with Relay(RelayConfig(port=0)) as relay: relay.url``.
 
     WebSocket (RFC 6455) on ``/`` and ``/ws``; one JSON text message a frame, binary frames are
-    taken as well. ``GET /healthz`` answers with its figures, the dashboard is at ``admin_url``. All
-    state is in memory.
+    taken as well. People meet on its pages (`chat_url`), which other pages may take the client from
+    (``/meshpeer.js``). ``GET /healthz`` answers with its figures, the dashboard is at
+    ``admin_url``. All state is in memory.
 
     ``authenticator`` decides who may join; without one, it is `JoinTokens` where the config has a
     ``join_secret`` or a ``join_public_key``, and else everybody may. Raises `ConfigError` when that
@@ -163,6 +158,7 @@ class Relay:
         self._refused: Counter[str] = Counter()
         self._accepted = self._cut_off = 0
         self._messages_in = self._messages_out = self._bytes_in = self._bytes_out = 0
+        self._pages = Pages(self._origins, now=self._now)
         self._admin = Admin(
             config, self._rooms, apply=self._apply, figures=self._figures, now=self._now
         )
@@ -217,6 +213,14 @@ class Relay:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
         scheme = "ws" if self._certificate is None else "wss"
         return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+    def chat_url(self, room: str | None = None) -> str:
+        """The page where people chat in ``room``; without one, the page that asks for it.
+
+        Raises `MeshClosed` unless it listens.
+        """
+        where = "/" if room is None else f"/chat/{quote(room, safe='')}"
+        return self.url.replace("ws", "http", 1) + where
 
     @property
     def admin_url(self) -> str:
@@ -470,13 +474,13 @@ class Relay:
         if wants_websocket and path in ("/", "/ws", LIVE_PATH):
             own = path == LIVE_PATH
             return self._refuse_too_many(socket) or self._refuse_origin(socket, request, own)
-        if path == "/":
-            return Answer(200, _ROOT)
         if path == "/ws":
             return Answer(426, b"This is a WebSocket.\n", headers=(("Upgrade", "websocket"),))
         if path == "/healthz":
             return self._health()
-        answer = self._admin.answer(path, query, request.headers, socket.address)
+        answer = self._pages.answer(path, query, request.headers)
+        if answer is None:
+            answer = self._admin.answer(path, query, request.headers, socket.address)
         return answer or Answer(404, b"The relay is at / and /ws, its health at /healthz.\n")
 
     def _health(self) -> Answer:

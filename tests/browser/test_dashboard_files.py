@@ -11,7 +11,8 @@ import typer
 from meshpeer.cli.app import app
 from tests.docs.generate import DOCS
 
-FILES = files("meshpeer.relay") / "web" / "admin"
+WEB = files("meshpeer.relay") / "web"
+FILES = WEB / "admin"
 
 
 @pytest.mark.parametrize("file", sorted(f.name for f in FILES.iterdir()), ids=str)

@@ -69,9 +69,11 @@ async def addresses(relay: Command) -> dict[str, str]:
 async def test_it_prints_the_addresses_it_serves(start: Start) -> None:
     relay, url = await start.relay()
     printed = await addresses(relay)
-    assert list(printed) == ["relay", "health", "dashboard", "admin"]
+    assert list(printed) == ["relay", "chat", "health", "dashboard", "admin"]
     status, body = await get(printed["health"])
     assert (status, json.loads(body)["status"]) == (200, "ok")
+    assert printed["chat"] == f"{url.replace('ws', 'http')}/"
+    assert (await get(printed["chat"]))[0] == 200
     assert printed["dashboard"] == f"{url.replace('ws', 'http')}/admin-analytics"
     async with PeerManager(url, room="lobby"):
         pass
