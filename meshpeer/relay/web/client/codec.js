@@ -1010,6 +1010,10 @@ export const MAX_DEPTH = 32;
  * @typedef {{kind: "Report", links: LinkReport[]}} Report
  */
 /**
+ * Are you there? The answer is a `Pong`. For who can't send WebSocket pings.
+ * @typedef {{kind: "Ping"}} Ping
+ */
+/**
  * So many counted messages have arrived here in all.
  * @typedef {{kind: "Ack", received: number}} Ack
  */
@@ -1085,6 +1089,10 @@ export const MAX_DEPTH = 32;
  * @typedef {{kind: "Goodbye", reason: string, retryAfter: number | null}} Goodbye
  */
 /**
+ * I am: to each `Ping`, in its turn among all that is said.
+ * @typedef {{kind: "Pong"}} Pong
+ */
+/**
  * A session description (RFC 8829) that begins an epoch, or with a generation above 0 an ICE restart
  * within it.
  * @typedef {{kind: "Offer", sdp: string, generation: number}} Offer
@@ -1112,8 +1120,8 @@ export const MAX_DEPTH = 32;
  * @typedef {{kind: "Stale", incarnation: string, epoch: number}} Stale
  */
 
-/** @typedef {Join | SignalOut | Update | Leave | Ack | Report} ClientMessage */
-/** @typedef {Welcome | MemberJoined | MemberLeft | MemberUpdated | SignalIn | Refused | IceServers | Forwarded | Notice | RestartIce | Goodbye | Ack} RelayMessage */
+/** @typedef {Join | SignalOut | Update | Leave | Ack | Report | Ping} ClientMessage */
+/** @typedef {Welcome | MemberJoined | MemberLeft | MemberUpdated | SignalIn | Refused | IceServers | Forwarded | Notice | RestartIce | Goodbye | Pong | Ack} RelayMessage */
 /** @typedef {Offer | Answer | Candidates | Dial | Stale} LinkMessage */
 
 /**
@@ -1261,6 +1269,7 @@ const SCHEMA = (() => {
   );
   const report = struct("Report", "report", { links: list(one(linkReport), MAX_REPORTS) });
 
+  const ping = struct("Ping", "ping", {});
   const ack = struct("Ack", "ack", { received });
 
   const member = struct("Member", null, { peerId: label, incarnation, name, metadata });
@@ -1305,6 +1314,7 @@ const SCHEMA = (() => {
   const notice = struct("Notice", "notice", { text: prose() });
   const restartIce = struct("RestartIce", "restart_ice", { peerId: orNull(label) });
   const goodbye = struct("Goodbye", "goodbye", { reason: code, retryAfter: orNull(seconds) });
+  const pong = struct("Pong", "pong", {});
 
   const offer = struct("Offer", "offer", { sdp: plain(), generation });
   const answer = struct("Answer", "answer", { sdp: plain(), generation });
@@ -1323,7 +1333,7 @@ const SCHEMA = (() => {
   const stale = struct("Stale", "stale", { incarnation, epoch });
 
   const kindOf = one(struct("Kind", null, { type: [plain(), ""] }));
-  const client = [join, signalOut, update, leave, ack, report];
+  const client = [join, signalOut, update, leave, ack, report, ping];
   const relay = [
     welcome,
     memberJoined,
@@ -1336,6 +1346,7 @@ const SCHEMA = (() => {
     notice,
     restartIce,
     goodbye,
+    pong,
   ];
   const link = [offer, answer, candidates, dial, stale];
   return {

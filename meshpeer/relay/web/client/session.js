@@ -87,7 +87,7 @@ const RESTART_WAIT = 0.4;
  *   | "report" | "hurry" | "close" | "tick" | "received"
  *   | "message:welcome" | "message:joined" | "message:left" | "message:updated" | "message:signal"
  *   | "message:refused" | "message:ice_servers" | "message:notice" | "message:restart_ice"
- *   | "message:goodbye" | "message:ack" | "message:forwarded" | "message:frame"} SessionInput
+ *   | "message:goodbye" | "message:pong" | "message:ack" | "message:forwarded" | "message:frame"} SessionInput
  */
 
 /**
@@ -145,6 +145,7 @@ export const SESSION_TABLE = [
   ["seated", "message:notice", ["seated"]],
   ["seated", "message:restart_ice", ["seated"]],
   ["seated", "message:goodbye", ["waiting", "closed"]],
+  ["seated", "message:pong", ["seated"]],
   ["seated", "message:ack", ["seated"]],
   ["seated", "message:forwarded", ["seated"]],
   ["seated", "message:frame", ["seated"]],
@@ -174,6 +175,7 @@ const SESSION_INPUTS = {
   Notice: "message:notice",
   RestartIce: "message:restart_ice",
   Goodbye: "message:goodbye",
+  Pong: "message:pong",
   Ack: "message:ack",
 };
 
@@ -198,7 +200,7 @@ const SESSION_INPUTS = {
  *   | {kind: "Fail", error: MeshError}} SessionOutput
  */
 
-/** @typedef {Exclude<RelayMessage, {kind: "Ack" | "Forwarded" | "Goodbye"}> | FrameIn | ForwardRoom} SessionEvent */
+/** @typedef {Exclude<RelayMessage, {kind: "Ack" | "Forwarded" | "Goodbye" | "Pong"}> | FrameIn | ForwardRoom} SessionEvent */
 
 /**
  * A counted message that the relay has not acknowledged.
@@ -536,6 +538,8 @@ export class Session {
         return [];
       case "Forwarded":
         return this.#forwarded(message);
+      case "Pong":
+        return [];
       case "Goodbye":
         return this.#goodbye(message, now);
       case "Refused":
