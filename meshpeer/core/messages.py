@@ -63,6 +63,8 @@ __all__ = [
     "Notice",
     "Offer",
     "PeerId",
+    "Ping",
+    "Pong",
     "Refused",
     "RelayMessage",
     "Report",
@@ -242,6 +244,10 @@ class Report(Struct, frozen=True, tag="report"):
     links: Annotated[list[LinkReport], Meta(max_length=MAX_REPORTS)]
 
 
+class Ping(Struct, frozen=True, tag="ping"):
+    """Are you there? The answer is a `Pong`. For who can't send WebSocket pings, as a browser."""
+
+
 # --- both ways ---------------------------------------------------------------------------------
 
 
@@ -397,6 +403,10 @@ class Goodbye(Struct, frozen=True, tag="goodbye"):
     retry_after: Seconds | None = None
 
 
+class Pong(Struct, frozen=True, tag="pong"):
+    """I am. One for each `Ping`, after all that was said before."""
+
+
 # --- peer -> peer, inside a signal --------------------------------------------------------------
 
 
@@ -446,7 +456,7 @@ class Stale(Struct, frozen=True, tag="stale"):
     epoch: Epoch
 
 
-ClientMessage = Join | SignalOut | Update | Leave | Ack | Report
+ClientMessage = Join | SignalOut | Update | Leave | Ack | Report | Ping
 RelayMessage = (
     Welcome
     | MemberJoined
@@ -459,6 +469,7 @@ RelayMessage = (
     | Notice
     | RestartIce
     | Goodbye
+    | Pong
     | Ack
 )
 LinkMessage = Offer | Answer | Candidates | Dial | Stale

@@ -57,6 +57,8 @@ from meshpeer.core.messages import (
     Metadata,
     Notice,
     PeerId,
+    Ping,
+    Pong,
     Refused,
     Report,
     RestartIce,
@@ -145,6 +147,7 @@ _TURN: Final = 64 * 1024
 _WARN_EVERY: Final = 1.0
 _DAY: Final = 86400.0
 
+_PONG: Final = encode(Pong())
 _COUNTED: Final = frozenset({SignalOut, Update})
 _WIDE: Final = frozenset({Update, Report})
 """Messages that count for more than one, even if they are short."""
@@ -1094,6 +1097,10 @@ class Rooms:
         if self._config.report_interval > 0:
             self._tracking.reported(seat.room, seat.peer_id, report.links, now)
 
+    def _ping(self, seat: _Seat, ping: Ping, now: float, out: list[Output]) -> None:  # noqa: ARG002
+        if seat.conn is not None:
+            out.append(Send(seat.conn, _PONG))
+
     # --- data ------------------------------------------------------------------------------------
 
     def _frame(self, conn: ConnId, seat: _Seat, data: bytes, now: float, out: list[Output]) -> None:
@@ -1318,6 +1325,7 @@ class Rooms:
         Leave: _out_of_place,
         Ack: _out_of_place,
         Report: _out_of_place,
+        Ping: _out_of_place,
     }
     _CHECKING: ClassVar[dict[type[ClientMessage], _OnStranger]] = {
         Join: _out_of_place,
@@ -1326,6 +1334,7 @@ class Rooms:
         Leave: _join_withdrawn,
         Ack: _out_of_place,
         Report: _out_of_place,
+        Ping: _out_of_place,
     }
     _SEATED: ClassVar[dict[type[ClientMessage], _OnSeated]] = {
         Join: _already_joined,
@@ -1334,6 +1343,7 @@ class Rooms:
         Leave: _leave,
         Ack: _ack,
         Report: _report,
+        Ping: _ping,
     }
 
 

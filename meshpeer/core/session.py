@@ -42,6 +42,7 @@ from meshpeer.core.messages import (
     MemberUpdated,
     Metadata,
     Notice,
+    Pong,
     Refused,
     RelayMessage,
     Report,
@@ -161,6 +162,7 @@ class Input(StrEnum):
     NOTICE = "message:notice"
     RESTART_ICE = "message:restart_ice"
     GOODBYE = "message:goodbye"
+    PONG = "message:pong"
     ACK = "message:ack"
     FORWARDED = "message:forwarded"
     FRAME = "message:frame"
@@ -218,6 +220,7 @@ TABLE: Mapping[State, Mapping[Input, frozenset[State]]] = {
         Input.NOTICE: frozenset({_S}),
         Input.RESTART_ICE: frozenset({_S}),
         Input.GOODBYE: frozenset({_W, _X}),
+        Input.PONG: frozenset({_S}),
         Input.ACK: frozenset({_S}),
         Input.FORWARDED: frozenset({_S}),
         Input.FRAME: frozenset({_S}),
@@ -573,6 +576,8 @@ class Session:
                 return self._forwarded(to, size)
             case Goodbye():
                 return self._goodbye(message, now)
+            case Pong():
+                return []
 
     def _welcome(self, welcome: Welcome, now: float) -> list[Output]:
         join = self._join

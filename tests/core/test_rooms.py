@@ -30,6 +30,8 @@ from meshpeer.core.messages import (
     MemberJoined,
     MemberLeft,
     MemberUpdated,
+    Ping,
+    Pong,
     Refused,
     RelayMessage,
     Report,
@@ -289,6 +291,7 @@ def test_rooms_do_not_hear_of_each_other(bench: Bench) -> None:
         (signal("bob"), "not_joined", None),
         (encode(Update(name="x")), "not_joined", None),
         (encode(Ack(received=1)), "not_joined", None),
+        (encode(Ping()), "not_joined", None),
         (encode(join("ann", version=2)), "unsupported_version", "$.version"),
         (b"nonsense", "not_json", "$"),
         (b"\xff\xfe", "not_json", "$"),
@@ -653,6 +656,30 @@ def test_a_signal_to_nobody_else_is_refused_with_its_number(bench: Bench, to: st
     assert isinstance(refused, Refused)
     assert (refused.code, refused.to, refused.message) == ("no_such_peer", to, 2)
     assert refused.field == "$.to"
+
+
+def test_a_ping_is_answered_behind_what_was_said_before(bench: Bench) -> None:
+    ann, _ = bench.member("ann")
+    bob, _ = bench.member("bob", incarnation=INC_B)
+    bench.say(bob, signal("ann"))
+    bench.say(ann, Ping())
+    assert [type(each) for each in bench.take(ann)[1:]] == [MemberJoined, SignalIn, Pong]
+    bench.say(ann, Update(name="Ann"))
+    (refused,) = bench.say(ann, signal("nobody"))
+    assert isinstance(refused, Refused)
+    assert refused.message == 2, "a ping is not counted"
+    assert bench.take(bob)[2:] == []
+
+
+def test_pings_beyond_the_rate_are_not_answered() -> None:
+    bench = Bench(RelayConfig(message_rate=10, message_burst=10))
+    ann, _ = bench.member("ann")
+    answers = [bench.say(ann, Ping()) for _ in range(12)]
+    assert answers[:10] == [[Pong()]] * 10
+    (refused,) = answers[10]
+    assert isinstance(refused, Refused)
+    assert refused.code == "rate_limited"
+    assert answers[11] == []
 
 
 def test_an_update_tells_all_values_as_they_are_now(bench: Bench) -> None:

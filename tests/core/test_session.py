@@ -35,6 +35,7 @@ from meshpeer.core.messages import (
     MemberLeft,
     MemberUpdated,
     Notice,
+    Pong,
     Refused,
     RelayMessage,
     Report,
@@ -200,6 +201,7 @@ MESSAGES: dict[Input, RelayMessage | bytes] = {
     Input.NOTICE: Notice(text="a restart at noon"),
     Input.RESTART_ICE: RestartIce(),
     Input.GOODBYE: Goodbye(reason="shutdown"),
+    Input.PONG: Pong(),
     Input.ACK: Ack(received=0),
     Input.FORWARDED: Forwarded(to="bob", size=0),
     Input.FRAME: encode_forward("bob", "bob-one-1", b"frame"),
@@ -287,6 +289,12 @@ def test_signals_and_updates_before_the_seat_follow_the_welcome() -> None:
     assert said(ann.connected()) == [replaced(JOIN, name="Anna")]
     assert ann.session.update(None, {"mood": "fine"}) == []  # came too late for the join
     assert said(ann.hears(WELCOME)) == [signal(1), Update(metadata={"mood": "fine"})]
+
+
+def test_a_pong_is_not_told_and_not_counted() -> None:
+    ann = Ann().reach(State.SEATED)
+    assert ann.hears(Pong()) == []
+    assert ann.session.next_deadline() is None, "there is nothing to acknowledge"
 
 
 def test_ice_servers_are_told_and_not_counted() -> None:

@@ -137,6 +137,9 @@ class Draw(random.Random):
     def ack(self) -> Fields:
         return [(b"type", b'"ack"'), (b"received", self.count())]
 
+    def ping(self) -> Fields:
+        return [(b"type", b'"ping"')]
+
     def report(self) -> Fields:
         # Nearly always about each end once.
         ends = self.sample(self.links, self.choice((0, 1, 2, 3, 30)))
@@ -172,7 +175,7 @@ class Draw(random.Random):
         if kind < 0.2:
             return self.junk()
         make = self.choice(
-            (self.signal, self.signal, self.update, self.ack, self.report, self.join)
+            (self.signal, self.signal, self.update, self.ack, self.report, self.ping, self.join)
         )
         fields = make()
         if kind < 0.45:

@@ -560,14 +560,14 @@ export const Role = Object.freeze({ PLAIN: 0, REQUEST: 1, REPLY: 2, ERROR: 3 });
 /**
  * Asks for an `Ack` of what has arrived, without delay; and, unless the nonce is 0, for a `Pong` with
  * the same one behind it.
- * @typedef {{kind: "Ping", nonce: number}} Ping
+ * @typedef {{kind: "Ping", nonce: number}} FramePing
  */
-/** @typedef {{kind: "Pong", nonce: number}} Pong */
+/** @typedef {{kind: "Pong", nonce: number}} FramePong */
 /**
  * The sender leaves the room.
  * @typedef {{kind: "Bye"}} Bye
  */
-/** @typedef {Parts | Resume | Start | Open | FrameAck | Ping | Pong | Bye} Frame */
+/** @typedef {Parts | Resume | Start | Open | FrameAck | FramePing | FramePong | Bye} Frame */
 
 /**
  * What the bytes of the message stand for. Of the first part only.

@@ -50,7 +50,7 @@ export async function takeSeat(key, { peerId = null } = {}) {
   if (stored !== null && peerId !== null && stored.peerId !== peerId) stored = null;
   if (stored?.mark && peerId === null && (await isSeatHeld(name, stored.mark))) stored = null;
 
-  const mark = newMark();
+  const mark = newSeatMark();
   /** @type {StoredSeat | null} */
   let seat = stored;
   /** @type {BroadcastChannel | null} */
@@ -99,8 +99,10 @@ export async function takeSeat(key, { peerId = null } = {}) {
 }
 
 /** A random text. crypto.randomUUID is for secure contexts only. */
-function newMark() {
-  return Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+function newSeatMark() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join(
+    "",
+  );
 }
 
 /**

@@ -37,7 +37,7 @@ const SOCKET_LOOK = 0.005;
  * Seconds by which a timer is late in a tab that is throttled, was frozen, or has much to do: what the
  * relay said meanwhile may be waiting to be heard then.
  */
-const LATE = 0.5;
+const TIMER_LATE = 0.5;
 /** Seconds that a timer lasts at most here; setTimeout takes one beyond 2**31 ms for none. */
 const LONGEST_TIMER = 86400;
 
@@ -90,9 +90,12 @@ export function relayAddress(url) {
 }
 
 /** A text of 43 random characters, for a token. */
-function newToken() {
+function newSeatToken() {
   const bytes = crypto.getRandomValues(new Uint8Array(32));
-  return btoa(String.fromCharCode(...bytes)).replace(/\+/g, "-").replace(/\//g, "_").replace(/=/g, "");
+  return btoa(String.fromCharCode(...bytes))
+    .replace(/\+/g, "-")
+    .replace(/\//g, "_")
+    .replace(/=/g, "");
 }
 
 /**
@@ -226,7 +229,7 @@ export class RelayTransport {
   async open(join, signal = null) {
     this.#checkOpen();
     signal?.throwIfAborted();
-    const outputs = this.#session.open(join.token === null ? { ...join, token: newToken() } : join, this.#now());
+    const outputs = this.#session.open(join.token === null ? { ...join, token: newSeatToken() } : join, this.#now());
     const onAbort = () => {
       this.#opening?.reject(signal?.reason);
       void this.close();
@@ -637,7 +640,7 @@ export class RelayTransport {
     if (line === null || at === null || now < at) return;
     if (line.giveUpAt === null) {
       this.#ping(line, now, KEEPALIVE);
-    } else if (now - at > LATE && !line.isPutOff) {
+    } else if (now - at > TIMER_LATE && !line.isPutOff) {
       line.isPutOff = true;
       line.giveUpAt = now + CHECK_TIMEOUT;
     } else {
@@ -677,8 +680,8 @@ export class RelayTransport {
     if (due !== null && now >= due) {
       const { state } = this.#session;
       const isAnswerDue = state === "connecting" || state === "joining";
-      if (isAnswerDue && this.#lateTick === null && now - due > LATE) {
-        this.#lateTick = now + LATE;
+      if (isAnswerDue && this.#lateTick === null && now - due > TIMER_LATE) {
+        this.#lateTick = now + TIMER_LATE;
       } else if (this.#lateTick === null || now >= this.#lateTick) {
         this.#lateTick = null;
         this.#feed(() => this.#session.tick(now));
