@@ -157,6 +157,8 @@ class TextView:
         match message.data:
             case str() as text:
                 pass
+            case {"text": str() as text} if message.channel == "chat":
+                pass  # from the chat page, or a bot
             case bytes() as data:
                 text = f"<{len(data)} bytes>"
             case value:
