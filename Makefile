@@ -30,8 +30,16 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# The browser's client needs no build, so its types are looked at only where npm and the compiler are.
+TSC := npm exec --yes --package=typescript@5.9 -- tsc
+
 types: $(STAMP)
 	$(BIN)/mypy
+	@if $(TSC) --version >/dev/null 2>&1; then \
+		$(TSC) -p tests/browser/tsconfig.json && echo "meshpeer.js: no type errors"; \
+	else \
+		echo "meshpeer.js: not type-checked, npm has no TypeScript here"; \
+	fi
 
 bench: $(STAMP) ## measure against raw aiortc in the same run; writes build/bench.json
 	$(BIN)/python -m tests.bench
@@ -43,7 +51,7 @@ soak: MINUTES ?= 2
 soak: $(STAMP) ## eight processes talk for MINUTES=2 while everything breaks (root): nothing is lost
 	$(BIN)/python -m tests.soak --minutes $(MINUTES)
 
-browser: $(STAMP) ## connect and recover with a real Chromium (root); writes docs/recovery.md
+browser: $(STAMP) ## people, bots and outages with a real Chromium (root); writes docs/browser.md, docs/recovery.md
 	$(BIN)/python -m tests.browser
 
 docs: $(STAMP) ## redraw the diagrams and tables in docs/ that are made from the code

@@ -1,6 +1,8 @@
-"""``python -m tests.browser``: measures against Chromium, and writes it into docs/recovery.md.
+"""``python -m tests.browser``: measures against Chromium, and writes it into docs/.
 
-Exit status 0 whatever the figures are; a scenario that fails ends it.
+What Chromium and Python do with each other goes into docs/recovery.md, what `meshpeer.js` shows in
+rooms of people and bots into docs/browser.md. Exit status 0 whatever the figures are; a scenario
+that fails ends it.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.browser.hosts import CHROMIUM, missing
-from tests.browser.launch import Run, runs
+from tests.browser.launch import Run, Shown, runs, shown
 
-_PAGE = Path(__file__).parents[2] / "docs" / "recovery.md"
+_DOCS = Path(__file__).parents[2] / "docs"
 _BEGIN, _END = "<!-- browser:begin -->", "<!-- browser:end -->"
 
 
@@ -89,6 +91,117 @@ def _row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+class Measure(NamedTuple):
+    """A line of the table of docs/browser.md."""
+
+    scenario: str
+    words: str
+    must: str
+    figure: str | None = None
+    """Which figure of a run; None: the largest, where there is one."""
+    most: float | None = None
+    least: float | None = None
+    unit: str = " s"
+    runs: int = 10
+    """How often at most."""
+
+
+_TIMES = "\N{MULTIPLICATION SIGN}"
+
+
+def _beside_bare(way: str, figure: str, words: str) -> Measure:
+    must = f"≥ 0.9 {_TIMES} a bare `RTCDataChannel`"
+    return Measure(way, words, must, figure, least=0.9, unit=f" {_TIMES}", runs=3)
+
+
+MEASURES = [
+    Measure(
+        "two tabs and a bot",
+        "two tabs and a Python bot in one room: three direct connections, messages all ways",
+        "≤ 0.5 s from the last join",
+        most=0.5,
+    ),
+    Measure(
+        "reload",
+        "F5 in one tab, ten times, until it is connected again",
+        "≤ 0.7 s each; one peer throughout",
+        most=0.7,
+    ),
+    Measure(
+        *("offline", "tab offline for 10 s, then data to the tab", "≤ 2 s", "to the tab"), most=2.0
+    ),
+    Measure(
+        *("offline", "tab offline for 10 s, then data to the bot", "≤ 2 s", "to the bot"), most=2.0
+    ),
+    Measure(
+        *("blocked", "WebRTC blocked in one tab, until it talks over the relay", "marked so"),
+        "over the relay",
+        runs=5,
+    ),
+    Measure("blocked", "WebRTC allowed again, until it is direct", "it moves", "direct", runs=5),
+    Measure(
+        "relay restart",
+        "relay killed and restarted under ten tabs and five bots, until all are in it again",
+        "no one leaves, links undisturbed",
+        runs=3,
+    ),
+    Measure("background", "a tab in the background for five minutes", "still connected", runs=1),
+    Measure("duplicated", "a tab duplicated by the browser", "gets an id of its own"),
+    Measure(
+        "same id",
+        "two tabs with one id",
+        "the later takes over with the token, is refused without; both told",
+    ),
+    _beside_bare("much to the bot", "messages", "50 000 messages of 64 bytes to the bot"),
+    _beside_bare("much to the tab", "messages", "50 000 messages of 64 bytes to the tab"),
+    _beside_bare("much to the bot", "file", "a file of 100 MB to the bot"),
+    _beside_bare("much to the tab", "file", "a file of 100 MB to the tab"),
+    Measure("markup", "a name and a message with markup and script", "shown as text", runs=3),
+    Measure(
+        *("reconnects", "connections of a tab with two peers after 100 reconnects"),
+        *("one a peer", "open"),
+        most=2,
+        unit="",
+        runs=1,
+    ),
+]
+_MEASURED = ("what", "runs", "median", "p95", "must", "met", "lost, repeated, or otherwise wrong")
+_ABOUT_MEASURES = """\
+Each person is a browser context of one Chromium, on a host of its own (a network namespace); the
+bots and the relay are on another one. The first line is timed from the call of `start` in the last
+tab; F5 from the reload until both others, and the tab itself, are connected again; an outage from
+its end. Of ratios, the p95 is the lowest. A stream of numbered messages runs meanwhile where
+something is interrupted.
+"""
+
+
+def _measured(measure: Measure, done: list[Shown]) -> str:
+    figures = [
+        max(run.figures.values()) if measure.figure is None else run.figures[measure.figure]
+        for run in done
+        if run.figures
+    ]
+    cells = [measure.words, str(len(done)), "", ""]
+    met = True
+    if figures:
+        # What must be large is bad where it is small.
+        worst = min(figures) if measure.least is not None else _p95(figures)
+        digits = 2 if measure.unit else 0
+        cells[2:] = (
+            f"{value:.{digits}f}{measure.unit}" for value in (statistics.median(figures), worst)
+        )
+        met = (measure.most is None or worst <= measure.most) and (
+            measure.least is None or worst >= measure.least
+        )
+    wrong: dict[str, int] = {}
+    for run in done:
+        for what, count in run.wrong.items():
+            wrong[what] = wrong.get(what, 0) + count
+    told = ", ".join(f"{what}: {count}" for what, count in wrong.items() if count) or "nothing"
+    met = met and told == "nothing"
+    return _row([*cells, measure.must, "yes" if met else "**no**", told])
+
+
 def _about(count: int) -> str:
     said = subprocess.run([CHROMIUM, "--version"], check=True, text=True, capture_output=True)
     chromium = " ".join(said.stdout.split()[:2])
@@ -99,13 +212,49 @@ def _about(count: int) -> str:
     )
 
 
-def _write(text: str) -> None:
-    page = _PAGE.read_text(encoding="utf-8") if _PAGE.exists() else "# Recovery\n"
+def _write(name: str, title: str, text: str) -> None:
+    file = _DOCS / name
+    page = file.read_text(encoding="utf-8") if file.exists() else f"# {title}\n"
     if _BEGIN not in page:
-        page = f"{page.rstrip()}\n\n## With a browser\n\n{_BEGIN}\n{_END}\n"
+        page = f"{page.rstrip()}\n\n## Measured with Chromium\n\n{_BEGIN}\n{_END}\n"
     before, _, rest = page.partition(_BEGIN)
     after = rest.partition(_END)[2]
-    _PAGE.write_text(f"{before}{_BEGIN}\n{text}{_END}{after}", encoding="utf-8")
+    file.write_text(f"{before}{_BEGIN}\n{text}{_END}{after}", encoding="utf-8")
+
+
+def _recovery(options: argparse.Namespace) -> None:
+    rows = [row for row in ROWS if options.only is None or options.only in row.scenario]
+    done: dict[str, list[Run]] = {row.scenario: [] for row in rows}
+    for scenario, found in done.items():
+        for run in runs(scenario, options.runs):
+            print(f"{scenario}: {run}", file=sys.stderr)
+            found.append(run)
+    lines = [_row(_COLUMNS), _row("---" for _ in _COLUMNS)]
+    lines += [_line(row, done[row.scenario]) for row in rows]
+    table = "\n".join(lines)
+    print(table)
+    if options.only is None:
+        _write("recovery.md", "Recovery", f"{_about(options.runs)}\n\n{table}\n\n{_WORDS}")
+
+
+def _rooms(options: argparse.Namespace) -> None:
+    measures = [each for each in MEASURES if options.only is None or options.only in each.scenario]
+    done: dict[str, list[Shown]] = {}
+    for measure in measures:
+        if measure.scenario in done:
+            continue
+        found = done[measure.scenario] = []
+        count = min(options.runs, measure.runs)
+        for run in shown(measure.scenario, count, long=not options.short):
+            print(f"{measure.scenario}: {run}", file=sys.stderr)
+            found.append(run)
+    lines = [_row(_MEASURED), _row("---" for _ in _MEASURED)]
+    lines += [_measured(each, done[each.scenario]) for each in measures]
+    table = "\n".join(lines)
+    print(table)
+    if options.only is None and not options.short:
+        text = f"{_about(options.runs)}\n\n{table}\n\n{_ABOUT_MEASURES}"
+        _write("browser.md", "In the browser", text)
 
 
 def main() -> int:
@@ -115,22 +264,20 @@ def main() -> int:
     parser.add_argument(
         "--only", metavar="TEXT", help="only what has TEXT in its name; not written"
     )
+    parser.add_argument("--table", choices=_TABLES, help="only this one")
+    parser.add_argument(
+        "--short", action="store_true", help="rooms as in the tests: less, not written"
+    )
     options = parser.parse_args()
     if lacks := missing():
         parser.error(f"this machine lacks {', '.join(lacks)}")
-    rows = [row for row in ROWS if options.only is None or options.only in row.scenario]
-    done: dict[str, list[Run]] = {row.scenario: [] for row in rows}
-    for scenario, shown in done.items():
-        for run in runs(scenario, options.runs):
-            print(f"{scenario}: {run}", file=sys.stderr)
-            shown.append(run)
-    lines = [_row(_COLUMNS), _row("---" for _ in _COLUMNS)]
-    lines += [_line(row, done[row.scenario]) for row in rows]
-    table = "\n".join(lines)
-    print(table)
-    if options.only is None:
-        _write(f"{_about(options.runs)}\n\n{table}\n\n{_WORDS}")
+    for name, measure in _TABLES.items():
+        if options.table in (None, name):
+            measure(options)
     return 0
+
+
+_TABLES = {"recovery": _recovery, "rooms": _rooms}
 
 
 if __name__ == "__main__":

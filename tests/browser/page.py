@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler
@@ -35,15 +35,24 @@ FLAGS = [
 
 
 class _Files(SimpleHTTPRequestHandler):
+    extensions_map = {**SimpleHTTPRequestHandler.extensions_map, ".js": "text/javascript"}  # noqa: RUF012 - as there
+
+    def end_headers(self) -> None:
+        self.send_header("Access-Control-Allow-Origin", "*")
+        super().end_headers()
+
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name there
         """Requests are not what a test is about."""
 
 
 @contextmanager
-def page_server(address: str) -> Iterator[str]:
-    """The page on a free port of ``address``: its origin, which may then open sockets there."""
+def page_server(address: str, folder: Path = _FILES) -> Iterator[str]:
+    """The page on a free port of ``address``: its origin, which may then open sockets there.
+
+    Anybody may read what is in ``folder``.
+    """
     # Not an HTTPServer, which asks the DNS for its own name first.
-    with ThreadingTCPServer((address, 0), partial(_Files, directory=str(_FILES))) as server:
+    with ThreadingTCPServer((address, 0), partial(_Files, directory=str(folder))) as server:
         thread = Thread(target=server.serve_forever)
         thread.start()
         try:
@@ -54,14 +63,19 @@ def page_server(address: str) -> Iterator[str]:
 
 
 @asynccontextmanager
-async def chromium(host: Host) -> AsyncIterator[Browser]:
-    """A Chromium on that host. It is driven over pipes, which no outage of the host reaches."""
+async def chromium(host: Host, *flags: str, without: Sequence[str] = ()) -> AsyncIterator[Browser]:
+    """A Chromium on that host. It is driven over pipes, which no outage of the host reaches.
+
+    ``without``: flags of playwright's that it is not given.
+    """
     with tempfile.TemporaryDirectory() as folder:
         start = Path(folder) / "chromium"
         start.write_text(f'#!/bin/sh\nexec {" ".join(host.command(CHROMIUM))} "$@"\n')
         start.chmod(0o700)
         async with async_playwright() as playwright:
-            browser = await playwright.chromium.launch(executable_path=start, args=FLAGS)
+            browser = await playwright.chromium.launch(
+                executable_path=start, args=[*FLAGS, *flags], ignore_default_args=list(without)
+            )
             try:
                 yield browser
             finally:

@@ -1,0 +1,41 @@
+"""People in Chromium's tabs, bots and a relay: nothing is lost, repeated or left behind.
+
+How long it takes is in docs/browser.md.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.browser.hosts import missing
+from tests.browser.launch import shown
+
+
+@pytest.fixture(autouse=True)
+def _can_run() -> None:
+    if lacks := missing():
+        refuse = pytest.fail if "MESHPEER_NO_SKIPS" in os.environ else pytest.skip
+        refuse(f"this machine lacks {', '.join(lacks)}")
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        "two tabs and a bot",
+        "reload",
+        "offline",
+        "blocked",
+        "relay restart",
+        "background",
+        "duplicated",
+        "same id",
+        "much to the bot",
+        "much to the tab",
+        "reconnects",
+    ],
+)
+def test_nothing_is_wrong(scenario: str) -> None:
+    [run] = shown(scenario, 1)
+    assert {what: count for what, count in run.wrong.items() if count} == {}
