@@ -50,12 +50,16 @@ def runs(scenario: str, count: int) -> Iterator[Run]:
         yield Run(**line)
 
 
-def shown(scenario: str, count: int, *, long: bool = False) -> Iterator[Shown]:
+def shown(
+    scenario: str, count: int, *, long: bool = False, browser: str = "chromium"
+) -> Iterator[Shown]:
     """Run one of `tests.browser.rooms` so many times, as `runs` does.
 
-    ``long``: it takes as long, and is as much, as docs/browser.md says.
+    ``long``: it takes as long, and is as much, as docs/browser.md says. ``browser`` may be
+    ``firefox``.
     """
-    for line in _lines("tests.browser.rooms", scenario, count, *(["--long"] if long else [])):
+    more = [f"--browser={browser}", *(["--long"] if long else [])]
+    for line in _lines("tests.browser.rooms", scenario, count, *more):
         yield Shown(**line)
 
 

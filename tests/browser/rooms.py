@@ -13,8 +13,8 @@ import asyncio
 import hashlib
 import itertools
 import json
+import math
 import os
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -24,10 +24,11 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path as PathOfFile
 from typing import Any, Self
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
-from playwright.async_api import Browser, BrowserContext, Page
+from playwright.async_api import Browser, BrowserContext, CDPSession
+from playwright.async_api import Page as ChromiumPage
 
 from meshpeer import (
     Event,
@@ -41,6 +42,7 @@ from meshpeer import (
     SignalingChanged,
 )
 from meshpeer.core.events import MeshState
+from tests.browser.firefox import Context, Firefox, Page, firefox
 from tests.browser.hosts import PYTHON_ADDRESS, Host
 from tests.browser.launch import Shown
 from tests.browser.numbers import Numbers
@@ -224,7 +226,7 @@ class Bot:
 class Tab:
     """A person's page (`page/mesh.js`)."""
 
-    def __init__(self, page: Page) -> None:
+    def __init__(self, page: ChromiumPage | Page) -> None:
         self.page = page
         self.wrong: list[str] = []
         page.on("pageerror", lambda error: self.wrong.append(str(error)))
@@ -256,6 +258,12 @@ class Tab:
         told: list[dict[str, Any]] = await self.run("() => JSON.parse(JSON.stringify(person.told))")
         return told
 
+    async def session(self) -> CDPSession | None:
+        """For what only Chromium can."""
+        if isinstance(self.page, Page):
+            return None
+        return await self.page.context.new_cdp_session(self.page)
+
     def check(self) -> None:
         assert not self.wrong, f"a page: {self.wrong}"
 
@@ -286,7 +294,7 @@ class Room:
         peer_id: str | None,
         *,
         before: str = "",
-        context: BrowserContext | None = None,
+        context: BrowserContext | Context | None = None,
         **options: Any,
     ) -> Tab:
         """A person who is in the room, or was refused. ``before``: a script that runs first."""
@@ -310,16 +318,17 @@ class Stage:
     relay: Command
     url: str
     origin: str
-    browser: Browser
-    chromium: Host
+    browser: Browser | Firefox
+    host: Host
+    """The browser's."""
     long: bool
     """Whether it takes as long, and is as much, as docs/browser.md says."""
     _rooms: itertools.count[int] = field(default_factory=itertools.count)
 
     @classmethod
     @asynccontextmanager
-    async def set(cls, host: Host, *, long: bool) -> AsyncIterator[Stage]:
-        """Start them; ``host`` is Chromium's, this process is on the other one."""
+    async def set(cls, host: Host, *, long: bool, kind: str) -> AsyncIterator[Stage]:
+        """Start them; ``host`` is the browser's, this process is on the other one."""
         flags = ["--enable-features=IntensiveWakeUpThrottling:grace_period_seconds/10"]
         # Chromium as people have it: what is in the background is slowed down.
         without = [
@@ -327,17 +336,16 @@ class Stage:
             "--disable-backgrounding-occluded-windows",
             "--disable-renderer-backgrounding",
         ]
+        opening = firefox(host) if kind == "firefox" else chromium(host, *flags, without=without)
         with page_server(PYTHON_ADDRESS) as origin:
-            async with starter() as start, chromium(host, *flags, without=without) as browser:
-                self = cls(start, None, "", origin, browser, host, long)  # type: ignore[arg-type]
-                await self.start_relay("0")
-                yield self
+            async with starter() as start, opening as browser:
+                relay, url = await _start_relay(start, origin, "0")
+                yield cls(start, relay, url, origin, browser, host, long)
 
-    async def start_relay(self, port: str) -> None:
-        """On this port, 0 for a free one."""
-        self.relay, self.url = await self.start.relay(
-            *("--host", PYTHON_ADDRESS, "--port", port, "--open", "--origin", self.origin)
-        )
+    async def restart_relay(self) -> None:
+        """After it was killed, on the same port."""
+        port = str(urlsplit(self.url).port)
+        self.relay, self.url = await _start_relay(self.start, self.origin, port)
 
     @asynccontextmanager
     async def room(self, longest: float = _LONGEST) -> AsyncIterator[Room]:
@@ -356,6 +364,12 @@ class Stage:
                 raise
             for tab in room.tabs:
                 tab.check()
+
+
+async def _start_relay(start: Start, origin: str, port: str) -> tuple[Command, str]:
+    return await start.relay(
+        *("--host", PYTHON_ADDRESS, "--port", port, "--open", "--origin", origin)
+    )
 
 
 def _counts(*reports: tuple[dict[str, Any], int]) -> Counter[str]:
@@ -505,11 +519,11 @@ async def _offline(stage: Stage) -> Shown:
         bot, ann = await room.bot(), await room.tab("a-tab")
         await asyncio.gather(bot.connected(["a-tab"]), ann.call("connected", [_BOT]))
         async with _streams(bot, ann, "a-tab") as wrong:
-            stage.chromium.go_offline()
+            stage.host.go_offline()
             try:
                 await asyncio.sleep(10)
             finally:
-                stage.chromium.go_online()
+                stage.host.go_online()
             back = time.time()
             await _more(bot, ann, "a-tab")
         there = (await ann.call("report", _BOT))["arrivals"]
@@ -618,7 +632,7 @@ async def _relay_restart(stage: Stage) -> Shown:
         )
         await all_say("meanwhile")
         await asyncio.sleep(3)
-        await stage.start_relay(stage.url.rpartition(":")[2].rstrip("/"))
+        await stage.restart_relay()
         back = time.time()
         ends = await asyncio.gather(
             *(
@@ -655,8 +669,8 @@ async def _background(stage: Stage) -> Shown:
     async with stage.room(seconds + _LONGEST) as room:
         bot, ann = await room.bot(), await room.tab("a-tab")
         await asyncio.gather(bot.connected(["a-tab"]), ann.call("connected", [_BOT]))
-        session = await ann.page.context.new_cdp_session(ann.page)
-        await session.send("Emulation.setFocusEmulationEnabled", {"enabled": False})
+        if (session := await ann.session()) is not None:
+            await session.send("Emulation.setFocusEmulationEnabled", {"enabled": False})
         front = await ann.page.context.new_page()
         await front.bring_to_front()
         await ann.run(
@@ -695,6 +709,7 @@ async def _duplicate(stage: Stage) -> Shown:
         me = (await ann.entered())["peerId"]
         await asyncio.gather(bot.connected([me]), ann.call("connected", [_BOT]))
         here = len(bot.told)
+        assert isinstance(ann.page, ChromiumPage)
         async with ann.page.expect_popup() as opening:
             await ann.run("() => void window.open(location.href)")
         copy = Tab(await opening.value)
@@ -878,6 +893,28 @@ globalThis.open = () =>
 """
 
 
+async def _in_memory(tab: Tab) -> float:
+    """Connections that are no garbage; NaN where the browser can't say."""
+    session = await tab.session()
+    if session is None:
+        return math.nan
+    await session.send("HeapProfiler.enable")
+    await session.send("HeapProfiler.collectGarbage")
+    found = await session.send("Runtime.evaluate", {"expression": "RTCPeerConnection.prototype"})
+    found = await session.send(
+        "Runtime.queryObjects", {"prototypeObjectId": found["result"]["objectId"]}
+    )
+    count = await session.send(
+        "Runtime.callFunctionOn",
+        {
+            "objectId": found["objects"]["objectId"],
+            "functionDeclaration": "function () { return this.length }",
+            "returnByValue": True,
+        },
+    )
+    return float(count["result"]["value"])
+
+
 async def _reconnects(stage: Stage) -> Shown:
     """Connections break, or the bot starts anew, again and again; at the end there is one each."""
     times = 100 if stage.long else 10
@@ -908,26 +945,10 @@ async def _reconnects(stage: Stage) -> Shown:
         await room.bot()
         await ann.call("connected", [_BOT, "z-tab"], "direct")
         opened = await ann.run("() => open().length")
-        session = await ann.page.context.new_cdp_session(ann.page)
-        await session.send("HeapProfiler.enable")
-        await session.send("HeapProfiler.collectGarbage")
-        prototype = await session.send(
-            "Runtime.evaluate", {"expression": "RTCPeerConnection.prototype"}
-        )
-        found = await session.send(
-            "Runtime.queryObjects", {"prototypeObjectId": prototype["result"]["objectId"]}
-        )
-        length = await session.send(
-            "Runtime.callFunctionOn",
-            {
-                "objectId": found["objects"]["objectId"],
-                "functionDeclaration": "function () { return this.length }",
-                "returnByValue": True,
-            },
-        )
+        figures = {"open": opened, "in memory": await _in_memory(ann)}
         made = await ann.run("() => made.length")
         return Shown(
-            {"open": opened, "in memory": length["result"]["value"], "made": made},
+            {**figures, "made": made},
             {"open beyond one a peer": opened - 2},
         )
 
@@ -947,8 +968,8 @@ SCENARIOS: dict[str, Callable[[Stage], Awaitable[Shown]]] = {
 }
 
 
-async def _main(scenario: str, runs: int, host: str, *, long: bool) -> None:
-    async with Stage.set(Host(host), long=long) as stage:
+async def _main(scenario: str, runs: int, host: str, *, long: bool, kind: str) -> None:
+    async with Stage.set(Host(host), long=long, kind=kind) as stage:
         for _ in range(runs):
             print(json.dumps(asdict(await SCENARIOS[scenario](stage))), flush=True)
 
@@ -959,6 +980,6 @@ if __name__ == "__main__":
     parser.add_argument("runs", type=int)
     parser.add_argument("host")
     parser.add_argument("--long", action="store_true", help="as much as docs/browser.md says")
+    parser.add_argument("--browser", choices=["chromium", "firefox"], default="chromium")
     given = parser.parse_args()
-    asyncio.run(_main(given.scenario, given.runs, given.host, long=given.long))
-    sys.exit(0)
+    asyncio.run(_main(given.scenario, given.runs, given.host, long=given.long, kind=given.browser))
