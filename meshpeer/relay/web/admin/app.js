@@ -12,10 +12,10 @@ import { Room } from "./model.js";
 import { setNames } from "./parts.js";
 import { Rooms } from "./rooms.js";
 import { Tables } from "./tables.js";
+import { installTheme } from "./theme.js";
 
 const HISTORY = 400; // samples that are kept, for an hour of them
 const NARROW = matchMedia("(max-width: 60rem)");
-const THEMES = ["system", "light", "dark"];
 
 const state = {
   connection: { state: "connecting", text: "Connecting" },
@@ -195,32 +195,10 @@ addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !document.querySelector("dialog[open]") && event.target.tagName !== "INPUT" && (state.selection.peer || state.selection.link)) select({});
 });
 
-// --- light and dark --------------------------------------------------------------------------------
-
-let theme = "system";
-function setTheme(name) {
-  theme = THEMES.includes(name) ? name : "system";
-  document.documentElement.dataset.theme = theme;
-  setText(byId("theme"), { system: "Auto", light: "Light", dark: "Dark" }[theme]);
-  setAttribute(byId("theme"), "aria-label", `Colours: ${theme === "system" ? "as the system" : theme}. Change`);
-}
-byId("theme").addEventListener("click", () => {
-  setTheme(THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length]);
-  try {
-    localStorage.setItem("meshpeer-theme", theme);
-  } catch {
-    // storage is switched off: it holds for this page
-  }
-});
-try {
-  setTheme(localStorage.getItem("meshpeer-theme"));
-} catch {
-  setTheme("system");
-}
-
 // --- off it goes -----------------------------------------------------------------------------------
 
 document.title = `${location.host} – meshpeer relay`;
+installTheme(byId("theme"));
 setInterval(() => changed("top", "detail"), 1000); // what says how long ago something was
 selectByAddress();
 changed("top", "mesh", "detail", "activity");

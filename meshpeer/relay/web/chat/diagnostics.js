@@ -1,0 +1,150 @@
+// What is known of the connections, of the timers and of the last events; all of it as JSON.
+
+import { byId, el, keyed, setHidden, setText } from "../common/dom.js";
+import { time } from "../common/format.js";
+import { copyField, copyText } from "./invite.js";
+
+const EVERY = 1000; // milliseconds between two looks, while it is open
+
+export class Diagnostics {
+  #mesh = null;
+  #timer = 0;
+  #dialog = byId("diagnostics");
+
+  constructor() {
+    byId("show-diagnostics").addEventListener("click", () => {
+      this.#say("");
+      setHidden(byId("json-field"), true);
+      this.#dialog.showModal();
+      this.#look();
+    });
+    this.#dialog.addEventListener("close", () => clearTimeout(this.#timer));
+    byId("copy").addEventListener("click", () => this.#copy());
+    byId("restart-all").addEventListener("click", () => {
+      this.#mesh?.debug.forceICERestart();
+      this.#say("ICE restarts");
+    });
+    byId("test-all").addEventListener("click", () => this.#test());
+  }
+
+  use(mesh) {
+    this.#mesh = mesh;
+  }
+
+  #say(text) {
+    setText(byId("copied"), text);
+  }
+
+  async #look() {
+    clearTimeout(this.#timer);
+    const facts = this.#mesh ? await this.#facts() : {};
+    if (!this.#dialog.open) return;
+    show(byId("facts"), facts);
+    this.#timer = setTimeout(() => this.#look(), EVERY);
+  }
+
+  async #facts() {
+    try {
+      return await this.#mesh.debug.getDiagnostics();
+    } catch (error) {
+      return { error: error.message };
+    }
+  }
+
+  async #copy() {
+    if (!this.#mesh) return this.#say("There is nothing yet");
+    const text = JSON.stringify(await this.#facts(), plain, 2);
+    if (await copyText(text)) return this.#say("Copied");
+    // Pages without TLS have no clipboard.
+    byId("json").value = text;
+    setHidden(byId("json-field"), false);
+    this.#say(copyField(byId("json")) ? "Copied" : "Selected: copy it");
+  }
+
+  async #test() {
+    if (!this.#mesh) return;
+    this.#say("Testing");
+    try {
+      const tests = Object.values(await this.#mesh.debug.testP2PWithAllPeers());
+      const answered = tests.filter((test) => test.error === null).length;
+      this.#say(`${answered} of ${tests.length} answered directly`);
+    } catch (error) {
+      this.#say(error.message);
+    }
+  }
+}
+
+/** For JSON.stringify: what JSON has no word for. */
+export function plain(_key, value) {
+  if (value instanceof Map) return Object.fromEntries(value);
+  if (value instanceof Set) return [...value];
+  if (value instanceof Error) return { name: value.name, message: value.message, code: value.code };
+  if (value instanceof Uint8Array) return `${value.length} bytes`;
+  return typeof value === "bigint" ? String(value) : value;
+}
+
+// --- any JSON as elements ---
+// An object of objects becomes parts that open, other facts a list, an array of objects a table. What
+// is there already is filled anew: what was opened stays open, what is selected stays selected.
+
+const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
+const words = (name) => name.replace(/([a-z0-9])([A-Z])/g, (_, a, b) => `${a} ${b.toLowerCase()}`);
+const isPart = (value) => (isObject(value) && Object.keys(value).length > 0) || (Array.isArray(value) && value.some(isObject));
+
+function show(place, value) {
+  const facts = JSON.parse(JSON.stringify(value, plain) ?? "null");
+  showObject(place, isObject(facts) ? facts : { value: facts }, 0);
+}
+
+function showObject(place, facts, depth) {
+  const list = (place.factsList ??= place.appendChild(el("dl")));
+  const parts = (place.factsParts ??= place.appendChild(el("div")));
+  const entries = Object.entries(facts);
+  keyed(list, entries.filter(([, each]) => !isPart(each)), ([name]) => name, ([name]) => {
+    const row = el("div", { className: "fact" }, el("dt", {}, words(name)), el("dd"));
+    return row;
+  }, (row, [name, each]) => setText(row.lastChild, shown(name, each)));
+  setHidden(list, !list.childElementCount);
+  keyed(parts, entries.filter(([, each]) => isPart(each)), ([name]) => name, ([name, each]) => {
+    const inner = el("div");
+    return el("details", { open: depth === 0 && !Array.isArray(each) }, el("summary", {}, el("bdi", {}, words(name)), el("span", { className: "chip" })), inner);
+  }, (part, [, each]) => {
+    setText(part.querySelector(".chip"), summary(each));
+    setHidden(part.querySelector(".chip"), !summary(each));
+    const inner = part.lastChild;
+    if (Array.isArray(each)) showTable(inner, each);
+    else showObject(inner, each, depth + 1);
+  });
+}
+
+function summary(value) {
+  if (Array.isArray(value)) return String(value.length);
+  return [value.state, value.path].filter((each) => typeof each === "string").join(" · ");
+}
+
+function showTable(place, items) {
+  const rows = [...items].filter(isObject);
+  if (rows.some((row) => "at" in row)) rows.reverse(); // the latest event first
+  const names = [...new Set(rows.flatMap(Object.keys))];
+  const text = JSON.stringify(rows);
+  if (place.factsText === text) return;
+  place.factsText = text;
+  const head = el("tr", {}, ...names.map((name) => el("th", { scope: "col" }, words(name))));
+  const body = rows.map((row) => el("tr", {}, ...names.map((name) => el("td", {}, shown(name, row[name])))));
+  place.className = "table";
+  place.replaceChildren(el("table", {}, el("thead", {}, head), el("tbody", {}, ...body)));
+}
+
+function shown(name, value) {
+  if (value === null || value === undefined || value === "") return "–";
+  if (name === "at" && typeof value === "number" && value > 1e9) return time(value > 1e11 ? value / 1000 : value);
+  if (typeof value === "number") return String(Number(value.toPrecision(12)));
+  if (Array.isArray(value) && !value.some((each) => typeof each === "object")) return value.join(", ") || "–";
+  return typeof value === "object" ? compact(value) : String(value);
+}
+
+/** An event's fields in a line. */
+function compact(value) {
+  if (!isObject(value)) return JSON.stringify(value);
+  return Object.entries(value).filter(([, each]) => each !== null).map(([name, each]) => `${words(name)}: ${typeof each === "object" ? JSON.stringify(each) : each}`).join(", ");
+}

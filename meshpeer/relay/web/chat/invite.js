@@ -1,0 +1,55 @@
+// The link to the room, and a code that another device reads it from.
+
+import { byId, setHidden, setText } from "../common/dom.js";
+import { roomPath } from "../common/rooms.js";
+
+const LOCAL = /^(localhost|.*\.localhost|127\..*|\[::1\])$/;
+
+/** Puts `text` on the clipboard; false where the browser has none for pages without TLS. */
+export async function copyText(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    return false; // undefined there, or refused
+  }
+}
+
+/** Selects all of a field, which is then as good as copied: the old way of copying is tried. */
+export function copyField(field) {
+  field.focus();
+  field.select();
+  try {
+    return document.execCommand("copy");
+  } catch {
+    return false;
+  }
+}
+
+export function installInvite(room) {
+  const link = `${location.origin}${roomPath(room)}`;
+  const code = byId("code");
+  byId("link").value = link;
+  code.addEventListener("load", () => {
+    setHidden(code, false);
+    setHidden(byId("code-error"), true);
+  });
+  code.addEventListener("error", () => {
+    setHidden(code, true);
+    setText(byId("code-error"), "There is no code for this link.");
+    setHidden(byId("code-error"), false);
+  });
+  setText(byId("invite-note"), LOCAL.test(location.hostname)
+    ? "This address works on this machine only. For others, open the page by an address of it that they can reach."
+    : "Whoever opens it is in the same room, with any device.");
+  byId("show-invite").addEventListener("click", () => {
+    setText(byId("link-copied"), "");
+    const source = `${roomPath(room)}/qr.svg?at=${encodeURIComponent(location.origin)}`;
+    if (code.getAttribute("src") !== source || code.hidden) code.src = source;
+    byId("invite").showModal();
+  });
+  byId("copy-link").addEventListener("click", async () => {
+    const copied = (await copyText(link)) || copyField(byId("link"));
+    setText(byId("link-copied"), copied ? "Copied" : "Selected: copy it");
+  });
+}
