@@ -21,9 +21,9 @@ import {
 import { Bell, Turns, abortable, scoped } from "./streams.js";
 
 /** The channel of messages that transfers go over. */
-export const FILES_CHANNEL = "meshpeer.file";
+export const FILE_CHANNEL = "meshpeer.file";
 /** Bytes of a file in one message, at most. */
-export const FILES_CHUNK = 256 * 1024;
+export const FILE_CHUNK = 256 * 1024;
 /** How many offers wait for a `Files.receive`; further ones are refused. */
 export const MAX_FILE_OFFERS = 16;
 
@@ -121,12 +121,12 @@ const MAX_FILE_WHY = 500;
 /** @typedef {FilePlace | ((offer: FileOffered) => FilePlace | Promise<FilePlace>)} FileTarget */
 
 /**
- * One peer's `FILES_CHANNEL`, seen from the sending side. What it takes arrives in order. Both reject
+ * One peer's `FILE_CHANNEL`, seen from the sending side. What it takes arrives in order. Both reject
  * with `signal.reason` when it is aborted.
  * @typedef {object} FileWire
- * @property {(data: object, signal: AbortSignal) => Promise<unknown>} request  JSON-able there
+ * @property {(data: object, options: {signal: AbortSignal}) => Promise<unknown>} request  JSON-able there
  *   and back; rejects with `RequestFailed`, `PeerClosed`, `MeshClosed`
- * @property {(data: Uint8Array, signal: AbortSignal) => Promise<unknown>} send  waits for
+ * @property {(data: Uint8Array, options: {signal: AbortSignal}) => Promise<unknown>} send  waits for
  *   room; rejects with `PeerClosed`, `MeshClosed`
  */
 
@@ -796,7 +796,7 @@ class IncomingFile {
 }
 
 /**
- * All transfers of one manager. `FILES_CHANNEL`'s messages go in by `request` and `data`.
+ * All transfers of one manager. `FILE_CHANNEL`'s messages go in by `request` and `data`.
  *
  * To each peer and from each peer one file travels at a time. `maxOffers` is how many offers wait for
  * `receive`, `chunk` the most bytes of a file that are sent and taken in one message; `onEvent` is told
@@ -837,7 +837,7 @@ export class Files {
    * @param {number} [options.chunk]
    * @param {(event: FileOffered | FileWithdrawn) => unknown} [options.onEvent]
    */
-  constructor({ maxOffers = MAX_FILE_OFFERS, chunk = FILES_CHUNK, onEvent = () => {} } = {}) {
+  constructor({ maxOffers = MAX_FILE_OFFERS, chunk = FILE_CHUNK, onEvent = () => {} } = {}) {
     this.#maxOffers = maxOffers;
     this.#chunk = chunk;
     this.#tell = onEvent;
@@ -931,7 +931,7 @@ export class Files {
    */
   #farewell(peer, wire, why) {
     // Gone: then it knows. And what it says to it changes nothing.
-    const said = wire.request({ do: "stop", why }, this.#ending.signal).then(
+    const said = wire.request({ do: "stop", why }, { signal: this.#ending.signal }).then(
       () => {},
       () => {},
     );
@@ -1033,7 +1033,7 @@ export class Files {
   // --- from the shell ---
 
   /**
-   * A request arrived on `FILES_CHANNEL`. Throws `ProtocolError`; then nothing has changed.
+   * A request arrived on `FILE_CHANNEL`. Throws `ProtocolError`; then nothing has changed.
    * @param {FilePeer} peer
    * @param {unknown} data
    * @param {FileAnswer} answer
@@ -1069,7 +1069,7 @@ export class Files {
   }
 
   /**
-   * Bytes arrived on `FILES_CHANNEL`; `taken` is called once they are stored, or dropped.
+   * Bytes arrived on `FILE_CHANNEL`; `taken` is called once they are stored, or dropped.
    *
    * That may be after `peerLeft` and after `close`. Throws `ProtocolError`; then nothing has changed
    * and `taken` is not called.
@@ -1232,7 +1232,7 @@ async function receiveFile(incoming, store, meter, chunk, signal) {
  */
 async function sendFile(way, offer) {
   const { wire, meter, signal } = way;
-  const accepted = decodeFileAccepted(await wire.request(offer, signal));
+  const accepted = decodeFileAccepted(await wire.request(offer, { signal }));
   const { offset } = accepted;
   const chunk = Math.min(way.chunk, accepted.chunk);
   if (offset > offer.size) {
@@ -1263,7 +1263,7 @@ async function passFile(way, offset, chunk) {
   if (way.signal.aborted) stop();
   const { signal } = inner;
   // Asked for at once, so that the other side can end it at any time.
-  const finish = way.wire.request({ do: "finish" }, signal).then(decodeFileFinished);
+  const finish = way.wire.request({ do: "finish" }, { signal }).then(decodeFileFinished);
   const pump = pumpFile({ ...way, chunk, signal }, offset);
   try {
     await Promise.race([finish, pump]);
@@ -1292,7 +1292,7 @@ async function pumpFile({ wire, source, meter, chunk, signal }, offset) {
     reading.catch(() => {}); // told when its turn comes
     for (let at = 0; at < data.length; at += chunk) {
       const piece = data.subarray(at, at + chunk);
-      await wire.send(piece, signal);
+      await wire.send(piece, { signal });
       offset += piece.length;
       meter.at(offset);
       await breath.pause();
