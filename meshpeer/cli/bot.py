@@ -1,9 +1,10 @@
 """One bot of `meshpeer demo`, a process of its own that its parent leads by JSON lines.
 
-It is told on standard input ``{"do": "start"}``, ``{"do": "finish"}`` and ``{"do": "compare",
-"sent": {peer: number, …}}``; on standard output it says ``ready``, ``progress`` (five times a
-second), ``finished`` and ``result``, each with a row for each peer. The end of its input, which is
-also the end of its parent, ends it.
+It is told on standard input ``{"do": "start", "peers": [id, …]}``, ``{"do": "finish"}``, ``{"do":
+"compare", "sent": {peer: number, …}}`` and perhaps ``{"do": "stay"}``, which makes it a bot that
+people talk to; on standard output it says ``ready``, ``progress`` (five times a second),
+``finished`` and ``result``, each with a row for each of the other bots. The end of its input, which
+is also the end of its parent, ends it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Annotated, Any
@@ -33,6 +35,7 @@ from meshpeer.cli.common import (
     run,
     until_stopped,
 )
+from meshpeer.cli.room_bot import RoomBot
 from meshpeer.core.events import Event, PeerJoined, PeerState, PeerStateChanged
 from meshpeer.errors import MeshClosed, MeshTimeout, PeerClosed
 from meshpeer.manager import PeerManager
@@ -86,7 +89,9 @@ def bot(
     async def main() -> int:
         # What loads once is not what a connection costs.
         import_module("meshpeer.rtc.connection")
-        mesh = PeerManager(relay, room=room, peer_id=peer_id, join_token=join_token)
+        mesh = PeerManager(
+            relay, room=room, peer_id=peer_id, join_token=join_token, metadata={"bot": True}
+        )
         await _Bot(mesh).run()
         return 0
 
@@ -97,9 +102,11 @@ class _Bot:
     def __init__(self, mesh: PeerManager) -> None:
         self._mesh = mesh
         self._pairs: dict[str, _Pair] = {}
+        self._others: frozenset[str] = frozenset()
         self._start = asyncio.Event()
         self._finish = asyncio.Event()
         self._compare: asyncio.Future[dict[str, int]] = asyncio.Future()
+        self._stay = asyncio.Event()
         self._received = Bell()
         self._senders: set[asyncio.Task[None]] = set()
         self._started_at = 0.0
@@ -127,17 +134,22 @@ class _Bot:
                         ):
                             await self._received.wait()
                 self._say("result")
-                await asyncio.get_running_loop().create_future()  # until stopped
+                await self._stay.wait()
+                if error := await RoomBot(self._mesh, Path(__file__)).serve():
+                    raise error
 
     async def _obey(self, stop: Stop) -> None:
         async for line in read_lines(sys.stdin.fileno()):
             match json.loads(line):
-                case {"do": "start"}:
+                case {"do": "start", "peers": list() as peers}:
+                    self._others = frozenset(peers)
                     self._start.set()
                 case {"do": "finish"}:
                     self._finish.set()
                 case {"do": "compare", "sent": dict() as sent}:
                     self._compare.set_result(sent)
+                case {"do": "stay"}:
+                    self._stay.set()
                 case other:
                     raise AssertionError(f"told {other!r}")
         stop.now()
@@ -164,12 +176,14 @@ class _Bot:
     async def _watch(self, events: AsyncIterator[Event], group: asyncio.TaskGroup) -> None:
         async for event in events:
             match event:
-                case PeerJoined(peer_id=peer_id):
+                case PeerJoined(peer_id=peer_id) if peer_id in self._others:
                     pair = self._pair(peer_id)
                     # It may have left since.
                     if (peer := self._mesh.peers.get(peer_id)) is not None:
                         self._senders.add(group.create_task(self._send(peer, pair)))
-                case PeerStateChanged(peer_id=peer_id, state=PeerState.CONNECTED):
+                case PeerStateChanged(peer_id=peer_id, state=PeerState.CONNECTED) if (
+                    peer_id in self._others
+                ):
                     row = self._pair(peer_id).row
                     if row.time_to_connect is None:
                         row.time_to_connect = perf_counter() - self._started_at
@@ -178,6 +192,8 @@ class _Bot:
 
     async def _count(self, messages: AsyncIterator[Message]) -> None:
         async for message in messages:
+            if message.sender.id not in self._others:
+                continue  # a person, who came early
             row = self._pair(message.sender.id).row
             row.messages_received += 1
             row.in_order = row.in_order and message.data == row.messages_received

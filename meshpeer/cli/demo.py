@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import combinations, permutations
@@ -21,6 +22,7 @@ from rich.text import Text
 
 from meshpeer.cli.bot import Row
 from meshpeer.cli.common import (
+    CommandError,
     LogJson,
     LogLevel,
     LogLevelOption,
@@ -47,6 +49,10 @@ _TO_LEAVE = 5.0
 def demo(
     seconds: Annotated[float, typer.Option(min=1, help="How long the bots talk.")] = 10,
     bots: Annotated[int, typer.Option(min=2, max=20, help="How many there are.")] = 3,
+    stay: Annotated[
+        bool,
+        typer.Option(help="Then keep the relay and the bots running, for people with a browser."),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Write the result as one JSON object, and nothing else.")
     ] = False,
@@ -57,6 +63,9 @@ def demo(
 
     Each bot is a process of its own. The status is 0 only if every pair was connected directly and
     every message arrived.
+
+    With --stay it does not end there, if that went well: it names the page where you can join the
+    bots in a browser, and the relay's dashboard. They stay until Ctrl-C or SIGTERM.
     """
     configure_logging(log_level, log_json)
     names = [f"bot-{n}" for n in range(1, bots + 1)]
@@ -65,14 +74,24 @@ def demo(
     async def main() -> int:
         results = _Results(names)
         screen = _Screen(results, silent=as_json)
+        told = False
+
+        def tell(places: dict[str, str]) -> None:
+            """Say how it went, and where it goes on."""
+            nonlocal told
+            told = True
+            if as_json:
+                print(json.dumps({**results.as_json(), **places}), flush=True)
+            else:
+                screen.end(places)
+
         with screen.live():
-            await _Stage(results, screen).play(seconds, log)
-        faults = results.faults()
-        if as_json:
-            print(json.dumps(results.as_json()))
-        else:
-            screen.end()
-        return 1 if faults else 0
+            await _Stage(results, screen).play(seconds, log, tell if stay else None)
+        if not told:
+            tell({})
+        elif results.trouble:
+            raise CommandError(results.trouble, reason="bot_failed")
+        return 1 if results.faults() else 0
 
     run(main)
 
@@ -155,8 +174,14 @@ class _Stage:
         self._bots: dict[str, _Bot] = {}
         self._news = Bell()
 
-    async def play(self, seconds: float, log: list[str]) -> None:
-        """From the first process to the end of the last; a signal brings that forward."""
+    async def play(
+        self, seconds: float, log: list[str], stay: Callable[[dict[str, str]], None] | None
+    ) -> None:
+        """From the first process to the end of the last; a signal brings that forward.
+
+        With ``stay`` only a signal ends what went well. It is called before, with the places to
+        visit.
+        """
         async with (
             until_stopped(),
             Relay(RelayConfig(port=0)) as relay,
@@ -169,6 +194,16 @@ class _Stage:
             try:
                 await self._direct(seconds, relay.url)
                 self._results.trouble = None
+                if stay is not None and not self._results.faults():
+                    self._tell(do="stay")
+                    stay(
+                        {
+                            "chat": relay.chat_url(_ROOM),
+                            "dashboard": relay.admin_url,
+                            "admin": f"{relay.admin_user}, password {relay.admin_password}",
+                        }
+                    )
+                    await self._keep()
             except _BotFailed as exc:
                 self._results.trouble = str(exc)
             finally:
@@ -181,7 +216,7 @@ class _Stage:
         )
         await self._all_said("ready", _TO_LOAD)
         self._screen.status("They talk", seconds)
-        self._tell(do="start")
+        self._tell(do="start", peers=self._results.names)
         await self._nobody_ends(seconds)
         self._screen.status("They finish, and compare what was sent with what arrived")
         self._tell(do="finish")
@@ -222,6 +257,18 @@ class _Stage:
                     self._check()
                     await self._news.wait()
 
+    async def _keep(self) -> None:
+        """Wait until all bots have ended, and raise `_BotFailed` then; name each that does."""
+        named: set[str] = set()
+        while True:
+            for name, bot in self._bots.items():
+                if bot.ended and name not in named:
+                    named.add(name)
+                    self._screen.status(f"{name} {bot.ended}")
+            if len(named) == len(self._bots):
+                raise _BotFailed("all bots have ended")
+            await self._news.wait()
+
     def _check(self) -> None:
         ended = [f"{name} {bot.ended}" for name, bot in self._bots.items() if bot.ended]
         if ended:
@@ -253,7 +300,7 @@ class _Stage:
             except TimeoutError:
                 process.kill()
                 status = await process.wait()
-            if status and self._results.trouble is None:
+            if status and bot.ended is None and self._results.trouble is None:
                 self._results.trouble = f"{name} {_how(process, status)} when it should leave"
 
     def _heard(self, name: str, bot: _Bot, said: dict[str, Any]) -> None:
@@ -315,14 +362,22 @@ class _Screen:
                 status += f", {left:.0f} s more"
             self._live.update(Group(self._table(), Text(f"\n {status} …", "dim")), refresh=True)
 
-    def end(self) -> None:
-        """Print the table as it is at the end, and the verdict."""
+    def end(self, places: dict[str, str]) -> None:
+        """Print the table as it is at the end, the verdict, and where it goes on."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
         ok = not self._results.faults()
         self._console.print(self._table())
         self._console.print(
             Text(f"\n {self._results.verdict()}", "bold green" if ok else "bold red"),
             soft_wrap=True,
         )
+        if places:
+            self._console.print("\n The bots stay. Join them in a browser:\n")
+            for what, where in places.items():
+                self._console.print(Text(f" {what:<10} {where}"), soft_wrap=True)
+            self._console.print("\n Ctrl-C stops it.")
 
     def _table(self) -> Table:
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, header_style="bold")

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
+import re
 import signal
 from asyncio.subprocess import DEVNULL
+from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 import pytest
 
+from meshpeer import PeerManager
+from meshpeer.cli import room_bot
 from meshpeer.cli.bot import Row
 from meshpeer.cli.demo import _Results
 from tests.cli.processes import Command, Start
@@ -100,6 +105,54 @@ async def test_when_it_is_killed_its_bots_end_by_themselves(start: Start) -> Non
     assert len(children) == 3
     await demo.kill()
     await gone(children)
+
+
+async def test_it_stays_for_people(start: Start) -> None:
+    demo = await start("demo", "--seconds", "1", "--bots", "2", "--stay", stdin=DEVNULL)
+    url = (await demo.line()).split()[-1]
+    while demo.lines[-1] != " Ctrl-C stops it.":
+        await demo.line()
+    said = dict(line.split(maxsplit=1) for line in demo.lines[-5:-2])
+    page = url.replace("ws:", "http:")
+    assert said["chat"] == f"{page}/chat/demo"
+    assert said["dashboard"] == f"{page}/admin-analytics"
+    assert re.fullmatch(r"admin, password \S{20,}", said["admin"])
+    async with PeerManager(url, room="demo", name="Ann") as mesh:
+        messages = mesh.messages()
+        await mesh.wait_for_peers(2)
+        greeting = await anext(messages)
+        assert greeting.data == {"text": "Hello Ann! I know !ping, !who, !stats and !file."}
+        await mesh.broadcast({"text": "!ping"}, "chat")
+        answers = [await anext(messages) for _ in range(2)]
+        assert {answer.sender.id for answer in answers} == {"bot-1", "bot-2"}
+        # One that dies is named, and the other stays.
+        victim = bots(demo)[0]
+        victim.kill()
+        assert f"(process {victim.pid}) was ended by SIGKILL" in await demo.line()
+        (left,) = [peer for peer in mesh.peers.values() if peer.id not in demo.lines[-1]]
+        await left.send({"text": "!ping"}, "chat")
+        assert (await anext(messages)).data["text"].startswith("Pong.")
+    demo.process.send_signal(signal.SIGINT)
+    assert await demo.end() == (0, "")
+
+
+async def test_when_all_have_ended_it_ends(start: Start) -> None:
+    demo = await start("demo", "--seconds", "1", "--bots", "2", "--stay", "--json", stdin=DEVNULL)
+    result = json.loads(await demo.line())
+    assert result["ok"] is True
+    assert result["chat"].endswith("/chat/demo")
+    for process in bots(demo):
+        process.kill()
+    assert await demo.end() == (1, "meshpeer: all bots have ended\n")
+    assert len(demo.lines) == 1
+
+
+def test_its_bots_are_those_of_the_example() -> None:
+    example = Path(__file__).parents[2] / "examples" / "room_bot.py"
+    _, _, text = example.read_text().partition("\nHELP = ")
+    _, _, ours = inspect.getsource(room_bot).partition("\nHELP = ")
+    assert ours
+    assert text.partition("\n\n\nasync def stay(")[0] + "\n" == ours
 
 
 def results() -> _Results:
