@@ -1,4 +1,4 @@
-"""The transition tables of the browser's client, written from those of Python.
+"""The transition tables and the defaults of the browser's client, written from those of Python.
 
 ::
 
@@ -16,10 +16,12 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Protocol
 
+from meshpeer.config import MeshConfig
 from meshpeer.core import link, restart, route, session
 
 CLIENT = Path(__file__).parents[2] / "meshpeer" / "relay" / "web" / "client"
@@ -81,12 +83,29 @@ def session_table() -> Iterator[str]:
             yield line([state, on, [each for each in session.State if each in after]])
 
 
+NO_SETTINGS = ("ice_server_timeout", "interfaces", "address_families", "port_range")
+"""What of `MeshConfig` a page has no say in."""
+
+
+def config() -> Iterator[str]:
+    """The default of each setting, one a line."""
+    defaults = MeshConfig()
+    for each in fields(MeshConfig):
+        if each.name not in NO_SETTINGS:
+            value = getattr(defaults, each.name)
+            if isinstance(value, float) and value.is_integer():
+                value = int(value)
+            text = dict(value) if isinstance(value, Mapping) else value
+            yield f"{camel(each.name)}: {json.dumps(text)},"
+
+
 TABLES: dict[str, tuple[str, Callable[[], Iterator[str]]]] = {
     # The name at the markers: the file, and what gives the lines.
     "link-table": ("link.js", link_table),
     "restart-table": ("restart.js", restart_table),
     "route-table": ("route.js", route_table),
     "session-table": ("session.js", session_table),
+    "config": ("config.js", config),
 }
 
 
