@@ -220,8 +220,10 @@ export class Connection {
   /** What both were before an offer that has no answer.
       @type {{remote: SdpSection | null, generation: number}} */
   #agreed = { remote: null, generation: -1 };
-  /** The generation that we described last, and since when it gathers. */
+  /** The generation that we described last, that of the latest candidate of ours, and since when it
+      gathers. */
   #described = -1;
+  #found = -1;
   #gathersSince = 0;
   /** Generations by the ufrag of our side. @type {Map<string, number>} */
   #generations = new Map();
@@ -295,7 +297,6 @@ export class Connection {
       this.#checkRestart(section);
     }
     await this.#setRemote(this.#current(), generation, "answer", sdp, section);
-    this.#iceIs("checking");
   }
 
   /**
@@ -422,6 +423,7 @@ export class Connection {
     if (type === "offer") this.#agreed = { remote: this.#remote, generation: this.#remoteGeneration };
     this.#remote = section;
     this.#remoteGeneration = generation;
+    if (type === "answer") this.#iceIs("checking");
     this.#watchTransport();
     if (type === "answer") await this.#addEarly();
   }
@@ -506,7 +508,7 @@ export class Connection {
    * @param {RTCDataChannel} channel
    */
   #listen(pc, channel) {
-    pc.onicecandidate = (event) => this.#found(event);
+    pc.onicecandidate = (event) => this.#candidate(event);
     pc.onicecandidateerror = (event) => this.#serverFailed(event);
     pc.ondatachannel = ({ channel: opened }) => this.#observer.channelOpened(this.#plain(opened));
     pc.oniceconnectionstatechange = () => {
@@ -560,14 +562,11 @@ export class Connection {
   }
 
   /** @param {RTCPeerConnectionIceEvent} event */
-  #found({ candidate }) {
+  #candidate({ candidate }) {
     if (this.#closed) return;
     if (candidate === null || !candidate.candidate) {
-      // It does not always say of which generation.
-      const ufrag = candidate?.usernameFragment;
-      const generation = (ufrag && this.#generations.get(ufrag)) ?? this.#described;
-      // Other sections, and other components, have an end of their own: of those there is none here.
-      this.#observer.candidatesFound(Number(generation), [], true);
+      // Of the generation before, maybe: it does not say. Without an end the other side waits a little.
+      if (this.#found === this.#described) this.#observer.candidatesFound(this.#described, [], true);
       return;
     }
     const ufrag = candidate.usernameFragment ?? ufragOf(candidate.candidate) ?? "";
@@ -584,7 +583,8 @@ export class Connection {
       sdpMid: candidate.sdpMid,
       sdpMLineIndex: candidate.sdpMLineIndex,
     });
-    this.#observer.candidatesFound(this.#generations.get(ufrag) ?? this.#described, [found], false);
+    this.#found = this.#generations.get(ufrag) ?? this.#described;
+    this.#observer.candidatesFound(this.#found, [found], false);
   }
 
   /** @param {RTCPeerConnectionIceErrorEvent} event */
@@ -674,6 +674,8 @@ export class Connection {
     if (told === this.#toldPair) return;
     this.#toldPair = told;
     this.#asked.at = -Infinity; // it may have been lost with the pair before
+    // A browser that does not choose the pair moves to it only when something arrives over it.
+    this.sendFrame(encodeFrame({ kind: "Ping", nonce: 0 }));
     // It is found in calls to us as well.
     queueMicrotask(() => {
       if (this.#closed) return;
