@@ -1,4 +1,4 @@
-"""The files of the dashboard, read: nothing there runs what a peer wrote, or asks elsewhere."""
+"""The files of the pages, read: nothing there runs what a peer wrote, or asks elsewhere."""
 
 from __future__ import annotations
 
@@ -15,9 +15,16 @@ WEB = files("meshpeer.relay") / "web"
 FILES = WEB / "admin"
 
 
-@pytest.mark.parametrize("file", sorted(f.name for f in FILES.iterdir()), ids=str)
+@pytest.mark.parametrize(
+    "file",
+    [
+        f"{folder}/{file.name}"
+        for folder in ("admin", "chat", "common", "home")
+        for file in (WEB / folder).iterdir()
+    ],
+)
 def test_the_files_hold_nothing_that_makes_markup_or_leads_outside(file: str) -> None:
-    text = (FILES / file).read_text(encoding="utf-8")
+    text = (WEB / file).read_text(encoding="utf-8")
     for sink in (
         "innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function",
         "srcdoc", "DOMParser", "createContextualFragment", "setHTML", " style=", " onclick=",
@@ -27,12 +34,14 @@ def test_the_files_hold_nothing_that_makes_markup_or_leads_outside(file: str) ->
     assert addresses <= {"http://www.w3.org/2000/svg", "://${location.host}${LIVE}"}
 
 
+def _colours(file: str) -> dict[str, tuple[str, str]]:
+    css = (WEB / file).read_text(encoding="utf-8")
+    found = re.findall(r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\)", css)
+    return {name: (light, dark) for name, light, dark in found}
+
+
 def test_text_has_the_contrast_that_it_needs() -> None:
-    css = (FILES / "app.css").read_text(encoding="utf-8")
-    colours = {
-        name: (light, dark)
-        for name, light, dark in re.findall(r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\)", css)
-    }
+    colours = _colours("common/base.css")
     texts = ["text", "soft", "accent", "direct", "turn", "relay", "bad", "idle", "plain"]
     for theme in (0, 1):
         colour = {name: _rgb(pair[theme]) for name, pair in colours.items()}
@@ -45,6 +54,20 @@ def test_text_has_the_contrast_that_it_needs() -> None:
         assert _contrast(colour["on-accent"], colour["accent"]) >= 4.5
         assert _contrast(colour["on-accent"], colour["bad"]) >= 4.5
         assert _contrast(colour["strong-edge"], surface) >= 3
+
+
+def test_the_colours_of_names_have_the_contrast_that_they_need() -> None:
+    css = (WEB / "chat" / "app.css").read_text(encoding="utf-8")
+    tones = re.findall(r"\.tone-\d { --tone: light-dark\((#\w{6}), (#\w{6})\); }", css)
+    grounds = _colours("common/base.css")
+    assert len(tones) == 8
+    for theme in (0, 1):
+        for tone in tones:
+            for ground in ("surface", "ground"):
+                assert _contrast(_rgb(tone[theme]), _rgb(grounds[ground][theme])) >= 4.5, tone
+            surface = _rgb(grounds["surface"][theme])
+            tint = [0.13 * c + 0.87 * s for c, s in zip(_rgb(tone[theme]), surface, strict=True)]
+            assert _contrast(_rgb(tone[theme]), tint) >= 4.5, (tone, "avatar")
 
 
 def _rgb(colour: str) -> list[float]:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from websockets.datastructures import Headers
 
 from meshpeer.relay import admin as module
-from meshpeer.relay import live
+from meshpeer.relay import live, pages
 from meshpeer.relay.admin import LIVE_PATH, Admin
 from meshpeer.relay.http import Answer
 from tests.relay.board import Board, captured, meet
@@ -492,7 +492,8 @@ def test_metrics_are_text() -> None:
 def test_the_dashboards_files_are_those_of_its_directory() -> None:
     admin = Board().admin()
     answers = {}
-    for file in (files("meshpeer.relay") / "web" / "admin").iterdir():
+    web = files("meshpeer.relay") / "web"
+    for file in (*(web / "admin").iterdir(), *(web / "common").iterdir()):
         path = "/admin-analytics" + ("" if file.name == "index.html" else f"/{file.name}")
         answer = ask(admin, path, "v=1", basic())
         assert answer is not None
@@ -545,11 +546,12 @@ def test_no_other_file_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     admin = Board().admin()
     assert status(ask(admin, "/admin-analytics", "", basic())) == 200
     # From here on nothing is read any more.
-    monkeypatch.setattr(module, "files", None)
+    monkeypatch.setattr(pages, "files", None)
     assert ask(admin, f"/admin-analytics/{name}", "", basic()) is None
 
 
 def test_what_few_need_is_imported_when_it_is_needed() -> None:
-    code = "import sys, meshpeer.relay; print([m for m in sys.modules if 'prometheus' in m])"
+    late = "{'prometheus_client', 'segno'}"
+    code = f"import sys, meshpeer.relay; print([m for m in sys.modules if m in {late}])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -161,7 +161,8 @@ def test_anything_may_come_instead_of_a_request(data: bytes) -> None:
 # --- plain HTTP -----------------------------------------------------------------------------------
 def assert_safe(headers: dict[str, str]) -> None:
     """What every answer has."""
-    assert headers["cache-control"] == "no-store"
+    # A browser keeps what has a tag, and asks each time whether it is still so.
+    assert headers["cache-control"] == ("no-cache" if "etag" in headers else "no-store")
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["referrer-policy"] == "no-referrer"
     assert headers["content-security-policy"].startswith("default-src 'none'")

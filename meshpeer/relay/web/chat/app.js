@@ -3,7 +3,7 @@
 import { PeerManager } from "/meshpeer.js";
 import { byId, el, setAttribute, setText } from "../common/dom.js";
 import { counted, pathName } from "../common/format.js";
-import { keepName, keepRoom, labelError, pathRoom, recallName } from "../common/rooms.js";
+import { keepName, keepRoom, labelError, pathRoom, recallName } from "../common/places.js";
 import { keep, recall } from "../common/storage.js";
 import { installTheme } from "../common/theme.js";
 import { Diagnostics } from "./diagnostics.js";

@@ -1,7 +1,7 @@
 // What somebody is asked for before the room: a name, and a token where the relay wants one.
 
 import { byId, setHidden, setText } from "../common/dom.js";
-import { labelError } from "../common/rooms.js";
+import { labelError } from "../common/places.js";
 
 /**
  * Resolves with {name, token}, or null when it was cancelled. `token`: whether to ask for one.

@@ -1,7 +1,7 @@
 // The link to the room, and a code that another device reads it from.
 
 import { byId, setHidden, setText } from "../common/dom.js";
-import { roomPath } from "../common/rooms.js";
+import { roomPath } from "../common/places.js";
 
 const LOCAL = /^(localhost|.*\.localhost|127\..*|\[::1\])$/;
 

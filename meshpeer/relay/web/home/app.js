@@ -1,7 +1,7 @@
 // Asks for a name and a room.
 
 import { byId, el, setText } from "../common/dom.js";
-import { keepName, labelError, recallName, recentRooms, roomPath } from "../common/rooms.js";
+import { keepName, labelError, recallName, recentRooms, roomPath } from "../common/places.js";
 import { installTheme } from "../common/theme.js";
 
 const LETTERS = "abcdefghijkmnpqrstuvwxyz23456789"; // 32, none that is taken for another
