@@ -719,6 +719,8 @@ export class Shell {
           break;
         case "Ponged": {
           const record = this.#recordOf(output.peerId);
+          // What was never asked is no answer: a connection's own ping, say, answered over the relay.
+          if (output.nonce > record.pingsSent) break;
           record.pingsAnswered = Math.max(record.pingsAnswered, output.nonce);
           record.bell.ring();
           break;
