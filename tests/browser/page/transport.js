@@ -82,6 +82,12 @@ export class Station {
     }
   }
 
+  /** Why it did not get a seat so far: the text of the first failure. */
+  async failure() {
+    while (!this.transport.lastFailure) await new Promise((resolve) => setTimeout(resolve, 5));
+    return this.transport.lastFailure.message;
+  }
+
   /**
    * @param {any} welcome of the addressee
    * @param {any} body
