@@ -1,6 +1,6 @@
 """Random walks of `meshpeer.files.Files`, with all that came of each step, for files.js to repeat.
 
-A walk is a list of steps ``[operation, what came of it]``; `page/files.js` does the same operations.
+A walk is a list of steps ``[operation, what came of it]``; `page/files.js` does the same.
 What came of one is sorted: within a step, who is told first is the event loop's affair.
 """
 
@@ -155,7 +155,7 @@ class _Receiving(_Walk):
         self.begin(
             receiving,
             lambda r: (
-                [r.name, r.size, r.sha256, r.sender.id, r.resumed_from] + [r.path.stat().st_size]
+                [r.name, r.size, r.sha256, r.sender.id, r.resumed_from, r.path.stat().st_size]
             ),
         )
 
@@ -172,7 +172,9 @@ class _Receiving(_Walk):
         kinds = ["offer"] * 7 + ["receive"] * 7 + ["data"] * 8 + ["finish"] * 5 + ["stop", "junk"]
         match random.choice([*kinds, "left", "cancel", "spoil"]):
             case "offer":
-                name = random.choice([*["a.txt"] * 4, *["b"] * 12, "../c", ".d", "\u2028", "é" * 200])
+                name = random.choice(
+                    [*["a.txt"] * 4, *["b"] * 12, "../c", ".d", "\u2028", "é" * 200]
+                )
                 size = random.choice([0, 5, 5, 5])
                 sha256 = _sum(size) if random.random() < 0.9 else "0" * 64
                 offer = {"do": "offer", "name": name, "size": size, "sha256": sha256}

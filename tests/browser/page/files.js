@@ -12,6 +12,28 @@ function joined(pieces) {
   return Uint8Array.from(pieces.flatMap((piece) => [...piece]));
 }
 
+const channel = new MessageChannel();
+
+/** Resolves in a later turn of the event loop, when what has happened by now has been dealt with. */
+export const turn = () =>
+  new Promise((resolve) => {
+    channel.port1.onmessage = resolve;
+    channel.port2.postMessage(null);
+  });
+
+/**
+ * What `promise` comes to, or the reason of `signal`.
+ * @param {Promise<any>} promise
+ * @param {AbortSignal} signal
+ */
+function abortable(promise, signal) {
+  signal.throwIfAborted();
+  return new Promise((resolve, reject) => {
+    signal.addEventListener("abort", () => reject(signal.reason));
+    promise.then(resolve, reject);
+  });
+}
+
 /**
  * A Blob that is read without leaving the event loop's turn.
  * @param {Uint8Array} data
@@ -49,7 +71,6 @@ class Walk {
   /** @param {any} client */
   constructor(client) {
     this.client = client;
-    this.turns = new client.Turns();
     this.files = new client.Files({ chunk: CHUNK });
     for (const id of ["ann", "bob"]) this.joined(id, "first");
   }
@@ -85,7 +106,7 @@ class Walk {
     } catch (error) {
       this.log.push(["raised", ...ofError(error)]);
     }
-    for (let turn = 0; turn < 4; turn++) await this.turns.next();
+    for (let n = 0; n < 4; n++) await turn();
     return this.log.splice(0).sort(byText);
   }
 
@@ -226,15 +247,15 @@ class Sending extends Walk {
         const number = this.#asked++;
         this.log.push(["request", id, number, data]);
         const answer = new Promise((resolve, reject) => this.#pending.set(number, { id, resolve, reject }));
-        return await this.client.abortable(answer, signal).finally(() => this.#pending.delete(number));
+        return await abortable(answer, signal).finally(() => this.#pending.delete(number));
       },
       send: async (/** @type {Uint8Array} */ data, /** @type {{signal: AbortSignal}} */ { signal }) => {
         signal.throwIfAborted();
         this.#check(id);
         const waiting = this.#blocked.get(id);
         if (waiting) {
-          const turn = new Promise((resume) => waiting.push(() => resume(null)));
-          await this.client.abortable(turn, signal);
+          const unblocked = new Promise((resume) => waiting.push(() => resume(null)));
+          await abortable(unblocked, signal);
         }
         this.#check(id);
         if (data.some((byte) => byte !== CONTENT)) throw new Error("it sends what is not in the file");
@@ -319,7 +340,7 @@ const byText = (a, b) => (shown(a) < shown(b) ? -1 : 1);
 
 /**
  * Where the walk comes to something else; null when it does not.
- * @param {any} client what files.js exports, and errors and streams
+ * @param {any} client what meshpeer.js exports
  * @param {"receiving" | "sending"} kind
  * @param {[operation: any[], came: any[]][]} steps
  */
@@ -334,4 +355,61 @@ export async function repeat(client, kind, steps) {
     if (actual !== wanted) return `${before.join("\n")}\nnot ${wanted}`;
   }
   return null;
+}
+
+/** Ann sends, Bob receives, in one page. */
+export class Pair {
+  ann = { id: "ann", incarnation: "the first", closedReason: null };
+  bob = { id: "bob", incarnation: "the first", closedReason: null };
+  /** What Bob is told. @type {any[]} */
+  events = [];
+  /** Bytes whose credit was not given back. */
+  unread = 0;
+  /** Called with each message of bytes before it arrives. @type {(bytes: Uint8Array) => unknown} */
+  before = () => {};
+
+  /**
+   * @param {any} client
+   * @param {number} chunk
+   */
+  constructor(client, chunk = CHUNK) {
+    this.client = client;
+    this.sending = new client.Files({ chunk });
+    this.receiving = new client.Files({ chunk, onEvent: (/** @type {any} */ event) => this.events.push(event) });
+  }
+
+  /**
+   * @param {Blob} blob
+   * @param {object} [options]
+   */
+  send(blob, options) {
+    const { client, receiving, ann } = this;
+    const wire = {
+      request: (/** @type {any} */ data, /** @type {{signal: AbortSignal}} */ { signal }) => {
+        const answer = new Promise((reply, reject) =>
+          receiving.request(ann, data, { reply, error: (/** @type {string} */ text) => reject(new client.RequestFailed(text)) }),
+        );
+        return abortable(answer, signal);
+      },
+      send: async (/** @type {Uint8Array} */ bytes, /** @type {{signal: AbortSignal}} */ { signal }) => {
+        await this.before(bytes);
+        signal.throwIfAborted();
+        this.unread += bytes.length;
+        receiving.data(ann, bytes.slice(), () => (this.unread -= bytes.length));
+      },
+    };
+    return this.sending.send(this.bob, wire, blob, options);
+  }
+
+  /**
+   * What comes of both: the result, or the name and text of the error.
+   * @param {Promise<any>} sent
+   * @param {Promise<any>} received
+   */
+  static async both(sent, received) {
+    const settled = await Promise.allSettled([sent, received]);
+    return settled.map((each) =>
+      each.status === "fulfilled" ? each.value : [each.reason.name, each.reason.message],
+    );
+  }
 }
