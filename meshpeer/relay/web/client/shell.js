@@ -26,7 +26,7 @@ import {
   Kind,
   repr,
 } from "./codec.js";
-import { RELAY } from "./delivery.js";
+import { Deque, RELAY } from "./delivery.js";
 import { FILE_CHANNEL, FILE_CHUNK } from "./files.js";
 import { Announcer, Inbox } from "./inbox.js";
 import { Node } from "./node.js";
@@ -366,8 +366,9 @@ export class Shell {
     let welcome;
     try {
       welcome = await this.#openSeat();
+      if (this.#isStopping) throw this.closedError();
     } catch (error) {
-      this.error = error instanceof MeshError && !this.#isStopping ? error : null;
+      if (error instanceof MeshError && !this.#isStopping) this.error = error;
       await this.#transport.close().catch(report);
       this.#seat?.release();
       this.#ended("not started");
@@ -1044,7 +1045,7 @@ export class Shell {
         break;
       }
       case "MessagesUndelivered":
-        this.#recordOf(event.peerId).undelivered.push(...event.messages);
+        for (const each of event.messages) this.#recordOf(event.peerId).undelivered.push(each);
         break;
       case "PeerLeft":
         this.#peerLeft(event.peerId, event.reason);
@@ -1110,12 +1111,11 @@ export class Shell {
    * @param {(message: Message) => void} told
    */
   listen(told) {
-    /** @type {Arrived[]} */
-    let waiting = [];
+    /** @type {Deque<Arrived>} */
+    const waiting = new Deque();
     let isListening = true;
     const next = () => {
-      const arrived = isListening ? waiting.shift() : undefined;
-      if (arrived !== undefined) told(this.#inbox.taken(arrived));
+      if (isListening && waiting.size) told(this.#inbox.taken(waiting.shift()));
     };
     const stop = this.#inbox.listen({
       isEnded: false,
@@ -1127,7 +1127,6 @@ export class Shell {
     this.#unlisten = () => {
       isListening = false;
       stop(waiting);
-      waiting = [];
     };
   }
 
