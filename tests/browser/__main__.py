@@ -145,7 +145,12 @@ MEASURES = [
         "no one leaves, links undisturbed",
         runs=3,
     ),
-    Measure("background", "a tab in the background for five minutes", "still connected", runs=1),
+    Measure(
+        "background",
+        "a tab in the background for five minutes: its slowest timer",
+        "still connected",
+        runs=1,
+    ),
     Measure("duplicated", "a tab duplicated by the browser", "gets an id of its own"),
     Measure(
         "same id",

@@ -142,10 +142,9 @@ class Page:
             "browsingContext.navigate", context=self.id, url=url, wait="complete"
         )
 
-    async def reload(self, wait_until: str = "load") -> None:
-        """Load it anew; ``commit``: return as soon as that has begun."""
-        wait = "none" if wait_until == "commit" else "complete"
-        await self._browser.call("browsingContext.reload", context=self.id, wait=wait)
+    async def reload(self) -> None:
+        """Load it anew, wholly."""
+        await self._browser.call("browsingContext.reload", context=self.id, wait="complete")
 
     async def bring_to_front(self) -> None:
         """Before the other tabs of its window."""

@@ -20,14 +20,14 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path as PathOfFile
 from typing import Any, Self
 from urllib.parse import urlencode, urlsplit
 
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
-from playwright.async_api import Browser, BrowserContext, CDPSession
+from playwright.async_api import Browser, CDPSession
 from playwright.async_api import Page as ChromiumPage
 
 from meshpeer import (
@@ -47,6 +47,7 @@ from tests.browser.hosts import PYTHON_ADDRESS, Host
 from tests.browser.launch import Shown
 from tests.browser.numbers import Numbers
 from tests.browser.page import chromium, page_server
+from tests.browser.plain import PlainContext, PlainPage
 from tests.cli.processes import Command, Start, starter
 
 __all__ = ["SCENARIOS"]
@@ -87,7 +88,11 @@ class Bot:
             ]
             try:
                 async with self.mesh:
-                    yield self
+                    try:
+                        yield self
+                    finally:
+                        for _, sending in self._streams.values():
+                            sending.cancel()
             finally:
                 for task in self._tasks:
                     task.cancel()
@@ -226,7 +231,7 @@ class Bot:
 class Tab:
     """A person's page (`page/mesh.js`)."""
 
-    def __init__(self, page: ChromiumPage | Page) -> None:
+    def __init__(self, page: ChromiumPage | Page | PlainPage) -> None:
         self.page = page
         self.wrong: list[str] = []
         page.on("pageerror", lambda error: self.wrong.append(str(error)))
@@ -260,7 +265,7 @@ class Tab:
 
     async def session(self) -> CDPSession | None:
         """For what only Chromium can."""
-        if isinstance(self.page, Page):
+        if not isinstance(self.page, ChromiumPage):
             return None
         return await self.page.context.new_cdp_session(self.page)
 
@@ -294,16 +299,18 @@ class Room:
         peer_id: str | None,
         *,
         before: str = "",
-        context: BrowserContext | Context | None = None,
+        context: Context | PlainContext | None = None,
         **options: Any,
     ) -> Tab:
         """A person who is in the room, or was refused. ``before``: a script that runs first."""
         if context is None:
-            context = await self.stage.browser.new_context()
-            self.stack.push_async_callback(context.close)
-        if before:
-            await context.add_init_script(before)
-        tab = Tab(await context.new_page())
+            own = await self.stage.browser.new_context()
+            self.stack.push_async_callback(own.close)
+            if before:
+                await own.add_init_script(before)
+            tab = Tab(await own.new_page())
+        else:
+            tab = Tab(await context.new_page())
         self.tabs.append(tab)
         await tab.page.goto(self.address(peer_id, **options))
         await tab.entered()
@@ -483,7 +490,7 @@ async def _reload(stage: Stage) -> Shown:
         for number in range(10):
             here, there = len(bot.told), await zoe.run("() => person.told.length")
             began = time.time()
-            await ann.page.reload(wait_until="commit")
+            await ann.page.reload()
             ends = await asyncio.gather(
                 bot.until(
                     lambda event: (
@@ -667,16 +674,26 @@ async def _background(stage: Stage) -> Shown:
     """A tab is behind another one of its window."""
     seconds = 300 if stage.long else 20
     async with stage.room(seconds + _LONGEST) as room:
-        bot, ann = await room.bot(), await room.tab("a-tab")
+        context: PlainContext | Context
+        if isinstance(stage.browser, Firefox):
+            context = await stage.browser.new_context()
+        else:
+            context = await PlainContext.open(stage.browser)
+        room.stack.push_async_callback(context.close)
+        bot, ann = await room.bot(), await room.tab("a-tab", context=context)
         await asyncio.gather(bot.connected(["a-tab"]), ann.call("connected", [_BOT]))
-        if (session := await ann.session()) is not None:
-            await session.send("Emulation.setFocusEmulationEnabled", {"enabled": False})
-        front = await ann.page.context.new_page()
+        front = await context.new_page()
         await front.bring_to_front()
         await ann.run(
             """async () => {
               document.addEventListener("visibilitychange", () => person.bell.ring());
               await person.bell.until(() => document.visibilityState === "hidden");
+              globalThis.slowest = 0;
+              let before = Date.now();
+              setInterval(() => {
+                slowest = Math.max(slowest, (Date.now() - before) / 1000);
+                before = Date.now();
+              }, 50);
             }"""
         )
         here, there = len(bot.told), await ann.run("() => person.told.length")
@@ -699,7 +716,15 @@ async def _background(stage: Stage) -> Shown:
         )
         names = ("peer-state-changed", "peer-left", "signaling-changed")
         changes += sum(each["what"] in names for each in (await ann.told())[there:])
-        return Shown({}, {"changes of state": changes, "not in the background": not hidden})
+        slowest = await ann.run("() => slowest")
+        return Shown(
+            {"slowest timer": slowest},
+            {
+                "changes of state": changes,
+                "not in the background": not hidden,
+                "not slowed down": slowest < 0.9,
+            },
+        )
 
 
 async def _duplicate(stage: Stage) -> Shown:
@@ -713,6 +738,7 @@ async def _duplicate(stage: Stage) -> Shown:
         async with ann.page.expect_popup() as opening:
             await ann.run("() => void window.open(location.href)")
         copy = Tab(await opening.value)
+        await (await opening.value).wait_for_load_state()
         room.tabs.append(copy)
         other = (await copy.entered()).get("peerId")
         assert other not in (None, me), f"the copy is {other}"
@@ -971,7 +997,9 @@ SCENARIOS: dict[str, Callable[[Stage], Awaitable[Shown]]] = {
 async def _main(scenario: str, runs: int, host: str, *, long: bool, kind: str) -> None:
     async with Stage.set(Host(host), long=long, kind=kind) as stage:
         for _ in range(runs):
-            print(json.dumps(asdict(await SCENARIOS[scenario](stage))), flush=True)
+            run = await SCENARIOS[scenario](stage)
+            wrong = {what: int(count) for what, count in run.wrong.items()}
+            print(json.dumps({"figures": run.figures, "wrong": wrong}), flush=True)
 
 
 if __name__ == "__main__":

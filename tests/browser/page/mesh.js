@@ -157,7 +157,7 @@ class Person {
    */
   async connected(ids, path = null) {
     const is = (/** @type {string} */ id) => {
-      const peer = this.mesh.peers.get(id);
+      const peer = this.mesh?.peers.get(id);
       return peer?.state === "connected" && (path === null || peer.path === path);
     };
     await this.bell.until(() => ids.every(is));
