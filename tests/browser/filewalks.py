@@ -112,6 +112,10 @@ class _Walk:
         self.steps.append([list(operation), sorted(self.log, key=msgspec.json.encode)])
         self.log.clear()
 
+    def operation(self) -> tuple[Any, ...]:
+        """What to do next."""
+        raise NotImplementedError
+
     def do_cancel(self, number: int) -> None:
         self.tasks[number].cancel()
 

@@ -27,7 +27,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 _ROOT = Path(__file__).parents[2]
 _WALKS = 100
-_LARGE = 100_000_000
+_LARGE = 20_000_000
+"""Bytes. `make browser` has files of 100 MB."""
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -432,17 +433,17 @@ async def test_a_large_file_to_the_page(page: Page, bot: PeerManager, tmp_path: 
     assert received["progress"][0] == 0
     assert received["progress"][-1] == _LARGE
     assert received["progress"] == sorted(received["progress"])
-    assert received["answered"] > 100
+    assert received["answered"] > 20
 
 
 async def test_a_large_file_from_the_page(page: Page, bot: PeerManager, tmp_path: Path) -> None:
     script = f"""async () => {{
-      {ANSWERS}
       const pieces = [];
       for (let size = 0; size < {_LARGE}; size += 50_000) {{
         pieces.push(crypto.getRandomValues(new Uint8Array(50_000)));
       }}
       const blob = new Blob(pieces);
+      {ANSWERS}
       const progress = [];
       const onProgress = ({{ done }}) => progress.push(done);
       const {{ size, sha256 }} = await bot.sendFile(blob, {{ name: "large.bin", onProgress }});
@@ -459,7 +460,7 @@ async def test_a_large_file_from_the_page(page: Page, bot: PeerManager, tmp_path
     assert received.sha256 == sent["sha256"] == digest
     assert (sent["progress"][0], sent["progress"][-1]) == (0, _LARGE)
     assert sent["progress"] == sorted(sent["progress"])
-    assert sent["answered"] > 100
+    assert sent["answered"] > 20
 
 
 async def test_a_page_refuses_and_both_go_on(page: Page, bot: PeerManager, tmp_path: Path) -> None:
