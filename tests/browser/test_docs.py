@@ -7,6 +7,7 @@ the chat page. What a ``text`` block says behind one is what that one writes to 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
@@ -22,6 +23,7 @@ import pytest_asyncio
 
 from meshpeer import PeerManager, Relay, RelayConfig, make_join_token
 from tests.browser.hosts import CHROMIUM
+from tests.cli.processes import starter
 from tests.docs.blocks import blocks
 
 if TYPE_CHECKING:
@@ -195,6 +197,22 @@ async def test_the_session(browser: Browser) -> None:
             await context.close()
 
 
+async def test_a_person_is_among_the_bots(browser: Browser) -> None:
+    async with asyncio.timeout(100), starter() as start:
+        arguments = ("--seconds", "1", "--stay", "--json")
+        demo = await start("demo", *arguments, stdin=asyncio.subprocess.DEVNULL)
+        said = json.loads(await demo.line())
+        context = await browser.new_context()
+        page = await context.new_page()
+        await enter(page, said["chat"], "Ann")
+        await page.get_by_text("Hello Ann! I know !ping, !who, !stats and !file.").wait_for()
+        await page.get_by_role("textbox", name="Message").fill("!ping")
+        await page.keyboard.press("Enter")
+        for number in range(3):
+            await page.get_by_text("Pong. The round trip to you is").nth(number).wait_for()
+        await context.close()
+
+
 async def test_the_console_of_the_chat_page(browser: Browser) -> None:
     (block,) = CONSOLE
     async with (
@@ -204,7 +222,7 @@ async def test_the_console_of_the_chat_page(browser: Browser) -> None:
     ):
         context = await browser.new_context()
         page = await context.new_page()
-        await enter(page, relay, "lobby", "Ann")
+        await enter(page, relay.chat_url("lobby"), "Ann")
         (ann,) = await bot.wait_for_peers()
         assert ann.name == "Ann"
         await page.wait_for_function("MeshPeerDebug.getConnections()[0]?.state === 'connected'")
@@ -223,11 +241,18 @@ async def test_the_console_of_the_chat_page(browser: Browser) -> None:
         await context.close()
 
 
-async def enter(page: Any, relay: Relay, room: str, name: str) -> None:
-    """Go into a room by the chat page."""
-    await page.goto(relay.chat_url(room))
+async def enter(page: Any, url: str, name: str) -> None:
+    """Go into a room by its chat page."""
+    await page.goto(url)
     await page.get_by_label("Your name").fill(name)
     await page.keyboard.press("Enter")
+
+
+async def test_there_are_no_other_blocks() -> None:
+    # What an operator types is run with that of the other pages.
+    assert {block.kind for block in blocks(PAGE)} == {"html", "js", "python", "console", "text"}
+    outputs = [block for block in blocks(PAGE) if block.kind == "text"]
+    assert len(outputs) == len([block for block in SESSION if block.output is not None])
 
 
 async def test_the_python_of_the_page() -> None:
