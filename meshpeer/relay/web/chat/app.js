@@ -17,6 +17,7 @@ import { Transfers } from "./transfers.js";
 
 const CHANNEL = "chat";
 const MAX_SHOWN = 20_000; // characters of one message
+const TELL_LOSS_AFTER = 2000; // milliseconds: what is mended by then nobody needs to read
 const LEAVE_WITHIN = 1000; // milliseconds that leaving may take
 const TOKEN_CODES = new Set(["unauthorized", "forbidden"]);
 
@@ -33,8 +34,8 @@ let here = false; // we have had our seat, and what follows is news
 let retryAt = null; // when the relay is asked again, in ms
 let filesFor = null; // who is to have what is chosen next; null: ask
 const paths = new Map(); // peer id -> the path that was told last
-const lost = new Set(); // ids of those whose connection was told to be lost
-const renewed = new Set(); // ids of those that began anew
+const lost = new Map(); // peer id, or "" for the relay -> what was said of its loss, or will be
+const renewed = new Map(); // ids of those that began anew -> whether their loss was told
 
 /** `#token=…` in the address, which is not to be passed on with it. */
 function tokenOfAddress() {
@@ -82,7 +83,7 @@ async function begin() {
 async function join() {
   here = false;
   paths.clear();
-  lost.clear();
+  for (const id of [...lost.keys()]) found(id);
   renewed.clear();
   setOwn("joining", "Joining");
   try {
@@ -190,18 +191,34 @@ function heard(message) {
   }
 }
 
+/** Says that something is lost, unless it is found soon. */
+function lose(id, text) {
+  if (lost.has(id)) return;
+  const loss = { told: false, timer: 0 };
+  loss.timer = setTimeout(() => {
+    loss.told = true;
+    log.notice(text, "warn");
+  }, TELL_LOSS_AFTER);
+  lost.set(id, loss);
+}
+
+/** It is found, or gone for good. Returns whether its loss was told. */
+function found(id) {
+  const loss = lost.get(id);
+  clearTimeout(loss?.timer);
+  lost.delete(id);
+  return loss?.told ?? false;
+}
+
 function signalingChanged({ state, reason, retryIn }) {
   retryAt = retryIn === null || retryIn === undefined ? null : Date.now() + retryIn * 1000;
-  if (here && state === "reconnecting" && !lost.has("")) {
-    lost.add("");
-    log.notice(`The relay is away (${reason}). Direct connections go on meanwhile.`, "warn");
-  }
+  if (here && state === "reconnecting") lose("", `The relay is away (${reason}). Direct connections go on meanwhile.`);
   showOwn();
 }
 
 function joined() {
   retryAt = null;
-  if (here && lost.delete("")) log.notice("The relay is back.");
+  if (found("") && here) log.notice("The relay is back.");
   showOwn();
   showPeople();
 }
@@ -209,7 +226,9 @@ function joined() {
 const called = (event) => event.name ?? event.peerId;
 
 function peerJoined(event) {
-  if (here) log.notice(renewed.delete(event.peerId) ? `${called(event)} is back.` : `${called(event)} is here.`);
+  const told = renewed.get(event.peerId);
+  renewed.delete(event.peerId);
+  if (here && told !== false) log.notice(`${called(event)} is ${told ? "back" : "here"}.`);
   showPeople();
 }
 
@@ -222,8 +241,8 @@ const LEFT = {
 function peerLeft(event) {
   const { peerId, reason } = event;
   paths.delete(peerId);
-  lost.delete(peerId);
-  if (reason === "superseded") renewed.add(peerId);
+  const told = found(peerId);
+  if (reason === "superseded") renewed.set(peerId, told);
   else if (reason in LEFT) log.notice(LEFT[reason](called(event)));
   showPeople();
 }
@@ -231,10 +250,9 @@ function peerLeft(event) {
 function stateChanged(event) {
   const { peerId, state, previous, path, reason } = event;
   if (previous === "connected" && (state === "disconnected" || state === "failed")) {
-    lost.add(peerId);
-    log.notice(`The connection to ${called(event)} is lost (${reason}). What you write waits.`, "warn");
+    lose(peerId, `The connection to ${called(event)} is lost (${reason}). What you write waits.`);
   } else if (state === "connected") {
-    if (lost.delete(peerId)) log.notice(`Connected to ${called(event)} again${path ? `: ${pathName(path)}` : ""}.`);
+    if (found(peerId)) log.notice(`Connected to ${called(event)} again${path ? `: ${pathName(path)}` : ""}.`);
     else if (path === "relay") log.notice(`There is no direct way to ${called(event)} yet: it goes over the relay.`);
     if (path) paths.set(peerId, path);
   }
@@ -266,7 +284,7 @@ function showPeople() {
   setTimeout(() => {
     drawing = false;
     if (!mesh) return;
-    people.show({ id: mesh.peerId, name: name || null }, mesh.peers.values());
+    people.show({ id: mesh.peerId, name: name || null, state: mesh.state }, mesh.peers.values());
     showOwn();
   }, 30);
 }

@@ -1,7 +1,7 @@
 // What is known of the connections, of the timers and of the last events; all of it as JSON.
 
 import { byId, el, keyed, setHidden, setText } from "../common/dom.js";
-import { time } from "../common/format.js";
+import { short, time } from "../common/format.js";
 import { copyField, copyText } from "./invite.js";
 
 const EVERY = 1000; // milliseconds between two looks, while it is open
@@ -88,7 +88,7 @@ export function plain(_key, value) {
 // is there already is filled anew: what was opened stays open, what is selected stays selected.
 
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
-const words = (name) => name.replace(/([a-z0-9])([A-Z])/g, (_, a, b) => `${a} ${b.toLowerCase()}`);
+const words = (name) => name.replace(/([a-z0-9])([A-Z])/g, (_, a, b) => `${a} ${b.toLowerCase()}`).replace(/^[A-Z](?=[a-z])/, (a) => a.toLowerCase());
 const isPart = (value) => (isObject(value) && Object.keys(value).length > 0) || (Array.isArray(value) && value.some(isObject));
 
 function show(place, value) {
@@ -105,10 +105,11 @@ function showObject(place, facts, depth) {
     return row;
   }, (row, [name, each]) => setText(row.lastChild, shown(name, each)));
   setHidden(list, !list.childElementCount);
-  keyed(parts, entries.filter(([, each]) => isPart(each)), ([name]) => name, ([name, each]) => {
-    const inner = el("div");
-    return el("details", { open: depth === 0 && !Array.isArray(each) }, el("summary", {}, el("bdi", {}, words(name)), el("span", { className: "chip" })), inner);
-  }, (part, [, each]) => {
+  keyed(parts, entries.filter(([, each]) => isPart(each)), ([name]) => name, ([, each]) => {
+    const open = depth > 1 || (depth === 0 && !Array.isArray(each)); // who is looked at is opened with all that is known
+    return el("details", { open }, el("summary", {}, el("bdi"), el("span", { className: "chip" })), el("div"));
+  }, (part, [name, each]) => {
+    setText(part.querySelector("bdi"), each.report?.name ?? (depth === 1 ? name : words(name)));
     setText(part.querySelector(".chip"), summary(each));
     setHidden(part.querySelector(".chip"), !summary(each));
     const inner = part.lastChild;
@@ -119,11 +120,13 @@ function showObject(place, facts, depth) {
 
 function summary(value) {
   if (Array.isArray(value)) return String(value.length);
-  return [value.state, value.path].filter((each) => typeof each === "string").join(" · ");
+  const { state, path, rtt } = value.report ?? value;
+  const facts = [state, path, typeof rtt === "number" ? short(rtt) : null];
+  return facts.filter((each) => typeof each === "string").join(" · ");
 }
 
 function showTable(place, items) {
-  const rows = [...items].filter(isObject);
+  const rows = items.filter(isObject).map((row) => (isObject(row.event) ? line(row) : row));
   if (rows.some((row) => "at" in row)) rows.reverse(); // the latest event first
   const names = [...new Set(rows.flatMap(Object.keys))];
   const text = JSON.stringify(rows);
@@ -135,16 +138,24 @@ function showTable(place, items) {
   place.replaceChildren(el("table", {}, el("thead", {}, head), el("tbody", {}, ...body)));
 }
 
+/** An event as three columns. */
+function line({ at, event: { kind, ...facts } }) {
+  return { at, event: words(kind), facts: compact(facts) };
+}
+
 function shown(name, value) {
   if (value === null || value === undefined || value === "") return "–";
-  if (name === "at" && typeof value === "number" && value > 1e9) return time(value > 1e11 ? value / 1000 : value);
-  if (typeof value === "number") return String(Number(value.toPrecision(12)));
+  if (name === "at" || name === "since") return time(new Date(value).getTime() / 1000);
+  if (typeof value === "number") return String(Number.isInteger(value) ? value : Number(value.toPrecision(4)));
   if (Array.isArray(value) && !value.some((each) => typeof each === "object")) return value.join(", ") || "–";
   return typeof value === "object" ? compact(value) : String(value);
 }
 
-/** An event's fields in a line. */
+/** An object in a line. */
 function compact(value) {
   if (!isObject(value)) return JSON.stringify(value);
-  return Object.entries(value).filter(([, each]) => each !== null).map(([name, each]) => `${words(name)}: ${typeof each === "object" ? JSON.stringify(each) : each}`).join(", ");
+  if (isObject(value.local) && isObject(value.remote)) return `${compact(value.local)} → ${compact(value.remote)}`;
+  if ("address" in value && "port" in value) return [value.type, value.protocol, `${value.address || "(hidden)"}:${value.port}`].filter(Boolean).join(" ");
+  const facts = Object.entries(value).filter(([name, each]) => each !== null && each !== "" && name !== "kind");
+  return facts.map(([name, each]) => `${words(name)}: ${typeof each === "object" ? compact(each) : shown(name, each)}`).join(", ");
 }

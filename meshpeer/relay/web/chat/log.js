@@ -79,7 +79,7 @@ export class Log {
   /** What happened. `kind`: "", "warn", "bad" or "operator". */
   notice(text, kind = "") {
     const words = kind === "operator" ? [el("strong", {}, "The operator says: "), text] : [text];
-    this.#add(el("li", { className: `notice ${kind}` }, el("p", {}, ...words), stamp(now())));
+    this.#add(el("li", { className: `notice ${kind}` }, el("p", {}, ...words, " ", stamp(now()))));
     this.#last = { who: null, at: 0 };
     if (kind === "operator") this.#news();
   }

@@ -9,6 +9,9 @@ const segments = new Intl.Segmenter();
 /** What people read: the display name, else the id. */
 export const nameOf = (peer) => peer.name ?? peer.id;
 
+/** Whether it says so itself. */
+export const isBot = (peer) => peer.metadata?.bot === true;
+
 /** The same colour for the same id, in every tab. */
 export function toneOf(id) {
   let hash = 0;

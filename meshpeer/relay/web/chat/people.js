@@ -1,11 +1,13 @@
 // Who is here, how it stands with each, and how data flows.
 
-import { byId, el, keyed, setAttribute, setClass, setHidden, setText } from "../common/dom.js";
+import { byId, el, keyed, setAttribute, setClass, setText } from "../common/dom.js";
 import { counted, pathName, short } from "../common/format.js";
 import { icon } from "./icons.js";
-import { avatar, nameOf, showAvatar } from "./names.js";
+import { avatar, isBot, nameOf, showAvatar } from "./names.js";
 
 const MOVING = new Set(["new", "connecting", "disconnected"]);
+
+const SELF = { joined: "direct", reconnecting: "relay", closed: "bad" }; // the colours of our own state
 
 /** A peer's state in a word; while it is being connected, how far ICE is. */
 export function stateOf(peer) {
@@ -38,7 +40,7 @@ export class People {
     });
   }
 
-  /** `self`: {id, name}; `peers`: all others. */
+  /** `self`: {id, name, state}; `peers`: all others. */
   show(self, peers) {
     const others = [...peers].sort((a, b) => nameOf(a).localeCompare(nameOf(b)) || (a.id < b.id ? -1 : 1));
     setText(byId("people-count"), self ? String(others.length + 1) : "");
@@ -66,12 +68,12 @@ function showRow(row, { self, peer }) {
   const name = row.querySelector("bdi");
   const words = row.querySelector(".words");
   setText(name, nameOf(peer));
-  setText(row.querySelector("small"), self ? " you" : peer.metadata?.bot === true ? " bot" : "");
+  setText(row.querySelector("small"), self ? " you" : isBot(peer) ? " bot" : "");
   setAttribute(row, "title", peer.id);
   showAvatar(row.querySelector(".avatar"), peer);
   if (self) {
-    setHidden(row.querySelector(".dot"), true);
-    setText(words, peer.id);
+    setAttribute(row.querySelector(".dot"), "class", `dot ${SELF[peer.state] ?? "idle"}${peer.state === "joined" ? "" : " moving"}`);
+    setText(words, peer.state);
     return;
   }
   setAttribute(row.querySelector("button"), "aria-label", `Send a file to ${nameOf(peer)}`);

@@ -3,7 +3,7 @@
 import { byId, el, setHidden, setText } from "../common/dom.js";
 import { bytes } from "../common/format.js";
 import { icon } from "./icons.js";
-import { nameOf } from "./names.js";
+import { isBot, nameOf } from "./names.js";
 
 export class Transfers {
   #mesh;
@@ -37,8 +37,9 @@ export class Transfers {
     }
     if (peers.length === 1) return peers;
     setText(byId("to-title"), files.length === 1 ? `Send ${files[0].name} to` : `Send ${files.length} files to`);
-    const boxes = peers.map((peer) => [peer, el("input", { type: "checkbox", checked: true })]);
-    byId("to-peers").replaceChildren(...boxes.map(([peer, box]) => el("li", {}, el("label", {}, box, el("bdi", { className: "name" }, nameOf(peer))))));
+    const onlyBots = peers.every(isBot); // which seldom take files
+    const boxes = peers.map((peer) => [peer, el("input", { type: "checkbox", checked: onlyBots || !isBot(peer) })]);
+    byId("to-peers").replaceChildren(...boxes.map(([peer, box]) => el("li", {}, el("label", {}, box, el("bdi", { className: "name" }, nameOf(peer)), isBot(peer) ? el("small", {}, "bot") : ""))));
     const dialog = byId("to");
     dialog.returnValue = "";
     dialog.showModal();
@@ -56,7 +57,7 @@ export class Transfers {
     for (const peer of peers) {
       const row = new Row(peers.length > 1 ? `${nameOf(peer)}: ` : "", file.size);
       const abort = new AbortController();
-      row.say(`waiting for ${nameOf(peer)} to take it`);
+      row.say(peers.length > 1 ? "waiting" : `waiting for ${nameOf(peer)} to take it`);
       row.actions([["Cancel", () => abort.abort()]]);
       list.append(row.element);
       const onProgress = (progress) => row.progress(progress.done);
@@ -122,7 +123,7 @@ class Row {
   constructor(who, size) {
     this.#who = who;
     this.#size = size;
-    setHidden(this.#bar, false);
+    setHidden(this.#bar, true); // until something moves
   }
 
   say(text) {
@@ -130,6 +131,7 @@ class Row {
   }
 
   progress(done) {
+    setHidden(this.#bar, false);
     const now = performance.now() / 1000;
     if (!this.#began || done < this.#began[1]) this.#began = [now, done];
     const speed = (done - this.#began[1]) / (now - this.#began[0]);
