@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from meshpeer import MeshConfig, Message, Peer, PeerManager, Relay, RelayConfig
+from tests.relay.test_admin_relay import dashboard
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = sorted(path.name for path in EXAMPLES.glob("*.py"))
@@ -222,6 +223,17 @@ async def test_room_bot_waits_for_its_relay() -> None:
                 assert (await said(messages)).startswith("Hello Ann!")
                 assert (await ask(messages, bot, "!ping")).startswith("Pong.")
             await interrupt(process)
+
+
+async def test_room_bot_that_was_removed_does_not_come_back(relay: Relay) -> None:
+    async with example("room_bot.py", relay.url, "attic") as process:
+        peer_id = (await line(process)).split()[-4].rstrip(".")
+        async with dashboard(relay) as page:
+            await page.say(type="act", id=1, room="attic", action="remove", peerId=peer_id)
+            assert (await page.until("done", id=1))["ok"]
+        _, error = await process.communicate()
+        assert process.returncode == 1
+        assert f"removed '{peer_id}' from the room" in error.decode()
 
 
 @pytest.mark.parametrize("at_a_relay", [False, True])
