@@ -23,7 +23,8 @@ const SEAT_TOKEN = /^[\w-]{16,128}$/;
  * @property {string | null} peerId
  * @property {string | null} resumeToken
  * @property {(resumeToken: string, peerId: string) => void} keep call it after each welcome
- * @property {() => void} release the seat was given up: nothing is kept of it
+ * @property {() => void} putDown this page is done with it; a later one of this tab may have it
+ * @property {() => void} release it is somebody else's, or given up for good: nothing is kept of it
  */
 
 /** Names under which managers of this page keep their seats: each has its own. @type {Set<string>} */
@@ -76,24 +77,29 @@ export async function takeSeat(key, { peerId = null } = {}) {
   globalThis.addEventListener?.("pagehide", letGo);
   globalThis.addEventListener?.("pageshow", hold);
   hold();
-  let isReleased = false;
+  let isDone = false;
+  const putDown = () => {
+    if (isDone) return;
+    isDone = true;
+    globalThis.removeEventListener?.("pagehide", letGo);
+    globalThis.removeEventListener?.("pageshow", hold);
+    if (!isAway) letGo();
+    seatNames.delete(name);
+  };
   return {
     peerId: seat?.peerId ?? peerId,
     resumeToken: seat?.resumeToken ?? null,
     keep(resumeToken, peerId) {
-      if (isReleased) return;
+      if (isDone) return;
       seat = { peerId, resumeToken, mark };
       if (!isAway) writeSeat(name, seat);
     },
+    putDown,
     release() {
-      if (isReleased) return;
-      isReleased = true;
-      globalThis.removeEventListener?.("pagehide", letGo);
-      globalThis.removeEventListener?.("pageshow", hold);
-      channel?.close();
-      channel = null;
+      if (isDone) return;
+      seat = null;
+      putDown();
       removeSeat(name);
-      seatNames.delete(name);
     },
   };
 }
