@@ -15,6 +15,7 @@ import itertools
 import json
 import math
 import os
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -710,17 +711,20 @@ async def _background(stage: Stage) -> Shown:
         await ann.page.bring_to_front()
         await bot.say("a-tab", "welcome back")
         await ann.call("heard", _BOT, "welcome back")
-        changes = sum(
-            isinstance(event, PeerStateChanged | PeerLeft | SignalingChanged)
-            for _, event in bot.told[here:]
-        )
+        changes = [
+            f"{at:.3f} {event}"
+            for at, event in bot.told[here:]
+            if isinstance(event, PeerStateChanged | PeerLeft | SignalingChanged)
+        ]
         names = ("peer-state-changed", "peer-left", "signaling-changed")
-        changes += sum(each["what"] in names for each in (await ann.told())[there:])
+        changes += [str(each) for each in (await ann.told())[there:] if each["what"] in names]
+        for each in changes:
+            print(each, file=sys.stderr)
         slowest = await ann.run("() => slowest")
         return Shown(
             {"slowest timer": slowest},
             {
-                "changes of state": changes,
+                "changes of state": len(changes),
                 "not in the background": not hidden,
                 "not slowed down": slowest < 0.9,
             },
@@ -979,6 +983,57 @@ async def _reconnects(stage: Stage) -> Shown:
         )
 
 
+_MARKUP = "<img src=x onerror=pwned=1><script>pwned=2</script>"
+_MADE = "#entries :is(img, script, i), #peers :is(img, script), h1 *, dialog[open] :is(img, script)"
+"""What would be there if markup were not shown as text."""
+
+
+async def _markup(stage: Stage) -> Shown:
+    """A bot and a person have markup and script as names and say it, on the chat page."""
+    async with stage.room() as room:
+        bot = PeerManager(stage.url, room=room.name, peer_id=_BOT, name=_MARKUP)
+        said = bot.messages("chat")
+        await room.stack.enter_async_context(bot)
+        context = await stage.browser.new_context()
+        room.stack.push_async_callback(context.close)
+        page = await context.new_page()
+        assert isinstance(page, ChromiumPage)
+        tab = Tab(page)
+        room.tabs.append(tab)
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        await page.goto(f"{stage.url.replace('ws', 'http', 1)}/chat/{room.name}")
+        await page.locator("#gate-name").fill(_MARKUP)
+        await page.locator("#gate-yes").click()
+        [person] = await bot.wait_for_peers(1)
+        await person.send({"text": f"1 {_MARKUP}<i>"}, "chat")
+        await person.send(f"2 {_MARKUP}<i>")
+        sending = asyncio.create_task(person.send_file(__file__, name="<img src=x>"))
+        await page.locator("#text").fill(f"3 {_MARKUP}<i>")
+        await page.locator("#text").press("Enter")
+        message = await anext(said)
+        for number in (1, 2, 3):
+            text = page.locator("#entries").get_by_text(f"{number} {_MARKUP}<i>", exact=True)
+            await text.wait_for()
+        await page.locator("#entries").get_by_text("<img src=x>", exact=False).last.wait_for()
+        await page.locator("#peers").get_by_text(_MARKUP).first.wait_for()
+        sending.cancel()
+        http = stage.url.replace("ws", "http", 1)
+        return Shown(
+            {},
+            {
+                "not as it was": (message.data, message.sender.name)
+                != ({"text": f"3 {_MARKUP}<i>"}, _MARKUP),
+                "made of it": await page.locator(_MADE).count(),
+                "run": await tab.run("() => globalThis.pwned !== undefined"),
+                "asked for": sum(
+                    url.endswith("/x") or not url.startswith((http, "data:", "blob:"))
+                    for url in asked
+                ),
+            },
+        )
+
+
 SCENARIOS: dict[str, Callable[[Stage], Awaitable[Shown]]] = {
     "two tabs and a bot": _together,
     "reload": _reload,
@@ -990,6 +1045,7 @@ SCENARIOS: dict[str, Callable[[Stage], Awaitable[Shown]]] = {
     "same id": _same_id,
     "much to the bot": partial(_much, to="bot"),
     "much to the tab": partial(_much, to="tab"),
+    "markup": _markup,
     "reconnects": _reconnects,
 }
 

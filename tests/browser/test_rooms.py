@@ -33,6 +33,7 @@ def _can_run() -> None:
         "same id",
         "much to the bot",
         "much to the tab",
+        "markup",
         "reconnects",
     ],
 )
