@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from importlib.util import find_spec
+from pathlib import Path
 from socketserver import ThreadingTCPServer
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ import pytest
 import pytest_asyncio
 
 from meshpeer import PeerManager, Relay, RelayConfig, make_join_token
+from meshpeer.cli import bot
 from tests.browser.hosts import CHROMIUM
 from tests.cli.processes import starter
 from tests.docs.blocks import blocks
@@ -128,13 +130,13 @@ async def test_the_page_of_ten_lines(browser: Browser) -> None:
         async with (
             asyncio.timeout(60),
             Relay(RelayConfig(port=0, origins=(origin,))) as relay,
-            PeerManager(relay.url, room="lobby", peer_id="bot", name="<b>bot</b>") as bot,
+            PeerManager(relay.url, room="lobby", peer_id="bot", name="<b>bot</b>") as mesh,
         ):
             pages["/"] = ("text/html; charset=utf-8", here(block.text, relay))
             context = await browser.new_context()
             page = await context.new_page()
             log = Log(page)
-            messages = bot.messages()
+            messages = mesh.messages()
             await page.goto(origin)
             message = await anext(messages)
             assert (message.sender.name, message.data, message.path) == (
@@ -202,7 +204,7 @@ async def test_a_person_is_among_the_bots(browser: Browser) -> None:
         arguments = ("--seconds", "1", "--stay", "--json")
         demo = await start("demo", *arguments, stdin=asyncio.subprocess.DEVNULL)
         said = json.loads(await demo.line())
-        context = await browser.new_context()
+        context = await browser.new_context(accept_downloads=True)
         page = await context.new_page()
         await enter(page, said["chat"], "Ann")
         await page.get_by_text("Hello Ann! I know !ping, !who, !stats and !file.").wait_for()
@@ -210,6 +212,14 @@ async def test_a_person_is_among_the_bots(browser: Browser) -> None:
         await page.keyboard.press("Enter")
         for number in range(3):
             await page.get_by_text("Pong. The round trip to you is").nth(number).wait_for()
+        await page.get_by_role("textbox", name="Message").fill("!file")
+        await page.keyboard.press("Enter")
+        await page.get_by_role("button", name="Accept").first.click()
+        async with page.expect_download() as download:
+            await page.get_by_role("link", name="Save").click()
+        saved = await (await download.value).path()
+        assert saved.read_bytes() == Path(bot.__file__).read_bytes()
+        await page.get_by_text("You have bot.py: ").wait_for()
         await context.close()
 
 
@@ -218,12 +228,12 @@ async def test_the_console_of_the_chat_page(browser: Browser) -> None:
     async with (
         asyncio.timeout(60),
         Relay(RelayConfig(port=0)) as relay,
-        PeerManager(relay.url, room="lobby", peer_id="bot-1", name="bot") as bot,
+        PeerManager(relay.url, room="lobby", peer_id="bot-1", name="bot") as mesh,
     ):
         context = await browser.new_context()
         page = await context.new_page()
         await enter(page, relay.chat_url("lobby"), "Ann")
-        (ann,) = await bot.wait_for_peers()
+        (ann,) = await mesh.wait_for_peers()
         assert ann.name == "Ann"
         await page.wait_for_function("MeshPeerDebug.getConnections()[0]?.state === 'connected'")
         found = []
