@@ -7,6 +7,7 @@ the chat page. What a ``text`` block says behind one is what that one writes to 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import os
 import shutil
@@ -14,7 +15,6 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from importlib.util import find_spec
-from pathlib import Path
 from socketserver import ThreadingTCPServer
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -218,7 +218,7 @@ async def test_a_person_is_among_the_bots(browser: Browser) -> None:
         async with page.expect_download() as download:
             await page.get_by_role("link", name="Save").click()
         saved = await (await download.value).path()
-        assert saved.read_bytes() == Path(bot.__file__).read_bytes()
+        assert saved.read_text() == inspect.getsource(bot)
         await page.get_by_text("You have bot.py: ").wait_for()
         await context.close()
 
