@@ -145,7 +145,7 @@ function showOwn() {
   if (mesh.state !== "joined") return setOwn("joining", "Joining");
   const peers = [...mesh.peers.values()];
   const connected = peers.filter((peer) => peer.state === "connected").length;
-  const all = connected === peers.length ? counted(connected, "person", "people") : `${connected} of ${peers.length} people`;
+  const all = connected === peers.length ? String(connected) : `${connected} of ${peers.length}`;
   setOwn("joined", peers.length ? `Connected to ${all}` : "Nobody else is here yet");
   byId("empty").replaceChildren(
     el("span", {}, el("strong", {}, peers.length ? "Say hello" : "You are the first one here"), peers.length ? "What you write goes to everybody in the room, directly where there is a way." : "Invite others with the link or the code."),

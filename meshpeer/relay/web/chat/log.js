@@ -24,7 +24,8 @@ export class Log {
   #latest = byId("latest");
   #last = { who: null, at: 0 }; // of whom the latest message is
   #kept = [];
-  #follows = true;
+  #follows = true; // the latest is kept in sight
+  #top = 0; // where the last scrolling led
   #unread = 0;
   #unseen = 0;
   #title = document.title;
@@ -32,8 +33,11 @@ export class Log {
   constructor(room) {
     this.#room = room;
     this.#scroller.addEventListener("scroll", () => {
-      this.#follows = this.#atEnd();
-      if (this.#follows) this.#allRead();
+      const { scrollTop } = this.#scroller;
+      // Not at the end may also be because more has come meanwhile: who wants to see the past goes up.
+      if (this.#atEnd()) this.#allRead();
+      else if (scrollTop < this.#top) this.#follows = false;
+      this.#top = scrollTop;
     }, { passive: true });
     this.#latest.addEventListener("click", () => {
       this.toEnd();
@@ -85,8 +89,8 @@ export class Log {
   }
 
   toEnd() {
-    this.#follows = true;
     this.#scroller.scrollTop = this.#scroller.scrollHeight;
+    this.#top = this.#scroller.scrollTop;
     this.#allRead();
   }
 
@@ -130,6 +134,7 @@ export class Log {
   }
 
   #allRead() {
+    this.#follows = true;
     this.#unread = 0;
     setHidden(this.#latest, true);
   }
