@@ -215,7 +215,7 @@ function checkSettings(settings) {
     throw new ConfigError(`MeshConfig.${name} must be ${what} ${low} and ${high}, not ${shownSetting(value)}`);
   }
   const { channelPriorities, pingInterval, silenceTimeout, maxMessageSize, receiveWindow } = settings;
-  if (typeof channelPriorities !== "object" || channelPriorities === null) {
+  if (typeof channelPriorities !== "object" || channelPriorities === null || Array.isArray(channelPriorities)) {
     throw new ConfigError(
       `MeshConfig.channelPriorities must map names of channels to priorities, not ${shownSetting(channelPriorities)}`,
     );

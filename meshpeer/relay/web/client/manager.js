@@ -2,10 +2,8 @@
 // manager.py.
 
 import {
-  ClosedError,
   ConfigError,
   InvalidData,
-  MeshClosed,
   MeshTimeout,
   MessageTooLarge,
   PeerClosed,
@@ -24,7 +22,7 @@ import { checkLabel, encodedMessage } from "./peer.js";
 import { takeSeat } from "./seat.js";
 import { Shell } from "./shell.js";
 import { scoped } from "./streams.js";
-import { RelayTransport, relayAddress } from "./transport.js";
+import { RelayTransport, relayAddress, urlWithoutSecrets } from "./transport.js";
 
 /** @import { Join, Metadata } from "./codec.js" */
 /** @import { MeshSettings } from "./config.js" */
@@ -242,7 +240,7 @@ export class PeerManager extends EventTarget {
       attempt: 0,
       joinToken: null,
     });
-    const seat = () => takeSeat(`${relayAddress(url).href} ${room}`, { peerId });
+    const seat = () => takeSeat(`${urlWithoutSecrets(relayAddress(url).href)} ${room}`, { peerId });
     this.#shell = new Shell(join, settings, {
       transport: (told) => new RelayTransport(url, { config: settings, joinToken, ...told }),
       connection: (observer) => new Connection(observer),

@@ -370,7 +370,7 @@ export class Shell {
     } catch (error) {
       if (error instanceof MeshError && !this.#isStopping) this.error = error;
       await this.#transport.close().catch(report);
-      this.#seat?.release();
+      this.#leaveSeat(error);
       this.#ended("not started");
       throw error;
     } finally {
@@ -480,11 +480,22 @@ export class Shell {
       report(fault);
     }
     const lanes = [...this.#lanes.values()];
+    for (const lane of lanes) lane.endEarly?.();
     const ends = [this.#transport.close(), this.files.close(), ...lanes.map((lane) => lane.worker)];
     for (const end of await Promise.allSettled(ends)) if (end.status === "rejected") report(end.reason);
     for (const { connection } of lanes) if (connection !== null) await this.#closeConnection(connection);
-    this.#seat?.release();
+    this.#leaveSeat(error);
     this.#ended(reason);
+  }
+
+  /**
+   * Who comes after us in this tab may be the same peer again, unless the id is somebody else's.
+   * @param {unknown} error
+   */
+  #leaveSeat(error) {
+    const isLost = [PeerIdTaken, IdentityReplaced, Removed].some((each) => error instanceof each);
+    if (isLost) this.#seat?.release();
+    else this.#seat?.putDown();
   }
 
   /** @param {string} reason */
