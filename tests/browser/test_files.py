@@ -290,10 +290,12 @@ async def test_a_transfer_goes_on_in_the_same_sink(page: Page) -> None:
     ) == ["TransferFailed", "01234567", 8, 8, 0, "0123456789", "abc"]
 
 
-async def test_what_a_sink_has_and_is_wrong_comes_anew(page: Page) -> None:
+@pytest.mark.parametrize("has", ["012x", "012345678x", "0123456789x"])
+async def test_what_a_sink_has_and_is_wrong_comes_anew(page: Page, has: str) -> None:
     assert await run(
         page,
-        """let has = new Blob(["012x"]);
+        f"let has = new Blob(['{has}']);"
+        """
            const sink = {
              begin: () => has,
              write: (bytes) => { has = new Blob([has, bytes]); },
@@ -466,18 +468,18 @@ async def test_a_large_file_from_the_page(page: Page, bot: PeerManager, tmp_path
 async def test_a_page_refuses_and_both_go_on(page: Page, bot: PeerManager, tmp_path: Path) -> None:
     path = tmp_path / "small.txt"
     path.write_text("small")
-    refusing = asyncio.create_task(
-        page.evaluate(
-            """() => new Promise((resolve) => {
-              const refuse = ({ detail: { peerId, name } }) =>
-                resolve([peerId, name, mesh.refuseFile("bot", "no")]);
-              mesh.addEventListener("file-offered", refuse, { once: true });
-            })"""
-        )
+    await page.evaluate(
+        """() => {
+          window.refused = new Promise((resolve) => {
+            const refuse = ({ detail: { peerId, name } }) =>
+              resolve([peerId, name, mesh.refuseFile("bot", "no")]);
+            mesh.addEventListener("file-offered", refuse, { once: true });
+          });
+        }"""
     )
     with pytest.raises(TransferFailed, match="no"):
         await bot.peers["page"].send_file(path)
-    assert await refusing == ["bot", "small.txt", True]
+    assert await page.evaluate("refused") == ["bot", "small.txt", True]
     receiving = asyncio.create_task(
         page.evaluate("mesh.receiveFile().then(({ blob }) => blob.text())")
     )
