@@ -485,3 +485,22 @@ async def test_a_page_refuses_and_both_go_on(page: Page, bot: PeerManager, tmp_p
     )
     await bot.peers["page"].send_file(path)
     assert await receiving == "small"
+
+
+async def test_a_page_stops_and_both_go_on(page: Page, bot: PeerManager, tmp_path: Path) -> None:
+    script = """async () => {
+      const stop = new AbortController();
+      const onProgress = ({ done }) => { if (done) stop.abort(new Error("enough")); };
+      const file = new File([new Uint8Array(50_000_000)], "zeros.bin");
+      const error = await bot.sendFile(file, { onProgress, signal: stop.signal })
+        .catch((error) => error);
+      return error.message;
+    }"""
+    stopping = asyncio.create_task(page.evaluate(script))
+    with pytest.raises(TransferFailed, match="the sender stopped"):
+        await bot.receive_file(tmp_path)
+    assert await stopping == "enough"
+    sending = asyncio.create_task(page.evaluate("bot.sendFile(new File(['x'], 'x.txt'))"))
+    received = await bot.receive_file(tmp_path)
+    await sending
+    assert received.path.read_text() == "x"
