@@ -1,7 +1,7 @@
 """``python -m tests.browser.screenshots``: takes the pictures in docs/images anew.
 
 The dashboard is shown with a scripted hour behind it (`tests.browser.scripted`), the same each time
-but for the time of day.
+but for the time of day. The chat has a relay, and peers in this process.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import re
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from typing import Any
 from msgspec.structs import replace
 from playwright.async_api import Browser, Locator, Page, async_playwright
 
+from meshpeer import MeshConfig, PeerManager, Relay, RelayConfig
 from tests.browser.hosts import CHROMIUM
 from tests.browser.page import FLAGS
 from tests.browser.scripted import PASSWORD, Site, link_report
@@ -258,7 +261,127 @@ async def dashboard(browser: Browser) -> None:
             await _take(page.locator("#mesh"), "dashboard-50-peers")
 
 
-PAGES: Mapping[str, Callable[[Browser], Awaitable[None]]] = {"dashboard": dashboard}
+_TALK = (
+    ("Carla", "Morning! Is the new greenhouse schedule out?"),
+    ("", "Nearly. I am adding the watering times, you have it in a minute."),
+    ("Ben", "I can take Tuesday and Thursday."),
+    ("Ben", "The hose at bed 4 leaks, by the way. Bring tape!"),
+    ("", "!who"),
+    ("room bot", "Here are Ada, Ben, Carla, Dora and I."),
+    ("Dora", "Hello from the train: no direct way out of this network, but this works."),
+    ("", "Good to hear from you, Dora. Here it is:"),
+)
+"""Who says what; what nobody says is typed into the page."""
+_GARDEN = {"Ben": 4, "Carla": 0, "Dora": 9, "room bot": 4}
+"""With a number for the id of each, on which the colour depends."""
+_NOTICE = "The relay is updated at noon. Your connections stay."
+
+
+async def _talk(page: Page, meshes: Mapping[str, PeerManager]) -> None:
+    """Each line when the one before it has arrived."""
+    said = page.locator("#entries .said")
+    for number, (name, text) in enumerate(_TALK):
+        if name:
+            await meshes[name].broadcast({"text": text}, "chat")
+        else:
+            await page.locator("#text").fill(text)
+            await page.keyboard.press("Enter")
+        await said.nth(number).wait_for()
+    await page.locator('.ticks[data-state="delivered"]').nth(2).wait_for()
+    await (
+        page.locator("#peers .words", has_text=re.compile(r" m?s$"))
+        .nth(3)
+        .wait_for(state="attached")
+    )
+
+
+async def _hand_out(page: Page, taker: PeerManager, folder: Path) -> None:
+    """A file for everybody but the bot, of whom one takes it."""
+    schedule = folder / "Greenhouse schedule.pdf"
+    schedule.write_bytes(bytes(2_400_000))
+    await page.set_input_files("#files", schedule)
+    await page.locator("#to button.strong").click()
+    await taker.receive_file(folder / "taken")
+    await page.locator(".status", has_text="received").wait_for()
+
+
+@asynccontextmanager
+async def _chat(
+    browser: Browser, url: str, size: tuple[int, int], others: int, **options: Any
+) -> AsyncIterator[Page]:
+    """Ada's page, once it is connected with the others."""
+    context = await browser.new_context(
+        viewport={"width": size[0], "height": size[1]}, timezone_id="UTC", **options
+    )
+    page = await context.new_page()
+    await page.goto(url)
+    await page.locator("#gate-name").fill("Ada")
+    await page.locator("#gate-yes").click()
+    await page.locator("#own-text", has_text=f"Connected to {others}").wait_for()
+    yield page
+    await page.locator(".home").click()  # so that she leaves
+    await page.locator("#enter").wait_for()
+    await context.close()
+
+
+@asynccontextmanager
+async def _garden(relay: Relay) -> AsyncIterator[dict[str, PeerManager]]:
+    """The others, one of whom has no way but the relay's."""
+    relayed = MeshConfig(ice_transport_policy="relay", relay_after=0.0)
+    meshes = {}
+    async with AsyncExitStack() as stack:
+        for name, number in _GARDEN.items():
+            mesh = PeerManager(
+                relay.url, room="garden", peer_id=f"{name.lower()}-{number}", name=name,
+                metadata={"bot": True} if name == "room bot" else {},
+                config=relayed if name == "Dora" else MeshConfig(),
+            )  # fmt: skip
+            meshes[name] = await stack.enter_async_context(mesh)
+        yield meshes
+
+
+async def chat(browser: Browser) -> None:
+    """A room with people and a bot, light and dark and on a phone, and its diagnostics."""
+    relay = Relay(RelayConfig(port=3001))
+    with tempfile.TemporaryDirectory() as folder:
+        async with relay, _garden(relay) as meshes:
+            url = relay.chat_url("garden")
+            desktop = (1200, 960)
+            async with _chat(browser, url, desktop, 4, color_scheme="light") as page:
+                await _talk(page, meshes)
+                await _hand_out(page, meshes["Carla"], Path(folder))
+                await page.mouse.move(5, 5)
+                await _take(page, "chat-desktop")
+                await page.locator("#show-diagnostics").click()
+                await page.locator("summary", has_text="Ben").click()
+                await page.locator("#facts summary", has_text="signaling").click()
+                await page.locator("#facts table").first.wait_for(state="attached")
+                await _take(page.locator("#diagnostics"), "chat-diagnostics")
+                await page.keyboard.press("Escape")
+            async with _chat(browser, url, desktop, 4, color_scheme="dark") as page:
+                await _talk(page, meshes)
+                relay._apply(relay._rooms.notice("garden", _NOTICE, relay._now()))
+                await page.locator(".notice.operator").wait_for()
+                await page.locator(".ticks").last.click()
+                await page.mouse.move(5, 5)
+                await _take(page, "chat-dark")
+            phone = {"device_scale_factor": 2, "is_mobile": True, "has_touch": True}
+            async with _chat(browser, url, (390, 844), 4, color_scheme="light", **phone) as page:
+                await _talk(page, meshes)
+                photo = Path(folder) / "Bed 4, the leak.jpg"
+                photo.write_bytes(bytes(3_100_000))
+                ada = next(peer for peer in meshes["Ben"].peers.values() if peer.name == "Ada")
+                sending = asyncio.create_task(ada.send_file(photo))
+                await page.locator(".file button").first.wait_for()
+                await page.locator("#log").evaluate(
+                    "(log) => { log.scrollTop = log.scrollHeight; }"
+                )
+                await _take(page, "chat-phone")
+                sending.cancel()
+                await asyncio.wait([sending])
+
+
+PAGES: Mapping[str, Callable[[Browser], Awaitable[None]]] = {"dashboard": dashboard, "chat": chat}
 
 
 async def _run(names: list[str]) -> None:

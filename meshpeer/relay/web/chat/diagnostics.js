@@ -89,7 +89,9 @@ export function plain(_key, value) {
 
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
 const words = (name) => name.replace(/([a-z0-9])([A-Z])/g, (_, a, b) => `${a} ${b.toLowerCase()}`).replace(/^[A-Z](?=[a-z])/, (a) => a.toLowerCase());
-const isPart = (value) => (isObject(value) && Object.keys(value).length > 0) || (Array.isArray(value) && value.some(isObject));
+/** What is said in one line: a candidate, a pair of them, a handful of figures. */
+const isLine = (value) => isObject(value) && (["address", "local"].some((name) => name in value) || (Object.keys(value).length < 7 && Object.values(value).every((each) => typeof each === "number")));
+const isPart = (value) => (isObject(value) && Object.keys(value).length > 0 && !isLine(value)) || (Array.isArray(value) && value.some(isObject));
 
 function show(place, value) {
   const facts = JSON.parse(JSON.stringify(value, plain) ?? "null");
@@ -99,7 +101,7 @@ function show(place, value) {
 function showObject(place, facts, depth) {
   const list = (place.factsList ??= place.appendChild(el("dl")));
   const parts = (place.factsParts ??= place.appendChild(el("div")));
-  const entries = Object.entries(facts);
+  const entries = Object.entries(facts).filter(([name]) => name !== "kind");
   keyed(list, entries.filter(([, each]) => !isPart(each)), ([name]) => name, ([name]) => {
     const row = el("div", { className: "fact" }, el("dt", {}, words(name)), el("dd"));
     return row;
