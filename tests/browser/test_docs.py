@@ -199,6 +199,49 @@ async def test_the_session(browser: Browser) -> None:
             await context.close()
 
 
+async def test_the_pieces_about_files(browser: Browser) -> None:
+    # Of docs/files.md: each is a piece of a page that has what it speaks of.
+    sending, *receiving = [block for block in blocks("files.md") if block.kind == "js"]
+    assert len(receiving) == 3
+    steps = [f"await Promise.all([bob.receiveFile(), piece{sending.line}()]);"] + [
+        f"await Promise.all([peer.sendFile(file), piece{block.line}()]);" for block in receiving
+    ]
+    pieces = [
+        f"const piece{block.line} = async () => {{\n{block.text}}};\n"
+        for block in (sending, *receiving)
+    ]
+    pages: dict[str, tuple[str, str]] = {}
+    with application(pages) as origin:
+        async with asyncio.timeout(60), Relay(RelayConfig(port=0, origins=(origin,))) as relay:
+            text = "<!doctype html><script type=module src=pieces.js></script>"
+            pages["/"] = ("text/html; charset=utf-8", text)
+            parts = (here(_AROUND_FILES, relay), *pieces, *steps, "console.log('end');")
+            pages["/pieces.js"] = ("text/javascript; charset=utf-8", "\n".join(parts))
+            context = await browser.new_context()
+            page = await context.new_page()
+            log = Log(page)
+            await page.goto(origin)
+            assert await log.until("end") == ["saved notes.txt 8", "saved 8"]
+            await context.close()
+
+
+_AROUND_FILES = """
+import { BlobSink, PeerManager } from "http://localhost:3001/meshpeer.js";
+const enter = (peerId) => new PeerManager("ws://localhost:3001", { room: "files", peerId });
+const [mesh, bob] = [enter("ann"), enter("bob")];
+await Promise.all([mesh.start(), bob.start()]);
+await mesh.waitForPeer("bob");
+const peer = await bob.waitForPeer("ann");
+const file = new File(["buy milk"], "notes.txt");
+const [input, bar] = [{ files: [file] }, {}];
+const offer = { peerId: "bob", name: "notes.txt" };
+const link = { set href(_url) {}, set download(name) { console.log("saved", name, file.size); } };
+const showSaveFilePicker = async ({ suggestedName }) =>
+  (await navigator.storage.getDirectory()).getFileHandle(suggestedName, { create: true });
+const save = (blob) => console.log("saved", blob.size);
+"""
+
+
 async def test_a_person_is_among_the_bots(browser: Browser) -> None:
     async with asyncio.timeout(100), starter() as start:
         arguments = ("--seconds", "1", "--stay", "--json")
