@@ -129,6 +129,15 @@ async def relay() -> AsyncIterator[Relay]:
         yield relay
 
 
+@pytest_asyncio.fixture(loop_scope="module")
+async def origin() -> AsyncIterator[str]:
+    """Where the repository's files are."""
+    from tests.browser.page import page_server
+
+    with page_server("127.0.0.1", Path(__file__).parents[2]) as origin:
+        yield origin
+
+
 class Tab:
     """A page of the relay, where scripts find ``client`` (meshpeer.js) and ``url``."""
 
@@ -448,15 +457,21 @@ async def test_a_send_waits_for_room_and_one_that_is_aborted_was_not_accepted(
         const names = stopped.map(({name}) => name);
         const late = await thrown(() => peer.send("late", "c", {signal: stop.signal}));
         const inTurn = accepted.every((n, i) => n === i);
-        // Another channel has its own window.
-        await peer.send("elsewhere", "d");
-        return [before >= 7 && before <= 14, inTurn, new Set(names).size, names[0], late.name];
+        // Another channel has its own window; who waits there is the first in the line.
+        for (let n = 0; n < 7; n++) await peer.send("x".repeat(10_000), "d");
+        for (let n = 0; n < 7; n++) void thrown(() => peer.send("x".repeat(10_000), "d"));
+        const first = new AbortController();
+        const head = thrown(() => peer.send("y".repeat(10_000), "d", {signal: first.signal}));
+        await peer.request(3, {channel: "sync"});
+        first.abort(new Error("the first"));
+        names.push((await head).message);
+        return [before >= 7 && before <= 14, inTurn, [...new Set(names)], late.name];
         """
-    ) == [True, True, 1, "AbortError", "AbortError"]
+    ) == [True, True, ["AbortError", "the first"], "AbortError"]
     messages = mesh.messages("c")
     numbers = [int((await _next(messages)).data.split()[0]) for _ in range(30)]
     assert numbers == [n for n in range(40) if not (n % 2 and n > 20)]
-    await tab.run("await Promise.all(sends); await peer.flush();")
+    await tab.run("await Promise.all(sends);")
     answering.cancel()
 
 
@@ -1008,9 +1023,16 @@ async def test_closing_waits_for_what_was_sent_unless_it_is_aborted(
         """
         for (let n = 0; n < 30; n++) await peer.send(`${n} ${"x".repeat(10_000)}`);
         globalThis.isClosed = false;
+        const seen = ({name}) => [name, isClosed];
+        const waiting = [
+          thrown(() => mesh.waitForPeers(5)).then(seen), thrown(() => peer.flush()).then(seen),
+        ];
         globalThis.closing = mesh.close().then(() => (isClosed = true));
+        globalThis.told = Promise.race(waiting);
         """
     )
+    # Who waits for something else is not kept waiting.
+    assert await tab.run("return told;") == ["MeshClosed", False]
     for number in range(30):
         assert int((await _next(messages)).data.split()[0]) == number
     await tab.run("await closing;")
@@ -1379,7 +1401,17 @@ async def test_what_the_page_hears_of_the_network_is_looked_into(
     tab: Tab, room: str, python: Enter
 ) -> None:
     await python()
-    await tab.enter(room)
+    await tab.run(
+        """
+        const add = addEventListener;
+        globalThis.watching = [];
+        globalThis.addEventListener = (type, listener, options) => {
+          watching.push(options?.signal);
+          return add(type, listener, options);
+        };
+        """
+    )
+    await tab.enter(room, keepSeat=False)
     await tab.meet()
     assert await tab.run(
         """
@@ -1395,9 +1427,9 @@ async def test_what_the_page_hears_of_the_network_is_looked_into(
         await peer.flush(10);
         await mesh.close();
         dispatchEvent(new Event("online")); // nobody is there to hear it
-        return [restarts, again, mesh.state];
+        return [restarts, again, mesh.state, watching.map((signal) => signal.aborted)];
         """
-    ) == [1, 2, "closed"]
+    ) == [1, 2, "closed", [True, True]]
 
 
 async def test_files_go_both_ways(tab: Tab, room: str, python: Enter, tmp_path: Path) -> None:
@@ -1438,3 +1470,144 @@ async def test_files_go_both_ways(tab: Tab, room: str, python: Enter, tmp_path: 
     )
     with pytest.raises(TransferFailed, match="not now"):
         await refused
+
+
+# --- faults ---------------------------------------------------------------------------------------
+
+_FAKES = """
+globalThis.welcome = {
+  kind: "Welcome", version: 1, room: "r", peerId: "a-tab", token: "t".repeat(16), seatTimeout: 30,
+  session: null, resumed: false, received: 0, forwardWindow: 0, reportInterval: 0, iceServers: null,
+  members: [
+    {kind: "Member", peerId: "m-py", incarnation: "i".repeat(16), name: "Bob", metadata: {}},
+  ],
+};
+/** A manager in a room that is not there, with one other in it. */
+globalThis.fake = ({onOpen = () => {}, connection = {}, config = {}} = {}) => {
+  const here = {offers: 0};
+  const transport = (told) => ({
+    url: "fake:", state: "seated", lastFailure: null,
+    async open({incarnation}) {
+      here.say = told;
+      onOpen(told);
+      return {...welcome, incarnation};
+    },
+    send() {}, update() {}, forwardRoom: () => 0, forward() {}, report() {}, doubt() {},
+    async close() {},
+  });
+  const never = () => new Promise(() => {});
+  const unmade = {
+    bufferedAmount: 0, createOffer: never, acceptOffer: never, acceptAnswer: never,
+    addCandidates: never, ping() {}, sendFrame() {}, openChannel() {}, async stats() {},
+    async close() {}, ...connection,
+  };
+  here.mesh = new client.PeerManager(url, {
+    room: "r", peerId: "a-tab", config, keepSeat: false,
+    parts: {transport, connection: () => (here.offers++, unmade)},
+  });
+  here.ended = Collected.heard(here.mesh, "closed");
+  here.events = Collected.of(here.mesh.events());
+  return here;
+};
+"""
+
+
+async def test_faults_are_reported_and_end_no_more_than_they_must(
+    context: BrowserContext, relay: Relay
+) -> None:
+    tab = await Tab.open(context, relay)
+    assert await tab.run(
+        _FAKES
+        + """
+        // A browser that throws what nobody expects: an attempt that failed.
+        const odd = fake({
+          connection: { async createOffer() { throw new TypeError("an odd browser"); } },
+          config: {retryFirst: 0.01, connectTimeout: 0.05},
+        });
+        const states = Collected.heard(odd.mesh, "peer-state-changed");
+        await odd.mesh.start();
+        await states.first(({state}) => state === "failed");
+        const still = odd.mesh.state;
+        await odd.mesh.close();
+
+        // A connection that does not close, of which an operation never ends.
+        const hung = fake({
+          connection: {close: () => new Promise(() => {})}, config: {closeTimeout: 0.05},
+        });
+        await hung.mesh.start();
+        await hung.mesh.close();
+
+        // What comes before it is known that we are in.
+        const early = fake({
+          onOpen: ({onEvent}) => queueMicrotask(() => onEvent({
+            ...welcome.members[0], kind: "MemberUpdated", name: "Rob",
+          })),
+        });
+        await early.mesh.start();
+        const name = early.mesh.peers.get("m-py").name;
+        await early.events.first(({kind}) => kind === "PeerUpdated");
+        const kinds = early.events.all.map(({kind}) => kind).slice(0, 3);
+        await early.mesh.close();
+        const lost = fake({
+          onOpen: ({onEnd}) => queueMicrotask(() => onEnd(new client.IdentityReplaced("gone"))),
+        });
+        const start = await thrown(() => lost.mesh.start());
+
+        // What can't be: a fault of the code here.
+        const broken = fake();
+        await broken.mesh.start();
+        const waiting = thrown(() => broken.mesh.waitForPeers(7));
+        broken.say.onEvent({kind: "MemberJoined", member: null});
+        const {reason, error} = await broken.ended.first(() => true);
+        return [
+          [still, odd.mesh.state, odd.offers > 1], hung.mesh.state, [name, kinds],
+          [start.name, start.message, lost.mesh.state],
+          [reason, error.name, (await waiting).name, broken.mesh.state, broken.mesh.peers.size],
+        ];
+        """
+    ) == [
+        ["joined", "closed", True],
+        "closed",
+        ["Rob", ["SignalingChanged", "Joined", "PeerJoined"]],
+        ["IdentityReplaced", "gone", "closed"],
+        ["failed", "MeshClosed", "MeshClosed", "closed", 0],
+    ]
+    hung, broken = (error for error in tab.errors if error != "an odd browser")
+    assert "an odd browser" in tab.errors
+    assert hung == "a connection did not close within 0.05 s"
+    assert "null" in broken
+
+
+async def test_a_page_that_was_held_up_listens_before_it_takes_somebody_for_silent(
+    tab: Tab, origin: str
+) -> None:
+    await tab.page.goto(f"{origin}/tests/browser/page/index.html")
+    assert await tab.page.evaluate(
+        """
+        async () => {
+          const { Alarm, Turns } = await import("/meshpeer/relay/web/client/streams.js");
+          const told = [];
+          let now = 0; // on a clock that jumps, as that of a page that was frozen
+          const alarm = new Alarm(() => now, new Turns(), () => told.push(`rang at ${now}`));
+          const channel = new MessageChannel();
+          channel.port1.onmessage = () => {
+            told.push("heard");
+            now += 0.1;
+          };
+          const ring = async (at, seconds) => {
+            alarm.set(at);
+            channel.port2.postMessage(null);
+            now += seconds;
+            alarm.look();
+            const before = told.length;
+            while (told.length === before) await new Promise((resolve) => setTimeout(resolve));
+          };
+          await ring(1, 2.4); // as late as a tab in the background is
+          await new Promise((resolve) => setTimeout(resolve));
+          told.push("frozen");
+          await ring(now + 1, 20);
+          await new Promise((resolve) => setTimeout(resolve, 10));
+          return told;
+        }
+        """
+    ) == ["rang at 2.4", "heard", "frozen", "heard", "rang at 22.6"]

@@ -451,7 +451,8 @@ export class Shell {
       this.#ended("closed");
     }
     if (!this.#isLive) {
-      this.#opening.abort(new MeshClosed("it was closed before it had entered the room", { reason: "closing" }));
+      const closed = new MeshClosed("it was closed before it had entered the room", { reason: "closing" });
+      this.#opening.abort(this.error ?? closed);
       await this.#starting;
       return;
     }
