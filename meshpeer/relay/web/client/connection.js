@@ -43,6 +43,9 @@ const LOOK_AGAIN = 0.5;
 const HEARD_EVERY = 0.1;
 /** Bytes that the other side must take at once, as every endpoint does (RFC 8841). */
 const MIN_MESSAGE_SIZE = 65_536;
+/** Seconds for which the pair of a restart is looked for in the statistics, and between two looks. */
+const LOOK_FOR_PAIR = 10;
+const LOOK_FOR_PAIR_EVERY = 0.1;
 /** Candidates whose servers are remembered. */
 const MAX_SERVED = 256;
 const ICE_ORDER = ["new", "gathering", "checking", "connected"];
@@ -224,6 +227,8 @@ export class Connection {
       gathers. */
   #described = -1;
   #found = -1;
+  /** The last of which the end was told. */
+  #ended = -1;
   #gathersSince = 0;
   /** Generations by the ufrag of our side. @type {Map<string, number>} */
   #generations = new Map();
@@ -234,8 +239,9 @@ export class Connection {
   #servers = new Map();
   /** @type {RTCIceTransport | null} */
   #transport = null;
-  /** What `pairSelected` was told last. */
+  /** What `pairSelected` was told last, and the id of that pair where the statistics had to tell. */
   #toldPair = "";
+  #foundPair = "";
 
   #heardAt = -Infinity;
   /** The ping that is not answered: its number and when it was sent. */
@@ -378,6 +384,7 @@ export class Connection {
       this.#watchTransport();
       if (kind === "answer") {
         this.#iceIs("checking");
+        this.#agreedOn(generation);
         await this.#addEarly();
       }
       return sdp;
@@ -425,7 +432,10 @@ export class Connection {
     this.#remoteGeneration = generation;
     if (type === "answer") this.#iceIs("checking");
     this.#watchTransport();
-    if (type === "answer") await this.#addEarly();
+    if (type === "answer") {
+      this.#agreedOn(generation);
+      await this.#addEarly();
+    }
   }
 
   async #addEarly() {
@@ -566,7 +576,10 @@ export class Connection {
     if (this.#closed) return;
     if (candidate === null || !candidate.candidate) {
       // Of the generation before, maybe: it does not say. Without an end the other side waits a little.
-      if (this.#found === this.#described) this.#observer.candidatesFound(this.#described, [], true);
+      if (this.#found === this.#described && this.#ended !== this.#described) {
+        this.#ended = this.#described;
+        this.#observer.candidatesFound(this.#described, [], true);
+      }
       return;
     }
     const ufrag = candidate.usernameFragment ?? ufragOf(candidate.candidate) ?? "";
@@ -621,6 +634,14 @@ export class Connection {
     this.#pairChanged();
   }
 
+  /**
+   * Both descriptions of a generation are there. The pair of the first is looked for when it is open.
+   * @param {number} generation
+   */
+  #agreedOn(generation) {
+    if (generation && !this.#transport?.getSelectedCandidatePair) void this.#lookForPair();
+  }
+
   /** Whether it is known. */
   #pairChanged() {
     if (this.#closed) return false;
@@ -636,17 +657,32 @@ export class Connection {
     return true;
   }
 
-  /** Where the browser does not say which pair was selected, its statistics do. */
+  /** Where the browser does not say which pair was selected (Firefox), its statistics do. */
   async #findPair() {
     const all = await /** @type {RTCPeerConnection} */ (this.#pc).getStats();
     const { pair, local, remote } = selectedIn(all);
     if (this.#closed || !pair || !local || !remote) return;
-    const generation = this.#generations.get(local.usernameFragment ?? "") ?? this.#remoteGeneration;
+    const ufrag = local.usernameFragment;
+    const generation = (ufrag && this.#generations.get(ufrag)) ?? this.#remoteGeneration;
+    if (!ufrag && pair.id === this.#foundPair) return; // it is still that of the generation before
+    this.#foundPair = pair.id;
     this.#selected(generation, {
       kind: "CandidatePair",
       local: this.#endOf({ ...local, type: local.candidateType }, local.url),
       remote: this.#endOf({ ...remote, type: remote.candidateType }),
     });
+  }
+
+  /** Looks for the pair of the newest generation, for a while. */
+  async #lookForPair() {
+    const generation = this.#remoteGeneration;
+    for (const until = connectionNow() + LOOK_FOR_PAIR; connectionNow() < until;) {
+      await new Promise((resolve) => setTimeout(resolve, 1000 * LOOK_FOR_PAIR_EVERY));
+      if (this.#closed || this.#remoteGeneration !== generation) return;
+      const told = this.#toldPair;
+      await this.#findPair().catch(() => {});
+      if (this.#toldPair !== told) return;
+    }
   }
 
   /**
