@@ -9,6 +9,7 @@ import { avatar, nameOf, pathMark, toneOf } from "./names.js";
 const MAX_ENTRIES = 1000;
 const MAX_KEPT = 200; // messages that a reload brings back
 const MAX_KEPT_SIZE = 200_000; // characters
+const WRITE_AFTER = 500; // milliseconds: a thousand messages a second are one write
 const TOGETHER = 180; // seconds within which messages of one person stand together
 const NEAR_END = 60; // pixels
 const now = () => Date.now() / 1000;
@@ -24,6 +25,7 @@ export class Log {
   #latest = byId("latest");
   #last = { who: null, at: 0 }; // of whom the latest message is
   #kept = [];
+  #writing = 0; // the timer to it
   #follows = true; // the latest is kept in sight
   #top = 0; // where the last scrolling led
   #unread = 0;
@@ -32,19 +34,14 @@ export class Log {
 
   constructor(room) {
     this.#room = room;
-    this.#scroller.addEventListener("scroll", () => {
-      const { scrollTop } = this.#scroller;
-      // Not at the end may also be because more has come meanwhile: who wants to see the past goes up.
-      if (this.#atEnd()) this.#allRead();
-      else if (scrollTop < this.#top) this.#follows = false;
-      this.#top = scrollTop;
-    }, { passive: true });
+    this.#scroller.addEventListener("scroll", () => this.#look(), { passive: true });
     this.#latest.addEventListener("click", () => {
       this.toEnd();
       byId("text").focus();
     });
     new ResizeObserver(() => this.#follows && this.toEnd()).observe(this.#scroller);
     new ResizeObserver(() => this.#follows && this.toEnd()).observe(this.#entries);
+    addEventListener("pagehide", () => this.#writing && this.#write());
     document.addEventListener("visibilitychange", () => {
       if (!document.hidden) this.#seen(0);
     });
@@ -119,9 +116,13 @@ export class Log {
     }
   }
 
-  #atEnd() {
+  /** Whether the latest is to be kept in sight, now that something was scrolled. */
+  #look() {
     const { scrollTop, scrollHeight, clientHeight } = this.#scroller;
-    return scrollHeight - scrollTop - clientHeight < NEAR_END;
+    // Not at the end may also be because more has come meanwhile: who wants to see the past goes up.
+    if (scrollHeight - scrollTop - clientHeight < NEAR_END) this.#allRead();
+    else if (scrollTop < this.#top) this.#follows = false;
+    this.#top = scrollTop;
   }
 
   /** Something came that somebody would want to see. */
@@ -148,11 +149,17 @@ export class Log {
 
   #keep(message) {
     this.#kept.push(message);
+    if (this.#kept.length > 2 * MAX_KEPT) this.#kept.splice(0, MAX_KEPT);
+    this.#writing ||= setTimeout(() => this.#write(), WRITE_AFTER);
+  }
+
+  #write() {
+    clearTimeout(this.#writing);
+    this.#writing = 0;
     let size = 0;
     let from = this.#kept.length;
     while (from > 0 && this.#kept.length - from < MAX_KEPT && size < MAX_KEPT_SIZE) size += this.#kept[--from].text.length;
-    this.#kept.splice(0, from);
-    keep("session", `log ${this.#room}`, JSON.stringify(this.#kept));
+    keep("session", `log ${this.#room}`, JSON.stringify(this.#kept.slice(from)));
   }
 
   #bringBack() {
