@@ -156,6 +156,9 @@ class Tab:
         await self.load()
         return self
 
+    async def close(self) -> None:
+        await self.page.close()
+
     async def load(self) -> None:
         await self.page.goto(f"http{self._relay.url.removeprefix('ws')}/meshpeer.js")
         await self.page.evaluate(_SETTING)
@@ -179,7 +182,7 @@ class Tab:
         await self.run("globalThis.peer = await mesh.waitForPeer(peerId);", peerId=peer_id)
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def context(browser: Browser) -> AsyncIterator[BrowserContext]:
     context = await browser.new_context()
     await context.add_init_script(_BEFORE)
@@ -191,6 +194,7 @@ async def context(browser: Browser) -> AsyncIterator[BrowserContext]:
 async def tab(context: BrowserContext, relay: Relay) -> AsyncIterator[Tab]:
     tab = await Tab.open(context, relay)
     yield tab
+    await tab.close()
     assert tab.errors == []
 
 
@@ -346,6 +350,7 @@ async def test_a_request_is_answered_either_way(tab: Tab, room: str, python: Ent
     task = asyncio.create_task(answer())
     assert await tab.run(
         """
+        const read = Collected.of(mesh.messages()); // no answers
         const outcomes = [
           await peer.request({a: [1]}, {timeout: 10}),
           await Promise.all([1, 2, 3].map((n) => peer.request(n, {channel: `c${n}`}))),
@@ -356,6 +361,7 @@ async def test_a_request_is_answered_either_way(tab: Tab, room: str, python: Ent
         const given = thrown(() => peer.request("silence", {signal: stop.signal}));
         stop.abort(new Error("enough"));
         const errors = [...outcomes.splice(2), await given];
+        if (read.all.length) throw new Error("an answer is no message");
         return [...outcomes, ...errors.map(({name, message}) => [name, message])];
         """
     ) == [
@@ -458,8 +464,7 @@ async def test_a_send_waits_for_room_and_one_that_is_aborted_was_not_accepted(
         const late = await thrown(() => peer.send("late", "c", {signal: stop.signal}));
         const inTurn = accepted.every((n, i) => n === i);
         // Another channel has its own window; who waits there is the first in the line.
-        for (let n = 0; n < 7; n++) await peer.send("x".repeat(10_000), "d");
-        for (let n = 0; n < 7; n++) void thrown(() => peer.send("x".repeat(10_000), "d"));
+        for (let n = 0; n < 13; n++) await peer.send("x".repeat(10_000), "d");
         const first = new AbortController();
         const head = thrown(() => peer.send("y".repeat(10_000), "d", {signal: first.signal}));
         await peer.request(3, {channel: "sync"});
@@ -473,6 +478,25 @@ async def test_a_send_waits_for_room_and_one_that_is_aborted_was_not_accepted(
     assert numbers == [n for n in range(40) if not (n % 2 and n > 20)]
     await tab.run("await Promise.all(sends);")
     answering.cancel()
+
+
+async def test_a_loop_that_only_sends_lets_others_have_their_turn(
+    tab: Tab, room: str, python: Enter
+) -> None:
+    await python()
+    await tab.enter(room)
+    await tab.meet()
+    assert await tab.run(
+        """
+        const { port1, port2 } = new MessageChannel();
+        let turns = 0;
+        port1.onmessage = () => { turns++; port2.postMessage(null); };
+        port2.postMessage(null);
+        for (let n = 0; n < 200; n++) await peer.send("x".repeat(2_000));
+        port1.close();
+        return turns >= 3;
+        """
+    )
 
 
 async def test_flush_waits_for_what_was_accepted(tab: Tab, room: str, python: Enter) -> None:
@@ -639,6 +663,7 @@ async def test_what_a_listener_throws_is_reported_and_disturbs_nobody(
     await tab.run("await came.until(({length}) => length === 2); await peer.send('still here');")
     assert (await _next(messages)).data == "still here"
     await tab.run("await mesh.close(); await ended.until(({length}) => length);")
+    await tab.close()
     said = [error.removeprefix("thrown at ") for error in tab.errors]
     assert set(said) == {"joined", "peer-joined", "peer-state-changed", "message", "closed"}
     assert said.count("message") == 2
@@ -1010,6 +1035,16 @@ async def test_a_relay_that_is_not_there_is_told(tab: Tab, room: str) -> None:
     )
     assert error["name"] == "SignalingUnavailable"
     assert error["message"].startswith(f"could not enter room '{room}' within 0.2 s: ")
+    assert await tab.run(
+        """
+        const mesh = new client.PeerManager("ws://127.0.0.1:9", {room, config: {joinTimeout: 60}});
+        const started = thrown(() => mesh.start());
+        await new Promise(setTimeout);
+        await mesh.close(); // at once
+        return [(await started).name, mesh.state];
+        """,
+        room=room,
+    ) == ["MeshClosed", "closed"]
 
 
 async def test_closing_waits_for_what_was_sent_unless_it_is_aborted(
@@ -1122,10 +1157,9 @@ async def test_a_page_that_is_loaded_anew_is_the_same_peer(
     assert stranger != peer_id
 
 
-async def test_joins_that_need_a_token(browser: Browser, room: str) -> None:
+async def test_joins_that_need_a_token(context: BrowserContext, room: str) -> None:
     secret = "s" * 32
     async with Relay(RelayConfig(port=0, join_secret=secret)) as relay:
-        context = await browser.new_context()
         tab = await Tab.open(context, relay)
         token = make_join_token(secret=secret, subject="somebody", room=room)
         assert await tab.run(
@@ -1144,8 +1178,8 @@ async def test_joins_that_need_a_token(browser: Browser, room: str) -> None:
             room=room,
             token=token,
         ) == ["Unauthorized", "Unauthorized", "joined", "joined", "Forbidden"]
+        await tab.close()
         assert tab.errors == []
-        await context.close()
 
 
 # --- events ---------------------------------------------------------------------------------------
@@ -1572,6 +1606,7 @@ async def test_faults_are_reported_and_end_no_more_than_they_must(
         ["IdentityReplaced", "gone", "closed"],
         ["failed", "MeshClosed", "MeshClosed", "closed", 0],
     ]
+    await tab.close()
     hung, broken = (error for error in tab.errors if error != "an odd browser")
     assert "an odd browser" in tab.errors
     assert hung == "a connection did not close within 0.05 s"
