@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo relay test lint types bench network soak browser docs clean
+.PHONY: help demo relay test lint types bench network soak browser client docs clean
 
 help: ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -53,6 +53,9 @@ soak: $(STAMP) ## eight processes talk for MINUTES=2 while everything breaks (ro
 
 browser: $(STAMP) ## people, bots and outages with a real Chromium (root); writes docs/browser.md, docs/recovery.md
 	$(BIN)/python -m tests.browser
+
+client: $(STAMP) ## put the parts of the browser's client together into meshpeer.js
+	$(BIN)/python -m tests.browser.join
 
 docs: $(STAMP) ## redraw the diagrams and tables in docs/ that are made from the code
 	$(BIN)/python -m tests.docs.generate

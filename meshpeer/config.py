@@ -310,8 +310,9 @@ class RelayConfig:
     join_public_key: str | None = None
     """Joins need a token signed with the key that belongs to this one (JWT, EdDSA; PEM)."""
     origins: tuple[str, ...] = ()
-    """Pages that may open a WebSocket besides the relay's own: ``https://app.example.org``; ``*``
-    is every page (RFC 6454). Clients that are no browsers send no origin."""
+    """Pages that may open a WebSocket and import ``/meshpeer.js`` besides the relay's own:
+    ``https://app.example.org``; ``*`` is every page (RFC 6454). Clients that are no browsers send
+    no origin."""
     admin_user: str = "admin"
     """Who may see the dashboard, the admin API and the metrics (HTTP Basic, RFC 7617)."""
     admin_password: str | None = field(default=None, repr=False)

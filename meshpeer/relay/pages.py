@@ -14,6 +14,7 @@ Files are read once, and found by their whole paths: no path of a request is eve
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import re
 from collections import OrderedDict
@@ -84,6 +85,7 @@ class Pages:
         self._now = now
         self._codes: OrderedDict[str, Answer] = OrderedDict()
         self._making: Bucket | None = None
+        self._packed: dict[str, Answer] = {}
 
     def answer(self, path: str, query: str, headers: Mapping[str, str]) -> Answer | None:
         """Answer a GET; None when nothing of this is there. ``headers`` are looked up as they are
@@ -100,6 +102,10 @@ class Pages:
         answer = self._files.get(path)
         if answer is None:
             return None
+        if _takes_gzip(headers):
+            answer = self._packed.get(path)
+            if answer is None:
+                answer = self._packed[path] = _packed(self._files[path])
         if path in self._shared:
             answer = self._share(answer, headers)
         return _unless_known(answer, headers)
@@ -107,8 +113,7 @@ class Pages:
     @cached_property
     def _shared(self) -> dict[str, Answer]:
         """The client's own, by path."""
-        top = read_files("", at="")
-        return {"/meshpeer.js": top["/meshpeer.js"], **read_files("client", at="/client")}
+        return read_files("", at="")
 
     @cached_property
     def _files(self) -> dict[str, Answer]:
@@ -121,11 +126,12 @@ class Pages:
 
     def _share(self, answer: Answer, headers: Mapping[str, str]) -> Answer:
         """For the page that asks, if it may connect as well (Fetch, section 3.3)."""
-        shared: list[tuple[str, str]] = [("Vary", "Origin")]
+        shared: list[tuple[str, str]] = [("Vary", "Accept-Encoding, Origin")]
         origin, host = _one(headers, "Origin"), _one(headers, "Host") or ""
         if origin is not None and self._origins.refusal(origin, host) is None:
             shared.append(("Access-Control-Allow-Origin", origin))
-        return replace(answer, headers=(*answer.headers, *shared))
+        others = (header for header in answer.headers if header[0] != "Vary")
+        return replace(answer, headers=(*others, *shared))
 
     def _code(self, room: str, query: str) -> Answer:
         try:
@@ -183,9 +189,34 @@ def _one(headers: Mapping[str, str], name: str) -> str | None:
 
 def _tagged(answer: Answer) -> Answer:
     """What a browser may keep, if it asks each time whether it is still so (RFC 9110, 8.8.3)."""
-    tag = f'"{hashlib.sha256(answer.body).hexdigest()[:32]}"'
-    kept = (("Cache-Control", "no-cache"), ("ETag", tag))
-    return replace(answer, headers=(*answer.headers, *kept))
+    tag = hashlib.sha256(answer.body).hexdigest()[:32]
+    return replace(answer, headers=(*answer.headers, *_kept(tag)))
+
+
+def _kept(tag: str) -> tuple[tuple[str, str], ...]:
+    return (("Cache-Control", "no-cache"), ("ETag", f'"{tag}"'), ("Vary", "Accept-Encoding"))
+
+
+def _packed(answer: Answer) -> Answer:
+    """The same by gzip (RFC 1952), which makes a quarter of a script. It is another representation,
+    so it has a tag of its own."""
+    kept = _kept(dict(answer.headers)["ETag"].strip('"') + "-gzip")
+    own = dict(kept)
+    others = ((name, value) for name, value in answer.headers if name not in own)
+    return replace(
+        answer,
+        body=gzip.compress(answer.body, mtime=0),
+        headers=(*others, *kept, ("Content-Encoding", "gzip")),
+    )
+
+
+def _takes_gzip(headers: Mapping[str, str]) -> bool:
+    """RFC 9110, section 12.5.3."""
+    for each in (_one(headers, "Accept-Encoding") or "").split(","):
+        coding, _, weight = each.partition(";")
+        if coding.strip().lower() == "gzip":
+            return re.fullmatch(r"\s*q=0(\.0*)?\s*", weight) is None
+    return False
 
 
 def _unless_known(answer: Answer, headers: Mapping[str, str]) -> Answer:

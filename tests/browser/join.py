@@ -21,7 +21,8 @@ PARTS = _WEB / "client"
 PUBLIC = PARTS / "public.js"
 """What the module exports, as exports of the parts."""
 
-_IMPORT = re.compile(r'^import (?:type )?\{[^}]*\} from "\./(\w+)\.js";\n', re.MULTILINE)
+_IMPORT = re.compile(r'^import \{[\w\s,]*\} from "\./(\w+)\.js";\n', re.MULTILINE)
+_ALIAS = re.compile(r"^import \{[^}]*\bas\b.*", re.MULTILINE)
 _TYPES = re.compile(r"^/\*\* @import [^\n]* \*/\n", re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=(?:async )?(?:function|class|const|let)\b)", re.MULTILINE)
 _PUBLIC = re.compile(r'^export \{([^}]*)\} from "\./(\w+)\.js";\n', re.MULTILINE)
@@ -36,9 +37,10 @@ _NOTE = """\
 def _part(name: str) -> tuple[str, set[str]]:
     """The text of a part without its imports and exports, and the parts that it needs."""
     text = (PARTS / f"{name}.js").read_text(encoding="utf-8")
+    alias = _ALIAS.search(text)
     needs = set(_IMPORT.findall(text))
     text = _EXPORT.sub("", _TYPES.sub("", _IMPORT.sub("", text)))
-    if left := _LEFT.search(text):
+    if left := alias or _LEFT.search(text):
         raise ValueError(f"client/{name}.js: can't be put together with others: {left[0]}")
     return text, needs
 

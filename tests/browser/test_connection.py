@@ -35,8 +35,8 @@ async def run() -> AsyncIterator[Run]:
 
     from tests.browser.page import FLAGS, page_server
 
-    modules = [_WEB / "meshpeer.js", *sorted((_WEB / "client").glob("*.js"))]
-    paths = [f"/{path.relative_to(_ROOT).as_posix()}" for path in modules]
+    parts = sorted((_WEB / "client").glob("*.js"))
+    paths = [f"/{path.relative_to(_ROOT).as_posix()}" for path in parts]
     async with async_playwright() as playwright:
         chromium = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         with page_server("127.0.0.1", _ROOT) as origin:

@@ -51,7 +51,9 @@ async def page() -> AsyncIterator[Page]:
             await page.goto(f"{origin}/tests/browser/page/index.html")
             await page.evaluate(
                 """async () => {
-                  window.client = await import("/meshpeer/relay/web/meshpeer.js");
+                  const part = (name) => import(`/meshpeer/relay/web/client/${name}.js`);
+                  const parts = ["codec", "files", "manager"].map(part);
+                  window.client = Object.assign({}, ...(await Promise.all(parts)));
                   window.page = await import("/tests/browser/page/files.js");
                 }"""
             )

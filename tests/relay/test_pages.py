@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from importlib.resources import files
 from typing import Final
@@ -146,6 +147,7 @@ def test_without_a_room_it_is_asked_for(path: str) -> None:
         "/assets/chat/app.js\x00",
         "/assets/chat/APP.js",
         "/assets/client/codec.js",
+        "/client/codec.js",
         "/admin/app.js",
         "/chat/app.js/x",
         "/common/dom.js",
@@ -182,6 +184,39 @@ def test_who_has_it_already_gets_no_more_than_that(path: str) -> None:
         assert got(path, If_None_Match=other) == answer
 
 
+@pytest.mark.parametrize(
+    ("accepts", "packed"),
+    [
+        ("gzip", True),
+        ("gzip, deflate, br, zstd", True),
+        ("br;q=1.0, GZIP ; q=0.5", True),
+        ("gzip;q=0", False),
+        ("gzip; q=0.00, *", False),
+        ("br, x-gzip-not", False),
+        ("", False),
+    ],
+)
+def test_who_takes_gzip_gets_a_quarter_of_the_bytes(accepts: str, packed: bool) -> None:
+    those = pages()
+    plain = got("/meshpeer.js", "", those)
+    answer = got("/meshpeer.js", "", those, Accept_Encoding=accepts)
+    assert header(answer, "Vary") == header(plain, "Vary") == "Accept-Encoding, Origin"
+    if not packed:
+        assert answer == plain
+        return
+    assert header(answer, "Content-Encoding") == "gzip"
+    assert gzip.decompress(answer.body) == plain.body
+    assert len(answer.body) < 0.3 * len(plain.body)
+    # It is another representation, with a tag of its own.
+    tag = header(answer, "ETag") or ""
+    assert tag != header(plain, "ETag")
+    again = got("/meshpeer.js", "", those, Accept_Encoding=accepts, If_None_Match=tag)
+    assert (again.status, again.body) == (304, b"")
+    assert got("/meshpeer.js", "", those, If_None_Match=tag) == plain
+    policy = "Content-Security-Policy"
+    assert header(answer, policy) == header(plain, policy) is not None
+
+
 # --- whose pages may import the client -----------------------------------------------------------
 @pytest.mark.parametrize(
     ("origin", "allowed", "may"),
@@ -197,14 +232,15 @@ def test_who_has_it_already_gets_no_more_than_that(path: str) -> None:
 def test_pages_of_allowed_origins_may_import_the_client(
     origin: str, allowed: tuple[str, ...], may: bool
 ) -> None:
-    for path in ("/meshpeer.js", *(f"/client/{name}" for name in _client())):
-        answer = got(path, "", pages(*allowed), Origin=origin)
+    for coding in ("identity", "gzip"):
+        asks = {"Origin": origin, "Accept_Encoding": coding}
+        answer = got("/meshpeer.js", "", pages(*allowed), **asks)
         assert answer.status == 200
         assert header(answer, "Access-Control-Allow-Origin") == (origin if may else None)
-        assert header(answer, "Vary") == "Origin"
+        assert header(answer, "Vary") == "Accept-Encoding, Origin"
         tag = header(answer, "ETag")
         assert tag is not None
-        known = got(path, "", pages(*allowed), Origin=origin, If_None_Match=tag)
+        known = got("/meshpeer.js", "", pages(*allowed), If_None_Match=tag, **asks)
         assert known.status == 304
         assert header(known, "Access-Control-Allow-Origin") == (origin if may else None)
     # Nothing else is for others.
@@ -213,15 +249,10 @@ def test_pages_of_allowed_origins_may_import_the_client(
         assert header(answer, "Access-Control-Allow-Origin") is None
 
 
-def _client() -> list[str]:
-    folder = WEB / "client"
-    return [file.name for file in folder.iterdir()] if folder.is_dir() else []
-
-
 def test_a_page_that_says_no_origin_is_told_none() -> None:
     answer = got("/meshpeer.js", "", pages("*"))
     assert header(answer, "Access-Control-Allow-Origin") is None
-    assert header(answer, "Vary") == "Origin"
+    assert header(answer, "Vary") == "Accept-Encoding, Origin"
 
 
 # --- QR codes ------------------------------------------------------------------------------------

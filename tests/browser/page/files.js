@@ -340,7 +340,7 @@ const byText = (a, b) => (shown(a) < shown(b) ? -1 : 1);
 
 /**
  * Where the walk comes to something else; null when it does not.
- * @param {any} client what meshpeer.js exports
+ * @param {any} client what the parts of the client export
  * @param {"receiving" | "sending"} kind
  * @param {[operation: any[], came: any[]][]} steps
  */
