@@ -33,6 +33,7 @@ _PREFERENCES = {
     "app.normandy.enabled": False,
     "app.update.disabledForTesting": True,
     "browser.safebrowsing.update.enabled": False,
+    "media.peerconnection.ice.obfuscate_host_addresses": False,
     "datareporting.policy.dataSubmissionEnabled": False,
     "network.captive-portal-service.enabled": False,
     "network.connectivity-service.enabled": False,
@@ -203,8 +204,10 @@ async def firefox(host: Host) -> AsyncIterator[Firefox]:
                     reading = group.create_task(browser.read())
                     await browser.call("session.new", capabilities={})
                     await browser.call("session.subscribe", events=["log.entryAdded"])
-                    yield browser
-                    reading.cancel()
+                    try:
+                        yield browser
+                    finally:
+                        reading.cancel()
                 process.terminate()
         finally:
             if process.returncode is None:

@@ -7,6 +7,7 @@ address come or go.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -20,6 +21,8 @@ __all__ = ["CHROMIUM", "PYTHON_ADDRESS", "Host", "missing", "two_hosts"]
 CHROMIUM = "/usr/bin/chromium"
 PYTHON_ADDRESS = "10.77.0.1"
 CHROMIUM_ADDRESS = "10.77.0.2"
+
+_numbers = itertools.count()
 
 
 def missing() -> list[str]:
@@ -65,7 +68,8 @@ class Host:
 @contextmanager
 def two_hosts() -> Iterator[tuple[Host, Host]]:
     """Python's host and Chromium's. At the end they are gone, with every process in them."""
-    hosts = Host(f"mpb{os.getpid()}p"), Host(f"mpb{os.getpid()}c")
+    own = f"mpb{os.getpid()}-{next(_numbers)}"
+    hosts = Host(f"{own}p"), Host(f"{own}c")
     python, chromium = (host.name for host in hosts)
     try:
         for name in (python, chromium):

@@ -29,8 +29,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 _ROOT = Path(__file__).parents[2]
 _WEB = _ROOT / "meshpeer" / "relay" / "web"
 _PAGE = _ROOT / "tests" / "browser" / "page"
-_CLIENT = [_WEB / "meshpeer.js", *sorted((_WEB / "client").glob("*.js"))]
-"""The module, and the parts that it is made of as long as they are files of their own."""
+_CLIENT = sorted((_WEB / "client").glob("*.js"))
+"""The parts that the module is made of."""
 _SCRIPTS = sorted({*_WEB.rglob("*.js"), *_PAGE.glob("*.js")})
 _MUTANTS = 3_000
 _GIVEN = re.compile(

@@ -9,6 +9,7 @@ import os
 
 import pytest
 
+from tests.browser.firefox import missing as firefox_missing
 from tests.browser.hosts import missing
 from tests.browser.launch import shown
 
@@ -18,6 +19,9 @@ def _can_run() -> None:
     if lacks := missing():
         refuse = pytest.fail if "MESHPEER_NO_SKIPS" in os.environ else pytest.skip
         refuse(f"this machine lacks {', '.join(lacks)}")
+
+
+IN_FIREFOX = ["two tabs and a bot", "reload", "blocked", "same id", "reconnects"]
 
 
 @pytest.mark.parametrize(
@@ -39,4 +43,13 @@ def _can_run() -> None:
 )
 def test_nothing_is_wrong(scenario: str) -> None:
     [run] = shown(scenario, 1)
+    assert {what: count for what, count in run.wrong.items() if count} == {}
+
+
+@pytest.mark.parametrize("scenario", IN_FIREFOX)
+def test_nothing_is_wrong_in_firefox(scenario: str) -> None:
+    if lacks := firefox_missing():
+        refuse = pytest.fail if "MESHPEER_NO_SKIPS" in os.environ else pytest.skip
+        refuse(f"this machine lacks {', '.join(lacks)}")
+    [run] = shown(scenario, 1, browser="firefox")
     assert {what: count for what, count in run.wrong.items() if count} == {}
