@@ -522,7 +522,11 @@ export class Connection {
     pc.onicecandidateerror = (event) => this.#serverFailed(event);
     pc.ondatachannel = ({ channel: opened }) => this.#observer.channelOpened(this.#plain(opened));
     pc.oniceconnectionstatechange = () => {
+      this.#watchTransport();
       if (pc.iceConnectionState === "failed") this.#observer.pathLost("ICE failed");
+      else if (pc.iceConnectionState === "connected" && !this.#transport?.getSelectedCandidatePair) {
+        this.#findPair().catch(() => {});
+      }
     };
     pc.onconnectionstatechange = () => {
       // "failed" is said when ICE has, too, which a restart may mend.
@@ -871,11 +875,9 @@ export class Connection {
   #opened() {
     if (this.#closed) return;
     this.#watchTransport();
-    if (this.#toldPair || this.#pairChanged()) queueMicrotask(() => this.#closed || this.#observer.connectionOpened());
-    else
-      this.#findPair()
-        .catch(() => {})
-        .then(() => this.#closed || this.#observer.connectionOpened());
+    if (!this.#toldPair && !this.#pairChanged()) this.#findPair().catch(() => {});
+    // Behind the pair, where that is known, and before what arrives.
+    queueMicrotask(() => this.#closed || this.#observer.connectionOpened());
   }
 
   // --- what is known of it ---
