@@ -62,6 +62,7 @@ async def run() -> AsyncIterator[Run]:
                     if side is not None:
                         assert side["inside"] == []
                         assert side["refused"] == []
+                        assert not side["early"], "a frame is told of before the connection is open"
                 return found
 
             yield run

@@ -2602,12 +2602,6 @@ const MAX_SERVED = 256;
 const ICE_ORDER = ["new", "gathering", "checking", "connected"];
 
 /**
- * What came of asking a STUN or TURN server. `address`: what was found (host:port), ours as the server
- * sees it or the relayed one. `took`: seconds.
- * @typedef {{kind: "IceServerReport", url: string, outcome: IceServerOutcome, detail: string,
- *   address: string | null, took: number}} IceServerReport
- */
-/**
  * @typedef {"found" | "timed out" | "refused" | "wrong credentials" | "untrusted certificate"
  *   | "name not found" | "failed"} IceServerOutcome
  */
@@ -2638,7 +2632,7 @@ const ICE_ORDER = ["new", "gathering", "checking", "connected"];
  * @property {(reason: string) => void} connectionLost
  * @property {(data: Uint8Array) => void} frameReceived
  * @property {() => void} bufferLow
- * @property {(channel: RawChannel) => void} channelOpened
+ * @property {(channel: PlainChannel) => void} channelOpened
  * @property {(state: string) => void} iceStateChanged
  * @property {() => readonly IceServer[]} iceServers
  * @property {"all" | "relay"} [iceTransportPolicy]
@@ -2661,7 +2655,7 @@ const ICE_ORDER = ["new", "gathering", "checking", "connected"];
  */
 
 /** A plain data channel (W3C WebRTC, RTCDataChannel). */
-class RawChannel {
+class PlainChannel {
   #channel;
   #heard;
   /** @type {RawListener | null} */
@@ -2764,7 +2758,7 @@ class Connection {
   #end;
   #endNow = /** @type {(error: Error) => void} */ (() => {});
   #iceState = "new";
-  /** Plain channels that are not closed. @type {Set<RawChannel>} */
+  /** Plain channels that are not closed. @type {Set<PlainChannel>} */
   #channels = new Set();
 
   /** The latest remote description. @type {SdpSection | null} */
@@ -3400,7 +3394,7 @@ class Connection {
    * Open a plain data channel (W3C WebRTC, createDataChannel).
    * @param {string} label
    * @param {{ordered?: boolean, maxRetransmits?: number | null, maxPacketLifeTime?: number | null}} [options]
-   * @returns {RawChannel}
+   * @returns {PlainChannel}
    */
   openChannel(label, { ordered = true, maxRetransmits = null, maxPacketLifeTime = null } = {}) {
     const pc = this.#current();
@@ -3417,7 +3411,7 @@ class Connection {
 
   /** @param {RTCDataChannel} channel */
   #plain(channel) {
-    const raw = new RawChannel(channel, () => this.#heard());
+    const raw = new PlainChannel(channel, () => this.#heard());
     this.#channels.add(raw);
     channel.addEventListener("close", () => this.#channels.delete(raw), { once: true });
     return raw;

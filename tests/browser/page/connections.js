@@ -19,6 +19,7 @@ class Side {
         if (this.inside) this.told.push(["told from inside a call", what]);
         this.told.push([what, ...facts]);
         if (what === "candidatesFound") this.#candidates(...facts);
+        if (what === "connectionOpened") this.connection.sendFrame(client.encodeFrame({ kind: "Ping", nonce: 0 }));
         if (what === "frameReceived") this.#frame(...facts);
         if (what === "channelOpened") this.#channel(...facts);
         for (const bell of this.#bells.splice(0)) bell();
@@ -185,6 +186,12 @@ const summary = (side) => ({
   ice: side.told.filter(([what]) => what === "iceStateChanged").map(([, state]) => state),
   opened: side.count("connectionOpened"),
   lost: side.told.filter(([what]) => what === "connectionLost").map(([, reason]) => reason),
+  early: side.told
+    .slice(
+      0,
+      side.told.findIndex(([what]) => what === "connectionOpened"),
+    )
+    .some(([what]) => what === "frameReceived"),
   inside: side.told.filter(([what]) => what === "told from inside a call"),
   generations: [...new Set(side.told.filter(([what]) => what === "pairSelected").map(([, generation]) => generation))],
   refused: side.told.filter(([what]) => what === "refused").map(([, error]) => error.message),

@@ -20,6 +20,7 @@ import {
 /** @import { IceCandidate } from "./codec.js" */
 /** @import { CandidateInfo, CandidatePair } from "./link.js" */
 /** @import { IceServer } from "./node.js" */
+/** @import { IceServerReport } from "./shell.js" */
 
 /**
  * Bytes in the buffer of the message channel at which `bufferLow` is told. So little, because what is
@@ -51,12 +52,6 @@ const MAX_SERVED = 256;
 const ICE_ORDER = ["new", "gathering", "checking", "connected"];
 
 /**
- * What came of asking a STUN or TURN server. `address`: what was found (host:port), ours as the server
- * sees it or the relayed one. `took`: seconds.
- * @typedef {{kind: "IceServerReport", url: string, outcome: IceServerOutcome, detail: string,
- *   address: string | null, took: number}} IceServerReport
- */
-/**
  * @typedef {"found" | "timed out" | "refused" | "wrong credentials" | "untrusted certificate"
  *   | "name not found" | "failed"} IceServerOutcome
  */
@@ -87,7 +82,7 @@ const ICE_ORDER = ["new", "gathering", "checking", "connected"];
  * @property {(reason: string) => void} connectionLost
  * @property {(data: Uint8Array) => void} frameReceived
  * @property {() => void} bufferLow
- * @property {(channel: RawChannel) => void} channelOpened
+ * @property {(channel: PlainChannel) => void} channelOpened
  * @property {(state: string) => void} iceStateChanged
  * @property {() => readonly IceServer[]} iceServers
  * @property {"all" | "relay"} [iceTransportPolicy]
@@ -110,7 +105,7 @@ const ICE_ORDER = ["new", "gathering", "checking", "connected"];
  */
 
 /** A plain data channel (W3C WebRTC, RTCDataChannel). */
-export class RawChannel {
+export class PlainChannel {
   #channel;
   #heard;
   /** @type {RawListener | null} */
@@ -213,7 +208,7 @@ export class Connection {
   #end;
   #endNow = /** @type {(error: Error) => void} */ (() => {});
   #iceState = "new";
-  /** Plain channels that are not closed. @type {Set<RawChannel>} */
+  /** Plain channels that are not closed. @type {Set<PlainChannel>} */
   #channels = new Set();
 
   /** The latest remote description. @type {SdpSection | null} */
@@ -849,7 +844,7 @@ export class Connection {
    * Open a plain data channel (W3C WebRTC, createDataChannel).
    * @param {string} label
    * @param {{ordered?: boolean, maxRetransmits?: number | null, maxPacketLifeTime?: number | null}} [options]
-   * @returns {RawChannel}
+   * @returns {PlainChannel}
    */
   openChannel(label, { ordered = true, maxRetransmits = null, maxPacketLifeTime = null } = {}) {
     const pc = this.#current();
@@ -866,7 +861,7 @@ export class Connection {
 
   /** @param {RTCDataChannel} channel */
   #plain(channel) {
-    const raw = new RawChannel(channel, () => this.#heard());
+    const raw = new PlainChannel(channel, () => this.#heard());
     this.#channels.add(raw);
     channel.addEventListener("close", () => this.#channels.delete(raw), { once: true });
     return raw;
