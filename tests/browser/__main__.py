@@ -129,12 +129,17 @@ MEASURES = [
         "F5 in one tab, ten times, until it is connected again",
         "≤ 0.7 s each; one peer throughout",
         most=0.7,
+        runs=5,
     ),
     Measure(
-        *("offline", "tab offline for 10 s, then data to the tab", "≤ 2 s", "to the tab"), most=2.0
+        *("offline", "tab offline for 10 s, then data to the tab", "≤ 2 s", "to the tab"),
+        most=2.0,
+        runs=5,
     ),
     Measure(
-        *("offline", "tab offline for 10 s, then data to the bot", "≤ 2 s", "to the bot"), most=2.0
+        *("offline", "tab offline for 10 s, then data to the bot", "≤ 2 s", "to the bot"),
+        most=2.0,
+        runs=5,
     ),
     Measure(
         *("blocked", "WebRTC blocked in one tab, until it talks over the relay", "marked so"),
@@ -146,7 +151,7 @@ MEASURES = [
         "relay restart",
         "relay killed and restarted under ten tabs and five bots, until all are in it again",
         "no one leaves, links undisturbed",
-        runs=3,
+        runs=2,
     ),
     Measure(
         "background",
@@ -157,11 +162,12 @@ MEASURES = [
         unit="",
         runs=1,
     ),
-    Measure("duplicated", "a tab duplicated by the browser", "gets an id of its own"),
+    Measure("duplicated", "a tab duplicated by the browser", "gets an id of its own", runs=5),
     Measure(
         "same id",
         "two tabs with one id",
         "the later takes over with the token, is refused without; both told",
+        runs=5,
     ),
     _beside_bare("much to the bot", "messages", "50 000 messages of 64 bytes to the bot"),
     _beside_bare("much to the tab", "messages", "50 000 messages of 64 bytes to the tab"),
@@ -183,7 +189,7 @@ _IN_FIREFOX = {
     *("two tabs and a bot", "reload", "offline", "blocked", "relay restart", "same id"),
     *("background", "reconnects"),
 }
-_FIREFOX_RUNS = 3
+_FIREFOX_RUNS = 2
 _MEASURED = ("what", "runs", "median", "p95", "must", "met", "lost, repeated, or otherwise wrong")
 _ABOUT_MEASURES = """\
 Each person is a browser context of one Chromium, on a host of its own (a network namespace); the
