@@ -236,11 +236,12 @@ class Tab:
         self.page = page
         self.wrong: list[str] = []
         page.on("pageerror", lambda error: self._says(str(error)))
-        page.on("console", lambda said: said.type == "error" and self._says(said.text))
+        page.on("console", lambda said: self._says(said.text, said.type))
 
-    def _says(self, error: str) -> None:
-        if "ws://" not in error:  # that a relay can't be reached is told by the browser itself
-            self.wrong.append(error)
+    def _says(self, text: str, kind: str = "error") -> None:
+        # That a relay can't be reached is told by the browser itself.
+        if kind == "error" and "ws://" not in text:
+            self.wrong.append(text)
 
     async def run(self, script: str, *arguments: Any) -> Any:
         """Call a function of JavaScript with a list of arguments."""
@@ -673,7 +674,7 @@ async def _relay_restart(stage: Stage) -> Shown:
 
 async def _background(stage: Stage) -> Shown:
     """A tab is behind another one of its window."""
-    seconds = 300 if stage.long else 20
+    seconds = 300 if stage.long else 12
     async with stage.room(seconds + _LONGEST) as room:
         context: PlainContext | Context
         if isinstance(stage.browser, Firefox):

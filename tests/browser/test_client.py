@@ -34,7 +34,9 @@ _CLIENT = sorted((_WEB / "client").glob("*.js"))
 _SCRIPTS = sorted({*_WEB.rglob("*.js"), *_PAGE.glob("*.js")})
 _MUTANTS = 3_000
 _GIVEN = re.compile(
-    r"^(?:export )?(?:async )?(?:function\*?|class|const|let|var) +(\w+)", re.MULTILINE
+    r"^(?:export )?(?:async )?(?:function\*?|class|const|let|var) +(\w+)"
+    r"|@(?:typedef|callback)(?: \{[^@]*\})? (\w+)",
+    re.MULTILINE,
 )
 
 
@@ -149,6 +151,8 @@ async def test_tables_are_those_of_python() -> None:
 
 async def test_no_name_is_given_twice() -> None:
     # The parts become one module.
-    names = Counter(name for path in _CLIENT for name in _GIVEN.findall(_text(path)))
+    names = Counter(
+        code or type_ for path in _CLIENT for code, type_ in _GIVEN.findall(_text(path))
+    )
     assert [name for name, count in names.items() if count > 1] == []
     assert len(names) > 100

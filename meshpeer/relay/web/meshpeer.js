@@ -12219,7 +12219,7 @@ function isSameReport(one, other, figures) {
  * @typedef {{kind: "IceServer", urls: string[], username: string | null, credential: string | null}} IceServer
  */
 /** @typedef {DeliveryConfig & LinkConfig & RouteConfig} NodeConfig */
-/** @typedef {Welcome | MemberJoined | MemberLeft | MemberUpdated | SignalIn | Refused | IceServers | Notice | RestartIce} SignalingEvent */
+/** @typedef {Welcome | MemberJoined | MemberLeft | MemberUpdated | SignalIn | Refused | IceServers | Notice | RestartIce} NodeSignal */
 
 /** Seconds between two `BadInput` events about what a peer sends over the relay. */
 const COMPLAIN_EVERY = 1;
@@ -12491,7 +12491,7 @@ class Node {
 
   /**
    * Something came from the signalling service.
-   * @param {SignalingEvent} event
+   * @param {NodeSignal} event
    * @param {number} now
    * @returns {NodeOutput[]}
    */

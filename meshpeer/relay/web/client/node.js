@@ -62,7 +62,7 @@ import { Route } from "./route.js";
  * @typedef {{kind: "IceServer", urls: string[], username: string | null, credential: string | null}} IceServer
  */
 /** @typedef {DeliveryConfig & LinkConfig & RouteConfig} NodeConfig */
-/** @typedef {Welcome | MemberJoined | MemberLeft | MemberUpdated | SignalIn | Refused | IceServers | Notice | RestartIce} SignalingEvent */
+/** @typedef {Welcome | MemberJoined | MemberLeft | MemberUpdated | SignalIn | Refused | IceServers | Notice | RestartIce} NodeSignal */
 
 /** Seconds between two `BadInput` events about what a peer sends over the relay. */
 const COMPLAIN_EVERY = 1;
@@ -334,7 +334,7 @@ export class Node {
 
   /**
    * Something came from the signalling service.
-   * @param {SignalingEvent} event
+   * @param {NodeSignal} event
    * @param {number} now
    * @returns {NodeOutput[]}
    */
