@@ -187,7 +187,7 @@ Behind = Mapping[str, Future[list[Shown]]]
 """By browser: five minutes in which next to nothing happens, and so beside what else does."""
 _IN_FIREFOX = {
     *("two tabs and a bot", "reload", "offline", "blocked", "relay restart", "same id"),
-    *("background", "reconnects"),
+    "background",
 }
 _FIREFOX_RUNS = 2
 _MEASURED = ("what", "runs", "median", "p95", "must", "met", "lost, repeated, or otherwise wrong")

@@ -978,7 +978,7 @@ async def _reconnects(stage: Stage) -> Shown:
             async with Bot.enter(stage.url, room.name, "m-bot" if number % 2 else "0-bot") as bot:
                 own = bot.mesh.peer_id
                 await ann.call("connected", [own, "z-tab"], "direct")
-                if number % 10 == 0:
+                if number % (times // 5) == 0:
                     await _break(ann, [own, "z-tab"])
             await ann.run("([id]) => person.bell.until(() => !person.mesh.peers.has(id))", own)
         await room.bot()
