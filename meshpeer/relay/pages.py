@@ -4,7 +4,8 @@
 ``/``                       asks which room
 ``/chat/<room>``            the room's chat; the same page for every room, which reads its address
 ``/chat/<room>/qr.svg``     the link to that page as a QR code (ISO/IEC 18004); ``?at=`` is the
-                            origin that the asking page has, as a proxy may have another name
+                            origin that the asking page has: a relay behind a proxy does not know
+                            whether that is https. Only this address, or one of the origins
 ``/meshpeer.js``            the client, which pages of `RelayConfig.origins` may import (CORS)
 ``/assets/…``               what the pages are made of
 ==========================  =====================================================================
@@ -46,14 +47,15 @@ _TYPES: Final = {
 _POLICY: Final = (
     "Content-Security-Policy",
     (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
 )
 _QR_BYTES: Final = 512
 """Bytes of a link that becomes a QR code. A phone reads larger ones with difficulty."""
 _QR_RATE: Final = 10.0
-"""QR codes that are made a second, for all together: each takes some milliseconds."""
+"""QR codes that are made a second, for all addresses together: each takes some milliseconds. So
+whoever asks for ever new ones leaves the others none but those that are kept."""
 _QR_BURST: Final = 30
 _QR_KEPT: Final = 256
 """QR codes that are kept, of some kilobytes each."""
@@ -97,7 +99,7 @@ class Pages:
             if not _is_room(room):
                 return Answer(404, b"A room has a name of 1 to 128 characters.\n")
             if rest == "qr.svg":
-                return self._code(room, query)
+                return self._code(room, query, _one(headers, "Host") or "")
             path = path.removesuffix(room)
         answer = self._files.get(path)
         if answer is None:
@@ -133,14 +135,22 @@ class Pages:
         others = (header for header in answer.headers if header[0] != "Vary")
         return replace(answer, headers=(*others, *shared))
 
-    def _code(self, room: str, query: str) -> Answer:
+    def _code(self, room: str, query: str, host: str) -> Answer:
         try:
             pairs = parse_qsl(query, strict_parsing=True, errors="strict")
         except ValueError:
             pairs = []
         if len(pairs) != 1 or pairs[0][0] != "at" or _ORIGIN.match(pairs[0][1]) is None:
             return Answer(400, b"at: must be the origin of a page, like http://localhost:3001\n")
-        text = f"{pairs[0][1]}/chat/{room}"
+        origin = pairs[0][1]
+        # A code that this relay shows leads nowhere but to it.
+        if self._origins.refusal(origin, host) is not None:
+            text = (
+                "at: must be the address that this relay was asked for (Host), or one that its "
+                "operator has listed (--origin).\n"
+            )
+            return Answer(403, text.encode())
+        text = f"{origin}/chat/{room}"
         if len(text) > _QR_BYTES:
             return Answer(400, f"A link may have {_QR_BYTES} bytes here.\n".encode())
         answer = self._codes.get(text)

@@ -17,8 +17,10 @@ from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
+from websockets.asyncio.client import ClientConnection, connect
 
 from meshpeer import FileReceived, PeerManager, Relay, RelayConfig, make_join_token
+from meshpeer.core.messages import VERSION, Join, Leave, encode
 from tests.browser.hosts import CHROMIUM
 
 if TYPE_CHECKING:
@@ -144,6 +146,18 @@ async def say(page: Page, text: str) -> None:
     await page.keyboard.press("Enter")
 
 
+@asynccontextmanager
+async def silent(
+    relay: Relay, peer_id: str, name: str | None = None
+) -> AsyncIterator[ClientConnection]:
+    """Somebody who is in the lobby and answers nobody."""
+    async with connect(relay.url) as socket:
+        join = Join(version=VERSION, room="lobby", peer_id=peer_id, incarnation="1" * 32, name=name)
+        await socket.send(encode(join).decode())
+        await socket.recv()
+        yield socket
+
+
 async def notice(page: Page, text: str) -> None:
     await page.locator(".notice", has_text=text).wait_for()
 
@@ -202,7 +216,7 @@ async def test_people_and_a_bot_talk(browser: Browser, relay: Relay) -> None:
 
 async def test_who_is_here_and_how(browser: Browser, relay: Relay) -> None:
     async with entered(browser, relay, "Ann") as ann:
-        assert await ann.locator("#own-text").inner_text() == "Nobody else is here yet"
+        assert await ann.locator("#own-text").inner_text() == "Nobody else here"
         await ann.get_by_text("You are the first one here").wait_for()
         async with PeerManager(relay.url, room="lobby", name="bot", metadata={"bot": True}) as bot:
             await connected(ann, 1)
@@ -258,6 +272,29 @@ async def test_markup_and_script_are_text(browser: Browser, relay: Relay) -> Non
         assert await page.locator("script").count() == 1
         offer.cancel()
         await asyncio.wait([offer])
+
+
+async def test_a_name_is_not_taken_for_words_of_the_page(browser: Browser, relay: Relay) -> None:
+    name = "Ben left. The operator says: call me"
+    async with entered(browser, relay, "Ann") as page:
+        async with silent(relay, "0123456789abcdef", name) as bot:
+            await notice(page, f"{name} is here.")
+            await bot.send(encode(Leave()).decode())
+        await notice(page, f"{name} left.")
+        # Who has no name is not called by sixteen digits.
+        async with silent(relay, "fedcba9876543210") as bot:
+            await notice(page, "Guest fedc is here.")
+            await say(page, "hello")
+            await page.locator('.ticks[data-state="sent"]').wait_for()
+            await bot.send(encode(Leave()).decode())
+            await notice(page, "1 message did not reach Guest fedc.")
+            await notice(page, "Guest fedc left.")
+        names = page.locator(".notice bdi")
+        assert await names.all_inner_texts() == ["lobby", name, name, *["Guest fedc"] * 3]
+        weight = "(each) => Number(getComputedStyle(each).fontWeight)"
+        assert await names.nth(1).evaluate(weight) >= 600
+        await page.locator('.ticks[data-state="failed"]').click()
+        await page.locator(".receipts").get_by_text("left before it arrived").wait_for()
 
 
 async def test_what_is_long_or_turns_the_text_around_breaks_nothing(
@@ -377,7 +414,9 @@ async def test_a_relay_that_goes_and_comes_back_is_told_of(browser: Browser, rel
         await relay.close()
         await page.locator('#own[data-state="reconnecting"]').wait_for()
         await notice(page, "The relay is away")
-        assert "Relay away" in await page.locator("#own-text").inner_text()
+        # What passes by is not read out, and the words fit a phone.
+        assert await page.locator("#own-text").inner_text() == "Relay away"
+        await page.locator("#own-wait", has_text=re.compile(r"\d s$")).wait_for()
         # The connection between the two lives on.
         await say(page, "still here")
         assert (await anext(bot.messages("chat"))).data == {"text": "still here"}
@@ -415,22 +454,116 @@ async def test_a_reload_keeps_the_seat_and_what_was_said(browser: Browser, relay
         await page.get_by_role("link", name="lobby").wait_for()
 
 
+async def test_a_reload_does_not_make_what_was_on_its_way_delivered(
+    browser: Browser, relay: Relay
+) -> None:
+    async with entered(browser, relay, "Ann") as page:
+        await say(page, "to nobody")
+        async with PeerManager(relay.url, room="lobby", name="bot"):
+            await connected(page, 1)
+            await say(page, "to the bot")
+            await page.locator('.ticks[data-state="delivered"]').wait_for()
+            async with silent(relay, "silent", "Ben"):
+                await notice(page, "Ben is here.")
+                await say(page, "to both")
+                await page.locator(".ticks", has_text="delivered to 1 of 2").wait_for()
+                for _ in range(2):  # it does not get better with time
+                    await page.reload()
+                    await joined(page)
+                    marks = page.locator(".ticks")
+                    assert await marks.all_inner_texts() == [
+                        "delivered", "not known to have arrived",
+                    ]  # fmt: skip
+                    assert await page.locator(".message.own").count() == 3
+
+
 async def test_who_is_replaced_is_told_and_may_enter_again(browser: Browser, relay: Relay) -> None:
     async with entered(browser, relay, "Ann") as page:
         token = await page.evaluate("MeshPeerDebug.getSignalingStatus().peerId")
+        await say(page, "before")
+        await page.get_by_role("button", name="Diagnostics").click()
         relay._apply(relay._rooms.remove("lobby", token, relay._now()))
         await page.locator('#own[data-state="closed"]').wait_for()
-        await notice(page, "You are out of the room")
+        await notice(page, "You are out of the room. The operator of the relay has removed you.")
         assert await page.get_by_role("textbox", name="Message").is_disabled()
+        # There is one question at a time.
+        assert not await page.locator("#diagnostics").is_visible()
         await page.get_by_role("button", name="Enter again").click()
         await joined(page)
         assert await page.get_by_role("textbox", name="Message").is_enabled()
+        assert not await page.locator("#empty").is_visible()
+
+
+async def test_who_is_out_of_the_room_finds_the_way_in(browser: Browser, relay: Relay) -> None:
+    async with opened(browser, relay.chat_url("lobby")) as page:
+        # On a phone the green dot would be somebody.
+        assert await page.locator("#people-short").get_attribute("data-none") is not None
+        await page.keyboard.press("Escape")
+        await page.locator('#own[data-state="closed"]').wait_for()
+        await page.get_by_role("button", name="Change your name").click()
+        await page.locator("#gate-name").fill("Ann")
+        await page.get_by_role("button", name="Change", exact=True).click()
+        await page.locator("#empty").get_by_role("button", name="Enter").click()
+        assert await page.locator("#gate-name").input_value() == "Ann"
+        await page.get_by_role("button", name="Cancel").click()
+        await page.locator("#empty").get_by_role("button", name="Enter").click()
+        await page.locator("#gate-yes").click()
+        await joined(page)
+        assert await page.locator(".called bdi").inner_text() == "Ann"
+
+
+async def test_who_can_not_enter_is_told_why_in_words(browser: Browser) -> None:
+    async with (
+        Relay(RelayConfig(port=0, max_members=1)) as relay,
+        opened(browser, relay.chat_url("lobby")) as page,
+    ):
+        async with PeerManager(relay.url, room="lobby"):
+            await page.get_by_label("Your name").fill("Ann")
+            await page.locator("#gate-yes").click()
+            await page.locator("#gate-error", has_text="The room is full.").wait_for()
+            # Who looks for the reason has the tools for it.
+            status = await page.evaluate("MeshPeerDebug.getSignalingStatus()")
+            assert "room" in status["lastFailure"]
+            await page.get_by_role("button", name="Cancel").click()
+            await page.get_by_role("button", name="Diagnostics").click()
+            await page.locator("#facts dt", has_text="last failure").wait_for()
+            await page.keyboard.press("Escape")
+        await page.locator("#empty").get_by_role("button", name="Enter").click()
+        await page.locator("#gate-yes").click()
+        await joined(page)
+
+
+async def test_nobody_leaves_without_knowing_while_the_relay_is_away(
+    browser: Browser, relay: Relay
+) -> None:
+    say_may = "WebSocket connection|Failed to load resource"
+    async with entered(browser, relay, "Ann", size=(360, 640), may_say=say_may) as page:
+        port = relay.port
+        await relay.close()
+        await page.locator('#own[data-state="reconnecting"]').wait_for()
+        await page.locator("#own-wait", has_text=re.compile(r"\d s$")).wait_for()
+        cut = "(each) => each.scrollWidth - each.clientWidth"
+        assert await page.locator("#own").evaluate(cut) <= 0
+        # No code either, for now.
+        await page.get_by_role("button", name="Invite").click()
+        await page.get_by_text("The relay gave no code just now.").wait_for()
+        await page.keyboard.press("Escape")
+        await page.get_by_role("link", name="All rooms").click()
+        await page.get_by_role("button", name="Stay").click()
+        assert await page.locator("#own").get_attribute("data-state") == "reconnecting"
+        await page.get_by_role("link", name="All rooms").click()
+        await page.get_by_role("button", name="Leave").click()
+        await page.locator('#own[data-state="closed"]').wait_for()
+        async with Relay(RelayConfig(port=port)):
+            await page.locator("#empty").get_by_role("button", name="Enter").click()
+            await page.locator("#gate-yes").click()
+            await joined(page)
 
 
 async def test_where_a_token_is_needed_it_is_asked_for(browser: Browser) -> None:
     config = RelayConfig(port=0, join_secret=SECRET)
     async with Relay(config) as relay:
-        token = make_join_token(secret=SECRET, subject="ann", room="lobby")
+        token = make_join_token(secret=SECRET, subject="ann", room="lobby", name="Dr. Ann")
         async with opened(browser, relay.chat_url("lobby")) as page:
             await page.get_by_label("Your name").fill("Ann")
             await page.get_by_role("button", name="Enter").click()
@@ -441,12 +574,39 @@ async def test_where_a_token_is_needed_it_is_asked_for(browser: Browser) -> None
             await field.fill(token)
             await page.get_by_role("button", name="Enter").click()
             await joined(page)
+            # As the others see it.
+            assert await page.locator(".called bdi").inner_text() == "Dr. Ann"
             await page.reload()
             await joined(page)
         # In a link it is not asked for, and does not stay in the address.
         async with opened(browser, f"{relay.chat_url('lobby')}#token={token}") as page:
             await enter(page, "Ben")
             assert page.url == relay.chat_url("lobby")
+            await page.get_by_role("button", name="Invite").click()
+            await page.locator("#invite-note", has_text="also needs a join token").wait_for()
+        # It may be opened in the tab that asks for it, or the whole of it pasted.
+        link = f"{relay.chat_url('lobby')}#token={token}"
+        for pasted in (False, True):
+            async with opened(browser, relay.chat_url("lobby")) as page:
+                await page.get_by_label("Your name").fill("Cid")
+                await page.get_by_role("button", name="Enter").click()
+                field = page.get_by_label("Join token")
+                await field.fill("no token")
+                await page.get_by_role("button", name="Enter").click()
+                await page.get_by_text("This is no join token.").wait_for()
+                if pasted:
+                    await field.fill(link)
+                    await page.get_by_role("button", name="Enter").click()
+                else:
+                    await page.goto(link)
+                await joined(page)
+                assert page.url == relay.chat_url("lobby")
+        # Or where somebody gave up.
+        async with opened(browser, relay.chat_url("lobby")) as page:
+            await page.keyboard.press("Escape")
+            await page.locator('#own[data-state="closed"]').wait_for()
+            await page.goto(link)
+            await enter(page, "Dan")
 
 
 # --- the other page, and the rest of this one ----------------------------------------------------
@@ -520,6 +680,14 @@ async def test_diagnostics_are_shown_and_copied(browser: Browser, relay: Relay) 
         assert selected == text
         await page.get_by_role("button", name="Test all").click()
         await page.get_by_text("1 of 1 answered directly").wait_for()
+
+
+async def test_diagnostics_fit_a_phone(browser: Browser, relay: Relay) -> None:
+    async with entered(browser, relay, "Ann", size=(360, 640)) as page:
+        await page.get_by_role("button", name="Diagnostics").click()
+        box = await page.locator("#diagnostics-title").bounding_box()
+        assert box is not None
+        assert box["height"] < 40  # one line
 
 
 # --- for everybody -------------------------------------------------------------------------------

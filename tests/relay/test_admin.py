@@ -514,7 +514,7 @@ def test_the_dashboards_files_are_those_of_its_directory() -> None:
             "default-src": "'none'",
             "script-src": "'self'",
             "style-src": "'self'",
-            "img-src": "'self' data:",
+            "img-src": "'self'",
             "connect-src": "'self'",
             "base-uri": "'none'",
             "form-action": "'none'",

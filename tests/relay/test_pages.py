@@ -22,13 +22,13 @@ POLICY: Final = {
     "default-src": "'none'",
     "script-src": "'self'",
     "style-src": "'self'",
-    "img-src": "'self' data:",
+    "img-src": "'self'",
     "connect-src": "'self'",
     "base-uri": "'none'",
     "form-action": "'none'",
     "frame-ancestors": "'none'",
 }
-AT: Final = "at=http://localhost:3001"
+AT: Final = "at=http://relay:3001"
 
 
 class Clock:
@@ -263,9 +263,9 @@ def test_a_code_is_an_image_that_runs_nothing() -> None:
     assert set(re.findall(rb"<(\w+)", answer.body)) == {b"svg", b"path"}
     # Every other answer's policy: nothing is loaded from there.
     assert header(answer, "Content-Security-Policy") is None
-    assert answer.body == got("/chat/lobby/qr.svg", "at=http%3A%2F%2Flocalhost%3A3001").body
+    assert answer.body == got("/chat/lobby/qr.svg", "at=http%3A%2F%2Frelay%3A3001").body
     assert answer.body != got("/chat/lobby2/qr.svg", AT).body
-    assert answer.body != got("/chat/lobby/qr.svg", "at=https://localhost:3001").body
+    assert answer.body != got("/chat/lobby/qr.svg", "at=https://relay:3001").body
 
 
 def test_a_code_is_of_the_link(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,12 +277,40 @@ def test_a_code_is_of_the_link(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(module, "_make_code", make)
     those = pages()
-    got("/chat/caf%C3%A9%2F1/qr.svg", "at=https://relay.example.org", those)
-    got("/chat/caf%C3%A9%2F1/qr.svg", "at=https://[2001:db8::1]:3001", those)
+    path = "/chat/caf%C3%A9%2F1/qr.svg"
+    got(path, "at=https://relay.example.org", those, Host="relay.example.org")
+    got(path, "at=https://[2001:db8::1]:3001", those, Host="[2001:db8::1]:3001")
     assert made == [
         "https://relay.example.org/chat/caf%C3%A9%2F1",
         "https://[2001:db8::1]:3001/chat/caf%C3%A9%2F1",
     ]
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "allowed", "may"),
+    [
+        ("http://relay:3001", "relay:3001", (), True),
+        ("http://RELAY:3001", "relay:3001", (), True),
+        # A proxy in front may speak TLS, and pass on the name that it has.
+        ("https://relay.example.org", "relay.example.org", (), True),
+        # Or ask for another one: then its own is listed.
+        ("https://relay.example.org", "127.0.0.1:3001", ("https://relay.example.org",), True),
+        ("https://relay.example.org", "127.0.0.1:3001", (), False),
+        ("https://evil.example", "relay:3001", (), False),
+        ("https://evil.example", "relay:3001", ("https://relay.example.org",), False),
+        ("http://relay", "relay:3001", (), False),
+        ("http://relay:3002", "relay:3001", (), False),
+        ("http://relay:99999", "relay:3001", (), False),
+        ("http://[", "relay:3001", (), False),
+        ("http://relay:3001", "", (), False),
+    ],
+)
+def test_a_code_leads_nowhere_but_to_this_relay(
+    origin: str, host: str, allowed: tuple[str, ...], may: bool
+) -> None:
+    answer = got("/chat/lobby/qr.svg", f"at={origin}", pages(*allowed), Host=host)
+    assert answer.status == (200 if may else 403)
+    assert b"evil" not in answer.body
 
 
 @pytest.mark.parametrize(

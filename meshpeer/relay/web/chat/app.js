@@ -1,25 +1,26 @@
 // A room's chat: who is here, what was said, and how it came.
 
 import { PeerManager } from "/meshpeer.js";
-import { byId, el, setAttribute, setText } from "../common/dom.js";
+import { byId, el, named, setAttribute, setText } from "../common/dom.js";
 import { counted, pathName } from "../common/format.js";
 import { keepName, keepRoom, labelError, pathRoom, recallName } from "../common/places.js";
 import { keep, recall } from "../common/storage.js";
 import { installTheme } from "../common/theme.js";
 import { Diagnostics } from "./diagnostics.js";
-import { ask } from "./gate.js";
+import { answerToken, ask, isSure, isToken, tokenOf } from "./gate.js";
 import { icon } from "./icons.js";
 import { installInvite } from "./invite.js";
 import { Log } from "./log.js";
 import { nameOf } from "./names.js";
 import { People } from "./people.js";
 import { Transfers } from "./transfers.js";
+import { isLocked, whyNotDelivered, whyOut } from "./words.js";
 
 const CHANNEL = "chat";
 const MAX_SHOWN = 20_000; // characters of one message
 const TELL_LOSS_AFTER = 2000; // milliseconds: what is mended by then nobody needs to read
 const LEAVE_WITHIN = 1000; // milliseconds that leaving may take
-const TOKEN_CODES = new Set(["unauthorized", "forbidden"]);
+const MAX_NAMES = 500; // of those that were here
 
 const room = pathRoom(location.pathname) ?? "";
 const log = new Log(room);
@@ -31,31 +32,45 @@ let name = recallName();
 let token = tokenOfAddress();
 let mesh = null; // the PeerManager while there is one
 let here = false; // we have had our seat, and what follows is news
-let retryAt = null; // when the relay is asked again, in ms
+let entering = false; // somebody is asked, or the relay is
 let filesFor = null; // who is to have what is chosen next; null: ask
 const paths = new Map(); // peer id -> the path that was told last
 const lost = new Map(); // peer id, or "" for the relay -> what was said of its loss, or will be
+const names = new Map(); // peer id -> the name it had last, which is wanted when it is gone
 const renewed = new Map(); // ids of those that began anew -> whether their loss was told
 
 /** `#token=…` in the address, which is not to be passed on with it. */
 function tokenOfAddress() {
-  const given = new URLSearchParams(location.hash.slice(1)).get("token");
-  if (given !== null) {
-    keep("session", `token ${room}`, given);
+  if (location.hash.startsWith("#token=")) {
+    const given = tokenOf(location.hash);
+    if (isToken(given)) keep("session", `token ${room}`, given);
     history.replaceState(null, "", location.pathname + location.search);
+    if (isToken(given)) return given;
   }
-  return given ?? recall("session", `token ${room}`);
+  return recall("session", `token ${room}`);
 }
 
 // --- joining and leaving ---------------------------------------------------------------------------
 
-async function begin() {
+/** Enters the room; `again`: not before somebody has said so. */
+async function begin(again = false) {
+  if (entering || mesh) return;
+  entering = true;
+  byId("empty").removeAttribute("data-out");
+  setText(byId("empty"), "");
+  const isIn = await enter(again);
+  entering = false;
+  if (!isIn) out("Not in the room");
+}
+
+/** Returns whether we are in. */
+async function enter(again) {
   let given = { title: `Enter ${room}`, text: "Choose the name that others see.", yes: "Enter" };
-  let wanted = recallName() === "" && recall("session", `asked ${room}`) === null;
+  let wanted = again || (recallName() === "" && recall("session", `asked ${room}`) === null);
   for (;;) {
     if (wanted) {
       const answer = await ask({ ...given, name });
-      if (answer === null) return setOwn("closed", "You are not in the room", true);
+      if (answer === null) return false;
       name = answer.name;
       keepName(name);
       keep("session", `asked ${room}`, "yes");
@@ -64,15 +79,16 @@ async function begin() {
         keep("session", `token ${room}`, token);
       }
     }
+    const tried = token;
     const error = await join();
-    if (error === null) return;
-    wanted = true;
-    const locked = TOKEN_CODES.has(error.code);
+    if (error === null) return true;
+    wanted = token === tried; // else a link was opened meanwhile
+    const locked = isLocked(error);
     given = {
       title: locked ? `${room} is not open to everybody` : `Could not enter ${room}`,
       text: locked ? "Who may enter has a join token, often as part of a link." : "",
       token: locked,
-      error: locked && !token ? "" : error.message,
+      error: locked && !token ? "" : whyOut(error),
       yes: locked ? "Enter" : "Try again",
     };
     setOwn("closed", locked ? "Not allowed in" : "Could not join");
@@ -89,17 +105,17 @@ async function join() {
   try {
     const next = new PeerManager(location.origin, { room, name: name || null, joinToken: token || null });
     listen(next);
+    window.MeshPeerDebug = next.debug; // also while it can't join
+    diagnostics.use(next);
     await next.start();
     mesh = next;
   } catch (error) {
     return error;
   }
-  window.MeshPeerDebug = mesh.debug;
-  diagnostics.use(mesh);
   here = true;
   keepRoom(room);
-  const others = [...mesh.peers.values()].map(nameOf);
-  log.notice(`You are in ${room}${others.length ? `, with ${list(others)}` : ""}.`);
+  const others = list([...mesh.peers.values()].map(nameOf));
+  log.notice(["You are in ", named(room), ...(others.length ? [", with ", ...others] : []), "."]);
   write.text.disabled = write.send.disabled = write.attach.disabled = false;
   if (!document.querySelector("dialog[open]") && matchMedia("(hover: hover)").matches) write.text.focus();
   showOwn();
@@ -107,20 +123,18 @@ async function join() {
   return null;
 }
 
-/** "Ann", "Ann and Ben", "Ann, Ben and 3 others". */
-function list(names) {
-  if (names.length < 3) return names.join(" and ");
-  return names.length === 3 ? `${names[0]}, ${names[1]} and ${names[2]}` : `${names[0]}, ${names[1]} and ${names.length - 2} others`;
+/** "Ann", "Ann and Ben", "Ann, Ben and 3 others", in parts. */
+function list(all) {
+  const parts = all.slice(0, all.length > 3 ? 2 : 3).map((each) => named(each));
+  if (all.length > 3) parts.push(`${all.length - 2} others`);
+  return parts.flatMap((part, at) => (at === 0 ? [part] : [at === parts.length - 1 ? " and " : ", ", part]));
 }
 
-async function ended(reason, error) {
-  mesh = null;
-  retryAt = null;
-  write.text.disabled = write.send.disabled = write.attach.disabled = true;
-  setOwn("closed", "You are not in the room", true);
-  people.show(null, []);
-  const text = error?.message ?? reason;
-  log.notice(`You are out of the room: ${text}`, "bad");
+async function ended(error) {
+  left();
+  out("Not in the room");
+  const text = whyOut(error);
+  log.notice(`You are out of the room. ${text}`, "bad");
   const answer = await ask({ title: `You are out of ${room}`, text, name, yes: "Enter again" });
   if (answer === null) return;
   name = answer.name;
@@ -128,25 +142,45 @@ async function ended(reason, error) {
   begin();
 }
 
-function setOwn(state, text, again = false) {
+/** There is no room any more in which something can be done. */
+function left() {
+  mesh = null;
+  write.text.disabled = write.send.disabled = write.attach.disabled = true;
+  people.show(null, []);
+}
+
+/** Nothing happens until somebody wants to be in the room again. */
+function out(text) {
+  setOwn("closed", text);
+  const again = el("button", { type: "button", className: "strong" }, "Enter");
+  again.addEventListener("click", () => begin(true));
+  byId("empty").replaceChildren(el("span", {}, "You are not in the room."), again);
+  setAttribute(byId("empty"), "data-out", "");
+  log.toEnd();
+  again.focus();
+}
+
+/** `wait`: what passes by, which nobody wants to have read out. */
+function setOwn(state, text, wait = "") {
   setAttribute(byId("own"), "data-state", state);
   setText(byId("own-text"), text);
-  byId("own").title = again ? "Load the page again to enter" : text;
-  if (state !== "joined") setText(byId("empty"), state === "joining" ? "Joining…" : text);
+  setText(byId("own-wait"), wait);
+  setAttribute(byId("own"), "title", `${text}${wait}`);
+  if (state !== "joined" && !byId("empty").hasAttribute("data-out")) setText(byId("empty"), state === "joining" ? "Joining…" : text);
 }
 
 /** How we stand with the relay, in words that last until it changes. */
 function showOwn() {
   if (!mesh) return;
   if (mesh.state === "reconnecting") {
-    const wait = retryAt === null ? 0 : Math.max(0, Math.ceil((retryAt - Date.now()) / 1000));
-    return setOwn("reconnecting", wait ? `Relay away, asked again in ${wait} s` : "Relay away, asking again");
+    const wait = Math.ceil(mesh.debug.getSignalingStatus().retryIn ?? 0);
+    return setOwn("reconnecting", "Relay away", wait > 0 ? ` · ${wait} s` : ""); // until it is asked again
   }
   if (mesh.state !== "joined") return setOwn("joining", "Joining");
   const peers = [...mesh.peers.values()];
   const connected = peers.filter((peer) => peer.state === "connected").length;
   const all = connected === peers.length ? String(connected) : `${connected} of ${peers.length}`;
-  setOwn("joined", peers.length ? `Connected to ${all}` : "Nobody else is here yet");
+  setOwn("joined", peers.length ? `Connected to ${all}` : "Nobody else here");
   byId("empty").replaceChildren(
     el("span", {}, el("strong", {}, peers.length ? "Say hello" : "You are the first one here"), peers.length ? "What you write goes to everybody in the room, directly where there is a way." : "Invite others with the link or the code."),
   );
@@ -163,13 +197,15 @@ function listen(next) {
   on("joined", joined);
   on("peer-joined", peerJoined);
   on("peer-left", peerLeft);
-  on("peer-updated", showPeople);
+  on("peer-updated", (event) => {
+    remember(event);
+    showPeople();
+  });
   on("peer-state-changed", stateChanged);
   on("connection-report", pathChanged);
   on("messages-undelivered", undelivered);
-  on("replaced", () => log.notice("This seat was taken over by another tab or window.", "bad"));
-  on("closed", ({ reason, error }) => {
-    if (mesh === next) ended(reason, error);
+  on("closed", ({ error }) => {
+    if (mesh === next) ended(error);
   });
 }
 
@@ -191,7 +227,7 @@ function heard(message) {
   }
 }
 
-/** Says that something is lost, unless it is found soon. */
+/** Says that something is lost, unless it is found soon. `text`: as `Log.notice` takes it. */
 function lose(id, text) {
   if (lost.has(id)) return;
   const loss = { told: false, timer: 0 };
@@ -210,32 +246,38 @@ function found(id) {
   return loss?.told ?? false;
 }
 
-function signalingChanged({ state, reason, retryIn }) {
-  retryAt = retryIn === null || retryIn === undefined ? null : Date.now() + retryIn * 1000;
-  if (here && state === "reconnecting") lose("", `The relay is away (${reason}). Direct connections go on meanwhile.`);
+function signalingChanged({ state }) {
+  if (here && state === "reconnecting") lose("", "The relay is away. Direct connections go on meanwhile.");
   showOwn();
 }
 
 function joined() {
-  retryAt = null;
   if (found("") && here) log.notice("The relay is back.");
   showOwn();
   showPeople();
 }
 
-const called = (event) => event.name ?? event.peerId;
+function remember({ peerId, name: given }) {
+  names.delete(peerId);
+  names.set(peerId, given);
+  if (names.size > MAX_NAMES) names.delete(names.keys().next().value);
+}
+
+/** How people call who an event is about, set apart from the words around it. */
+const called = ({ peerId, name: given = names.get(peerId) ?? null }) => named(nameOf({ id: peerId, name: given }));
 
 function peerJoined(event) {
   const told = renewed.get(event.peerId);
   renewed.delete(event.peerId);
-  if (here && told !== false) log.notice(`${called(event)} is ${told ? "back" : "here"}.`);
+  remember(event);
+  if (here && told !== false) log.notice([called(event), ` is ${told ? "back" : "here"}.`]);
   showPeople();
 }
 
 const LEFT = {
-  left: (who) => `${who} left.`,
-  timeout: (who) => `${who} is gone: nothing was heard any more.`,
-  removed: (who) => `${who} was removed by the operator.`,
+  left: " left.",
+  timeout: " is gone: nothing was heard any more.",
+  removed: " was removed by the operator.",
 };
 
 function peerLeft(event) {
@@ -243,17 +285,17 @@ function peerLeft(event) {
   paths.delete(peerId);
   const told = found(peerId);
   if (reason === "superseded") renewed.set(peerId, told);
-  else if (reason in LEFT) log.notice(LEFT[reason](called(event)));
+  else if (reason in LEFT) log.notice([called(event), LEFT[reason]]);
   showPeople();
 }
 
 function stateChanged(event) {
-  const { peerId, state, previous, path, reason } = event;
+  const { peerId, state, previous, path } = event;
   if (previous === "connected" && (state === "disconnected" || state === "failed")) {
-    lose(peerId, `The connection to ${called(event)} is lost (${reason}). What you write waits.`);
+    lose(peerId, ["The connection to ", called(event), " is lost. What you write waits."]);
   } else if (state === "connected") {
-    if (found(peerId)) log.notice(`Connected to ${called(event)} again${path ? `: ${pathName(path)}` : ""}.`);
-    else if (path === "relay") log.notice(`There is no direct way to ${called(event)} yet: it goes over the relay.`);
+    if (found(peerId)) log.notice(["Connected to ", called(event), ` again${path ? `: ${pathName(path)}` : ""}.`]);
+    else if (path === "relay") log.notice(["There is no direct way to ", called(event), " yet: it goes over the relay."]);
     if (path) paths.set(peerId, path);
   }
   showPeople();
@@ -263,17 +305,16 @@ function pathChanged(event) {
   const { peerId, path } = event;
   const before = paths.get(peerId);
   if (path !== null && before !== undefined && before !== path) {
-    if (path === "relay") log.notice(`The direct way to ${called(event)} is gone: it goes over the relay.`, "warn");
-    else if (before === "relay") log.notice(`It goes to ${called(event)} ${path === "direct" ? "directly" : "over TURN"} now.`);
+    if (path === "relay") log.notice(["The direct way to ", called(event), " is gone: it goes over the relay."], "warn");
+    else if (before === "relay") log.notice(["It goes to ", called(event), ` ${path === "direct" ? "directly" : "over TURN"} now.`]);
   }
   if (path !== null) paths.set(peerId, path);
   showPeople();
 }
 
 function undelivered({ peerId, messages }) {
-  const peer = mesh?.peers.get(peerId);
   const texts = messages.filter((message) => message.channel === CHANNEL).length;
-  if (texts) log.notice(`${counted(texts, "message")} did not reach ${peer ? nameOf(peer) : peerId}.`, "bad");
+  if (texts) log.notice([`${counted(texts, "message")} did not reach `, called({ peerId }), "."], "bad");
 }
 
 let drawing = false;
@@ -284,7 +325,7 @@ function showPeople() {
   setTimeout(() => {
     drawing = false;
     if (!mesh) return;
-    people.show({ id: mesh.peerId, name: name || null, state: mesh.state }, mesh.peers.values());
+    people.show({ id: mesh.peerId, name: mesh.name, state: mesh.state }, mesh.peers.values());
     showOwn();
   }, 30);
 }
@@ -301,7 +342,7 @@ function send(text) {
       receipts.set(peer, "sent");
       await peer.flush();
       receipts.set(peer, "delivered");
-    }).catch((error) => receipts.set(peer, "failed", error.message));
+    }).catch((error) => receipts.set(peer, "failed", whyNotDelivered(error)));
   }
 }
 
@@ -361,13 +402,14 @@ talk.addEventListener("drop", (event) => {
 
 byId("rename").addEventListener("click", async () => {
   const answer = await ask({ title: "Change your name", name, yes: "Change" });
-  if (answer === null || !mesh) return;
+  if (answer === null) return;
   name = answer.name;
   keepName(name);
+  if (!mesh) return; // it is for the next time
   try {
     await mesh.update({ name: name || null });
-  } catch (error) {
-    log.notice(`The name was not changed: ${error.message}`, "bad");
+  } catch {
+    log.notice("The others could not be told your new name just now.", "bad");
   }
   showPeople();
 });
@@ -377,10 +419,25 @@ document.querySelector(".home").addEventListener("click", async (event) => {
   if (!mesh || event.button !== 0 || event.ctrlKey || event.metaKey || event.shiftKey) return;
   event.preventDefault();
   const leaving = mesh;
-  mesh = null;
+  if (leaving.state === "reconnecting") {
+    const text = "The relay is away: there is no list of rooms now, and no way back in before it is there again.";
+    if (!(await isSure({ title: `Leave ${room}?`, text, yes: "Leave" })) || mesh !== leaving) return;
+  }
+  const away = leaving.state === "reconnecting";
+  left();
   const late = new Promise((resolve) => setTimeout(resolve, LEAVE_WITHIN));
   await Promise.race([leaving.close().catch(() => {}), late]);
-  location.assign("/");
+  if (away) out("Not in the room"); // the other page could not be loaded
+  else location.assign("/");
+});
+
+// A link with a token was opened in this tab, which stays: all that it changes is the fragment.
+addEventListener("hashchange", () => {
+  if (!location.hash.startsWith("#token=")) return;
+  token = tokenOfAddress();
+  if (mesh) return; // it is for the next time
+  if (byId("gate").open) answerToken(token);
+  else begin();
 });
 
 // A page that comes back from the browser's cache, while another one of this tab had its seat.
@@ -396,9 +453,12 @@ write.attach.append(icon("attach"));
 write.text.disabled = write.send.disabled = write.attach.disabled = true;
 setText(byId("room"), room);
 log.title = room;
-installInvite(room);
+installInvite(room, () => Boolean(token));
 setInterval(() => {
   if (!document.hidden) showPeople(); // round trips, and how long until the relay is asked again
 }, 1000);
 if (labelError("A room", room) === null && room) begin();
-else setOwn("closed", "A room can't have this name");
+else {
+  setOwn("closed", "No such room");
+  setText(byId("empty"), "A room can't have this name.");
+}

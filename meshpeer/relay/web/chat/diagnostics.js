@@ -21,8 +21,12 @@ export class Diagnostics {
     this.#dialog.addEventListener("close", () => clearTimeout(this.#timer));
     byId("copy").addEventListener("click", () => this.#copy());
     byId("restart-all").addEventListener("click", () => {
-      this.#mesh?.debug.forceICERestart();
-      this.#say("ICE restarts");
+      try {
+        this.#mesh?.debug.forceICERestart();
+        this.#say("ICE restarts");
+      } catch {
+        this.#say("You are out of the room");
+      }
     });
     byId("test-all").addEventListener("click", () => this.#test());
   }
@@ -68,8 +72,8 @@ export class Diagnostics {
       const tests = Object.values(await this.#mesh.debug.testP2PWithAllPeers());
       const answered = tests.filter((test) => test.error === null).length;
       this.#say(`${answered} of ${tests.length} answered directly`);
-    } catch (error) {
-      this.#say(error.message);
+    } catch {
+      this.#say("You are out of the room");
     }
   }
 }

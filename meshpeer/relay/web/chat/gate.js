@@ -3,6 +3,22 @@
 import { byId, setHidden, setText } from "../common/dom.js";
 import { labelError } from "../common/places.js";
 
+/** Whether it has the form of a join token: see docs/protocol.md. */
+export const isToken = (text) => /^[!-~]{1,4096}$/.test(text);
+
+/** The join token in what was pasted: a token, or a whole link with `#token=…`. */
+export function tokenOf(text) {
+  const given = new URLSearchParams(text.slice(text.indexOf("#") + 1)).get("token");
+  return (text.includes("#") && given !== null ? given : text).trim();
+}
+
+/** Opens a dialog, and closes what else is open: it would be in front of it, or behind. */
+function open(dialog) {
+  for (const other of document.querySelectorAll("dialog[open]")) if (other !== dialog) other.close();
+  dialog.returnValue = "";
+  if (!dialog.open) dialog.showModal();
+}
+
 /**
  * Resolves with {name, token}, or null when it was cancelled. `token`: whether to ask for one.
  * `error`: why it is asked (again). `yes`: what the button says.
@@ -17,20 +33,42 @@ export function ask({ title, text = "", name, token = false, error = "", yes }) 
   setHidden(byId("gate-token-field"), !token);
   byId("gate-name").value = name;
   byId("gate-token").value = "";
-  dialog.returnValue = "";
   byId("gate-no").onclick = () => dialog.close("no");
   byId("gate-form").onsubmit = (event) => {
     event.preventDefault();
-    const wrong = labelError("A name", byId("gate-name").value.trim());
+    const given = tokenOf(byId("gate-token").value);
+    const wrong = labelError("A name", byId("gate-name").value.trim()) ?? (given && !isToken(given) ? "This is no join token." : null);
     setText(byId("gate-error"), wrong ?? "");
     if (wrong === null) dialog.close("yes");
   };
-  if (!dialog.open) dialog.showModal();
+  open(dialog);
   byId(token ? "gate-token" : "gate-name").focus();
   return new Promise((resolve) => {
     dialog.addEventListener("close", () => {
-      const given = { name: byId("gate-name").value.trim(), token: byId("gate-token").value.trim() };
+      const given = { name: byId("gate-name").value.trim(), token: tokenOf(byId("gate-token").value) };
       resolve(dialog.returnValue === "yes" ? given : null);
     }, { once: true });
+  });
+}
+
+/** Answers the question for a token, if it is asked now, as somebody would. */
+export function answerToken(token) {
+  if (!byId("gate").open || byId("gate-token-field").hidden) return;
+  byId("gate-token").value = token;
+  byId("gate-form").requestSubmit();
+}
+
+/** Whether somebody is sure of it. `yes`: what the button says. */
+export function isSure({ title, text, yes }) {
+  const dialog = byId("sure");
+  setText(byId("sure-title"), title);
+  setText(byId("sure-text"), text);
+  setText(byId("sure-yes"), yes);
+  byId("sure-no").onclick = () => dialog.close("no");
+  byId("sure-yes").onclick = () => dialog.close("yes");
+  open(dialog);
+  byId("sure-no").focus();
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
   });
 }

@@ -26,7 +26,16 @@ export function copyField(field) {
   }
 }
 
-export function installInvite(room) {
+function note(token) {
+  if (LOCAL.test(location.hostname)) {
+    const more = token ? " Whoever opens it also needs a join token." : "";
+    return `This address works on this machine only. For others, open the page by an address of it that they can reach.${more}`;
+  }
+  return `Whoever opens it${token ? ", and also has a join token," : ""} is in the same room, with any device.`;
+}
+
+/** `needsToken()`: whether the link alone lets nobody in. */
+export function installInvite(room, needsToken) {
   const link = `${location.origin}${roomPath(room)}`;
   const code = byId("code");
   byId("link").value = link;
@@ -36,14 +45,18 @@ export function installInvite(room) {
   });
   code.addEventListener("error", () => {
     setHidden(code, true);
-    setText(byId("code-error"), "There is no code for this link.");
-    setHidden(byId("code-error"), false);
+    explain(code.src);
   });
-  setText(byId("invite-note"), LOCAL.test(location.hostname)
-    ? "This address works on this machine only. For others, open the page by an address of it that they can reach."
-    : "Whoever opens it is in the same room, with any device.");
+  async function explain(source) {
+    // An image does not tell why it is not there.
+    const status = await fetch(source).then((answer) => answer.status, () => 0);
+    const never = status >= 400 && status < 500 && status !== 429;
+    setText(byId("code-error"), never ? "There is no code for this link." : "The relay gave no code just now.");
+    setHidden(byId("code-error"), !code.hidden);
+  }
   byId("show-invite").addEventListener("click", () => {
     setText(byId("link-copied"), "");
+    setText(byId("invite-note"), note(needsToken()));
     const source = `${roomPath(room)}/qr.svg?at=${encodeURIComponent(location.origin)}`;
     if (code.getAttribute("src") !== source || code.hidden) code.src = source;
     byId("invite").showModal();

@@ -17,6 +17,7 @@ const now = () => Date.now() / 1000;
 /** The states of a message to one peer, the worst first. */
 const STATES = ["failed", "sending", "sent", "delivered"];
 const STATE_WORDS = { sending: "on its way", sent: "sent", delivered: "delivered", failed: "not delivered" };
+const NOT_KNOWN = "not known to have arrived"; // who could tell went with the page before
 
 export class Log {
   #room;
@@ -63,9 +64,13 @@ export class Log {
 
   /** What was said here. Returns its `Receipts`. */
   said(text, peers, at = now()) {
-    const receipts = new Receipts(peers);
+    const kept = { text, at, state: "" };
+    const receipts = new Receipts(peers, (state) => {
+      kept.state = state;
+      this.#writeSoon();
+    });
     this.#message(null, text, at, [receipts.mark], [receipts.list]);
-    this.#keep({ text, at });
+    this.#keep(kept);
     this.toEnd();
     return receipts;
   }
@@ -77,9 +82,12 @@ export class Log {
     else this.toEnd();
   }
 
-  /** What happened. `kind`: "", "warn", "bad" or "operator". */
-  notice(text, kind = "") {
-    const words = kind === "operator" ? [el("strong", {}, "The operator says: "), text] : [text];
+  /**
+   * What happened: a text, or parts of it, of which the names are `named`, so that none can be taken
+   * for words of the page. `kind`: "", "warn", "bad" or "operator".
+   */
+  notice(parts, kind = "") {
+    const words = kind === "operator" ? [el("strong", {}, "The operator says: "), parts] : [parts].flat();
     this.#add(el("li", { className: `notice ${kind}` }, el("p", {}, ...words, " ", stamp(now()))));
     this.#last = { who: null, at: 0 };
     if (kind === "operator") this.#news();
@@ -150,6 +158,10 @@ export class Log {
   #keep(message) {
     this.#kept.push(message);
     if (this.#kept.length > 2 * MAX_KEPT) this.#kept.splice(0, MAX_KEPT);
+    this.#writeSoon();
+  }
+
+  #writeSoon() {
     this.#writing ||= setTimeout(() => this.#write(), WRITE_AFTER);
   }
 
@@ -174,7 +186,7 @@ export class Log {
     for (const message of kept.slice(-MAX_KEPT)) {
       if (typeof message?.text !== "string" || typeof message.at !== "number") continue;
       const from = typeof message.id === "string" ? { id: message.id, name: String(message.name ?? message.id) } : null;
-      this.#message(from, message.text, message.at, from ? [pathMark(message.path ?? null)] : []);
+      this.#message(from, message.text, message.at, from ? [pathMark(message.path ?? null)] : oldMark(message.state));
       this.#kept.push(message);
     }
     this.#entries.lastElementChild?.classList.add("old");
@@ -188,15 +200,27 @@ function stamp(at) {
   return el("time", { dateTime: new Date(at * 1000).toISOString(), title: time(at) }, minute(at));
 }
 
+/** How far a message of ours was when the page before ended. */
+function oldMark(state) {
+  if (!STATES.includes(state)) return []; // nobody was here
+  const arrived = state === "delivered";
+  const mark = el("span", { className: "ticks", data: { state: arrived ? state : "unknown" } });
+  mark.append(icon(arrived ? state : "failed"), arrived ? STATE_WORDS[state] : NOT_KNOWN);
+  return [mark];
+}
+
 /** How far one message of ours is, with each of those it went to. */
 class Receipts {
   #peers = new Map(); // peer -> {name, state, text}
+  #changed;
   #text = el("span", {}, "");
   #icon = el("span", {});
   mark = el("button", { type: "button", className: "ticks", aria: { expanded: "false" } }, this.#icon, this.#text);
   list = el("ul", { className: "receipts", hidden: true, aria: { label: "Delivery" } });
 
-  constructor(peers) {
+  /** `changed(state)` is told how it is with the one with whom it is worst. */
+  constructor(peers, changed) {
+    this.#changed = changed;
     for (const peer of peers) this.#peers.set(peer, { name: nameOf(peer), state: "sending", text: STATE_WORDS.sending });
     this.mark.addEventListener("click", () => {
       setHidden(this.list, !this.list.hidden);
@@ -215,7 +239,9 @@ class Receipts {
 
   #show() {
     const all = [...this.#peers.values()];
-    const state = STATES.find((each) => all.some((receipt) => receipt.state === each)) ?? "sent";
+    const worst = STATES.find((each) => all.some((receipt) => receipt.state === each));
+    const state = worst ?? "sent";
+    if (worst) this.#changed(worst);
     setAttribute(this.mark, "data-state", state);
     this.#icon.replaceChildren(icon(state));
     setText(this.#text, this.#words(all, state));

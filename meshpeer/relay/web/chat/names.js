@@ -6,8 +6,8 @@ import { pathName } from "../common/format.js";
 const TONES = 8;
 const segments = new Intl.Segmenter();
 
-/** What people read: the display name, else the id. */
-export const nameOf = (peer) => peer.name ?? peer.id;
+/** What people read: the display name, else the id, if that is not a random one. */
+export const nameOf = (peer) => peer.name ?? (/^[0-9a-f]{16}$/.test(peer.id) ? `Guest ${peer.id.slice(0, 4)}` : peer.id);
 
 /** Whether it says so itself. */
 export const isBot = (peer) => peer.metadata?.bot === true;

@@ -1,9 +1,10 @@
 // Files: sent to some or all, offered by others, taken or declined.
 
-import { byId, el, setHidden, setText } from "../common/dom.js";
+import { byId, el, named, setHidden, setText } from "../common/dom.js";
 import { bytes } from "../common/format.js";
 import { icon } from "./icons.js";
 import { isBot, nameOf } from "./names.js";
+import { whyNoFile } from "./words.js";
 
 export class Transfers {
   #mesh;
@@ -55,15 +56,15 @@ export class Transfers {
   #sendOne(file, peers) {
     const list = el("ul", { className: "transfers" });
     for (const peer of peers) {
-      const row = new Row(peers.length > 1 ? `${nameOf(peer)}: ` : "", file.size);
+      const row = new Row(peers.length > 1 ? [named(nameOf(peer)), ": "] : [], file.size);
       const abort = new AbortController();
-      row.say(peers.length > 1 ? "waiting" : `waiting for ${nameOf(peer)} to take it`);
+      row.say(...(peers.length > 1 ? ["waiting"] : ["waiting for ", named(nameOf(peer)), " to take it"]));
       row.actions([["Cancel", () => abort.abort()]]);
       list.append(row.element);
       const onProgress = (progress) => row.progress(progress.done);
       peer.sendFile(file, { name: file.name, onProgress, signal: abort.signal }).then(
         () => row.end("received and checked"),
-        (error) => row.end(abort.signal.aborted ? "cancelled" : `not sent: ${error.message}`, !abort.signal.aborted),
+        (error) => row.end(abort.signal.aborted ? "cancelled" : `not sent: ${whyNoFile(error)}`, !abort.signal.aborted),
       );
     }
     this.#log.card(null, card(file.name, file.size, list));
@@ -73,7 +74,7 @@ export class Transfers {
     const peer = this.#mesh.peers.get(peerId);
     if (!peer) return;
     const mesh = this.#mesh;
-    const row = new Row("", size);
+    const row = new Row([], size);
     const abort = new AbortController();
     row.say("offered to you");
     const accept = async () => {
@@ -85,7 +86,7 @@ export class Transfers {
         row.end("received and checked");
         row.save(file.blob, file.name);
       } catch (error) {
-        row.end(abort.signal.aborted ? "cancelled" : `not received: ${error.message}`, !abort.signal.aborted);
+        row.end(abort.signal.aborted ? "cancelled" : `not received: ${whyNoFile(error)}`, !abort.signal.aborted);
       }
     };
     const decline = () => {
@@ -98,10 +99,10 @@ export class Transfers {
     this.#log.card(peer, card(name, size, el("ul", { className: "transfers" }, row.element)));
   }
 
-  #withdrawn({ peerId, reason }) {
+  #withdrawn({ peerId }) {
     const row = this.#offers.get(peerId);
     this.#offers.delete(peerId);
-    row?.end(`withdrawn${reason ? `: ${reason}` : ""}`);
+    row?.end("withdrawn");
   }
 }
 
@@ -126,8 +127,9 @@ class Row {
     setHidden(this.#bar, true); // until something moves
   }
 
-  say(text) {
-    setText(this.#status, `${this.#who}${text}`);
+  /** Parts: texts, and names that are `named`. */
+  say(...parts) {
+    this.#status.replaceChildren(...this.#who, ...parts);
   }
 
   progress(done) {
