@@ -858,6 +858,23 @@ async def test_waiting_ends_with_the_manager() -> None:
         assert b.state is MeshState.JOINED
 
 
+@virtual
+async def test_who_waits_to_open_a_channel_is_told_of_our_end() -> None:
+    async with World() as world:
+        world.network.hang.add("accept_offer")
+        a = await world.start("a")
+        await world.start("b")
+        peer = a.peers["b"]
+        opening = asyncio.create_task(peer.open_channel("x"))
+        await asyncio.sleep(0.1)
+        await a.close()
+        with pytest.raises(MeshClosed):
+            await opening
+        with pytest.raises(MeshClosed):
+            await peer.open_channel("x")
+        world.network.hang.clear()
+
+
 # --- who is who -------------------------------------------------------------------------------
 
 
