@@ -259,6 +259,12 @@ class PeerManager:
         return self._shell.join.incarnation
 
     @property
+    def name(self) -> str | None:
+        """Our display name, as the others see it: where the relay gives one, that one, from `start`
+        on."""
+        return self._shell.name
+
+    @property
     def room(self) -> str:
         """The room."""
         return self._shell.join.room

@@ -280,6 +280,7 @@ class Shell:
         self.error: MeshError | None = None
         """What ended it, when it was not `close`."""
         self.token: str | None = join.token
+        self._given_name: str | None = None
         self.ice_servers: Sequence[IceServer] = config.ice_servers
         """Those of the configuration, and those that the signalling service named last."""
         self.server_reports: dict[str, IceServerReport] = {}
@@ -509,6 +510,7 @@ class Shell:
             case Welcome():
                 self.token = event.token
                 self.join = replace(self.join, peer_id=event.peer_id)
+                self._given_name = event.name
                 self.log = self.log.bind(peer_id=event.peer_id)
                 self.log.info("joined", resumed=event.resumed, members=len(event.members))
                 self.state = MeshState.JOINED
@@ -536,6 +538,17 @@ class Shell:
         """Tell the room a new name or metadata."""
         self.check_running()
         self._transport.update(name, metadata)
+        join = self.join
+        self.join = replace(
+            join,
+            name=join.name if name is None else name,
+            metadata=join.metadata if metadata is None else metadata,
+        )
+
+    @property
+    def name(self) -> str | None:
+        """Our display name, as the others see it."""
+        return self.join.name if self._given_name is None else self._given_name
 
     # --- driving the node ---
 

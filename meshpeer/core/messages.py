@@ -320,6 +320,9 @@ class Welcome(Struct, frozen=True, tag="welcome"):
     """Seconds between two `Report`s at most; 0: none are wanted."""
     ice_servers: IceServers | None = None
     """The STUN and TURN servers to use from the first moment."""
+    name: DisplayName | None = None
+    """The display name that the others see, where the relay gives one whatever the client says of
+    itself; None: it is what the client says."""
 
     def __repr__(self) -> str:
         return f"Welcome(room={self.room!r}, peer_id={self.peer_id!r}, resumed={self.resumed})"

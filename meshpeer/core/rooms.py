@@ -262,8 +262,8 @@ class _Seat:
     """Bytes it may send; below zero it is slowed down."""
     token: str = ""
     subject: str | None = None
-    name_is_fixed: bool = False
-    """By its `Grant`."""
+    granted_name: str | None = None
+    """`Grant.name`: then it has no other."""
     warned_at: float = float("-inf")
     conn: ConnId | None = None
     attempt: int = 0
@@ -802,7 +802,8 @@ class Rooms:
 
     def _return(self, entry: _Entry, seat: _Seat, now: float, out: list[Output]) -> None:
         """The same incarnation is back on another socket: resume when nothing is missing."""
-        conn, join = entry.conn, entry.join
+        conn, join, grant = entry.conn, entry.join, entry.grant
+        named = grant.name is not None or seat.granted_name is not None
         if seat.conn is not None:
             out.append(Shut(seat.conn, CLOSE_SUPERSEDED, "superseded connection"))
         self._attach(entry, seat, out)
@@ -814,8 +815,9 @@ class Rooms:
             self._welcome(seat, conn, seat.received, now, out, resumed=True)
             out += (Send(conn, data) for data in missed)
             self._note("member resumed", conn=conn, missed=len(missed), **_facts(seat))
-            # Its updates are counted: they have come, or follow.
-            name, metadata = entry.grant.name or seat.name, seat.metadata
+            # Its updates are counted: they have come, or follow. Those of a name that was granted
+            # did not count, but the join has what it wants to be called.
+            name, metadata = entry.name if named else seat.name, seat.metadata
         else:
             self._note("member returned", conn=conn, **_facts(seat))
             self._begin_session(entry, seat, now, out)
@@ -852,7 +854,7 @@ class Rooms:
         # honouring it keeps it good, and nobody but its owner knows it.
         seat.token = entry.join.token or self._new_token()
         seat.subject = entry.grant.subject
-        seat.name_is_fixed = entry.grant.name is not None
+        seat.granted_name = entry.grant.name
 
     def _begin(self, entry: _Entry, seat: _Seat, now: float, out: list[Output]) -> None:
         """An incarnation that was not there before: it is told of the room, and the room of it."""
@@ -907,6 +909,7 @@ class Rooms:
             forward_window=self._window,
             report_interval=self._config.report_interval,
             ice_servers=self._servers(seat, now),
+            name=seat.granted_name,
         )
         out.append(Send(conn, encode(welcome)))
 
@@ -1074,7 +1077,7 @@ class Rooms:
     def _update(self, seat: _Seat, update: Update, now: float, out: list[Output]) -> None:
         name = seat.name if update.name is None else update.name
         metadata = seat.metadata if update.metadata is None else update.metadata
-        if seat.name_is_fixed and name != seat.name:
+        if seat.granted_name is not None and name != seat.granted_name:
             text = f"your display name is {seat.name!r} here, and can't be changed"
             self._refuse(seat, "name_fixed", text, now, out, field="$.name", message=seat.received)
         else:

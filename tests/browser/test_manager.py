@@ -1172,12 +1172,16 @@ async def test_joins_that_need_a_token(context: BrowserContext, room: str) -> No
             };
             return [
               await enter(null), await enter("forged"), await enter(token),
-              await enter(async () => token), await enter(token, "another room"),
+              await enter(async () => token), await enter(token, "another room"), names,
             ];
             """,
             room=room,
             token=token,
-        ) == ["Unauthorized", "Unauthorized", "joined", "joined", "Forbidden"]
+            named=make_join_token(secret=secret, subject="somebody", name="Dr. Ann"),
+        ) == [
+            *("Unauthorized", "Unauthorized", "joined", "joined", "Forbidden"),
+            ["Mallory", "Dr. Ann", "Dr. Ann"],
+        ]
         await tab.close()
         assert tab.errors == []
 
@@ -1281,6 +1285,16 @@ async def test_a_reader_of_events_that_is_too_slow_is_ended(
         """
     ) == ["SlowReader", 10]
 
+            // Who is given a name knows it, and keeps it.
+            const given = new client.PeerManager(
+              url, {room, name: "Mallory", joinToken: named, keepSeat: false},
+            );
+            const names = [given.name];
+            await given.start();
+            names.push(given.name);
+            given.update({name: "Eve"});
+            names.push(given.name);
+            await given.close();
 
 async def test_a_notice_of_the_operator_and_a_removal_are_told(
     tab: Tab, room: str, relay: Relay
@@ -1517,10 +1531,12 @@ globalThis.welcome = {
   ],
 };
 /** A manager in a room that is not there, with one other in it. */
-globalThis.fake = ({onOpen = () => {}, connection = {}, config = {}} = {}) => {
+globalThis.fake = ({
+  onOpen = () => {}, connection = {}, config = {}, retryIn = () => null,
+} = {}) => {
   const here = {offers: 0};
   const transport = (told) => ({
-    url: "fake:", state: "seated", lastFailure: null,
+    url: "fake:", state: "seated", lastFailure: null, retryIn,
     async open({incarnation}) {
       here.say = told;
       onOpen(told);
@@ -1595,7 +1611,7 @@ async def test_faults_are_reported_and_end_no_more_than_they_must(
         const {reason, error} = await broken.ended.first(() => true);
         return [
           [still, odd.mesh.state, odd.offers > 1], hung.mesh.state, [name, kinds],
-          [start.name, start.message, lost.mesh.state],
+          [start.name, start.message, lost.mesh.state], waits,
           [reason, error.name, (await waiting).name, broken.mesh.state, broken.mesh.peers.size],
         ];
         """
@@ -1646,3 +1662,13 @@ async def test_a_page_that_was_held_up_listens_before_it_takes_somebody_for_sile
         }
         """
     ) == ["rang at 2.4", "heard", "frozen", "heard", "rang at 22.6"]
+  name: null,
+
+        // The loss is told once; what comes of the tries after it is the transport's to say.
+        const away = fake({retryIn: () => 3.5});
+        await away.mesh.start();
+        const waits = [away.mesh.debug.getSignalingStatus().retryIn];
+        away.say.onEvent({kind: "SignalingLost", reason: "gone", retryIn: 0.01});
+        waits.push(away.mesh.debug.getSignalingStatus().retryIn);
+        await away.mesh.close();
+        [None, 3.5],

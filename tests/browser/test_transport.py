@@ -254,6 +254,36 @@ async def test_a_dropped_socket_costs_nothing(tab: Tab, relay: Relay) -> None:
     assert room == 0
 
 
+async def test_the_wait_for_each_try_is_known(tab: Tab, relay: Relay) -> None:
+    assert await tab.run(
+        """async (url) => {
+          let tried;
+          globalThis.WebSocket = class {
+            static CLOSED = 3;
+            readyState = 3;
+            constructor() { tried(this); }
+          };
+          Math.random = () => 0.9;
+          const one = station(url);
+          const told = [one.transport.retryIn()];
+          for (let number = 0; number < 3; number++) {
+            const socket = new Promise((resolve) => { tried = resolve; });
+            if (number === 0) one.open({ peerId: "ann" });
+            const { onclose } = await socket.then((each) => new Promise((ready) => {
+              setTimeout(() => ready(each));
+            }));
+            told.push(one.transport.retryIn());
+            onclose({ code: 1006, reason: "" });
+            const wait = one.transport.retryIn();
+            told.push(wait > 0 && wait < 2);
+          }
+          await one.transport.close();
+          return [...told, one.transport.retryIn()];
+        }""",
+        relay.url,
+    ) == [None, *(None, True) * 3, None]
+
+
 @pytest.mark.parametrize("network_changed", [False, True])
 async def test_a_doubt_finds_out_that_the_relay_does_not_answer(
     tab: Tab, relay: Relay, network_changed: bool

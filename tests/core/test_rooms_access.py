@@ -207,7 +207,9 @@ def test_a_name_that_is_granted_is_the_name(door: Door) -> None:
     bob, _ = door.seated("bob", incarnation=INC_B)
     conn = door.knock("ann", name="Mallory", metadata={"x": 1})
     door.take(bob)
-    door.grant(conn, name="Ann")
+    [welcome] = door.grant(conn, name="Ann")
+    assert isinstance(welcome, Welcome)
+    assert welcome.name == "Ann"
     door.take(conn)
     assert door.take(bob) == [MemberJoined(Member("ann", INC_A, "Ann", {"x": 1}))]
     assert ("joined", "lobby", "ann", INC_A, "Ann", 0.0, "192.0.2.1", None) in door.told.take()
@@ -223,7 +225,8 @@ def test_a_name_that_is_granted_is_the_name(door: Door) -> None:
 
 def test_a_name_that_is_not_granted_is_its_own(door: Door) -> None:
     bob, _ = door.seated("bob", incarnation=INC_B)
-    conn, _ = door.seated("ann", name="Ann")
+    conn, welcome = door.seated("ann", name="Ann")
+    assert welcome.name is None
     door.take(bob)
     assert door.say(conn, Update(name="Anne")) == []
     assert door.take(bob) == [MemberUpdated("ann", INC_A, "Anne", {})]
@@ -240,6 +243,7 @@ def test_what_is_granted_at_a_return_counts_from_then_on(door: Door, resumed: bo
     [answer] = door.grant(back, name="Dr. Ann")
     assert isinstance(answer, Welcome)
     assert answer.resumed == resumed
+    assert answer.name == "Dr. Ann"
     assert door.take(bob) == [MemberUpdated("ann", INC_A, "Dr. Ann", {})]
     assert [call[:4] for call in door.told.take()] == [
         ("returned", "lobby", "ann", 0.0),
@@ -250,8 +254,10 @@ def test_what_is_granted_at_a_return_counts_from_then_on(door: Door, resumed: bo
     assert refused.code == "name_fixed"
     # And no more when it is not granted another time.
     door.drop(back)
-    last, _ = door.seated("ann", **comeback(answer, 1, name="Ann"))
-    door.take(bob)
+    last, welcome = door.seated("ann", **comeback(answer, 1, name="Ann"))
+    assert welcome.resumed
+    assert welcome.name is None
+    assert door.take(bob) == [MemberUpdated("ann", INC_A, "Ann", {})]
     door.say(last, Update(name="Anne"))
     assert door.take(bob)[-1] == MemberUpdated("ann", INC_A, "Anne", {})
 

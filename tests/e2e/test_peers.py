@@ -24,7 +24,10 @@ from meshpeer import (
     PeerLeft,
     PeerManager,
     PeerState,
+    PeerUpdated,
     Relay,
+    RelayConfig,
+    make_join_token,
 )
 from meshpeer.core.messages import VERSION, Answer, Join, Offer, SignalOut, Welcome, encode
 from tests.test_manager import event_of, take
@@ -253,3 +256,35 @@ async def test_what_a_stranger_says_is_refused_with_a_reason_and_changes_nothing
             assert (bad.peer_id, bad.error.code, bad.error.field) == ("a", "bad_sdp", "$.sdp")
         after = m.stats().peers["n"]
         assert (after.state, after.epoch, after.connections) == (before.state, 1, 1)
+
+
+async def test_who_is_given_a_name_knows_it() -> None:
+    secret = "s" * 32
+
+    def token(**claims: str) -> str:
+        return make_join_token(secret=secret, subject="somebody", **claims)
+
+    given = {"name": "Mallory", "join_token": token(name="Dr. Ann")}
+    async with (
+        Relay(RelayConfig(port=0, join_secret=secret)) as relay,
+        PeerManager(
+            relay.url, room="r", peer_id="b", name="Bob", join_token=token(peer_id="b")
+        ) as b,
+    ):
+        assert b.name == "Bob"
+        a = PeerManager(relay.url, room="r", peer_id="a", **given)
+        assert a.name == "Mallory"
+        async with a:
+            assert a.name == "Dr. Ann"
+            await asyncio.gather(a.wait_for_peer("b", 20), b.wait_for_peer("a", 20))
+            assert b.peers["a"].name == a.name
+            events = a.events()
+            # What it wants to be called is refused, and changes nothing.
+            a.update(name="Eve")
+            assert a.name == "Dr. Ann"
+            # Who has a name of its own may change that.
+            b.update(name="Rob")
+            b.update(metadata={"n": 1})
+            assert b.name == "Rob"
+            assert (await event_of(events, PeerUpdated)).name == "Rob"
+            assert b.peers["a"].name == "Dr. Ann"

@@ -1051,7 +1051,7 @@ const MAX_DEPTH = 32;
  * @typedef {{
  *   kind: "Welcome", version: number, room: string, peerId: string, incarnation: string, token: string,
  *   seatTimeout: number, session: string | null, resumed: boolean, received: number, members: Member[],
- *   forwardWindow: number, reportInterval: number, iceServers: IceServers | null,
+ *   forwardWindow: number, reportInterval: number, iceServers: IceServers | null, name: string | null,
  * }} Welcome
  */
 /**
@@ -1305,6 +1305,7 @@ const SCHEMA = (() => {
     forwardWindow: count,
     reportInterval: [seconds, 0],
     iceServers: orNull(one(iceServers)),
+    name,
   });
   const memberJoined = struct("MemberJoined", "joined", { member: one(member) });
   const memberLeft = struct("MemberLeft", "left", { peerId: label, incarnation, reason: code });
@@ -7800,6 +7801,12 @@ class RelayTransport {
    * still ours. Throws `InvalidData` when `join` does not fit the schema, `RefusedError` when the
    * relay refuses for good, `ConfigError` when the browser won't connect there, `MeshClosed` when
    * `close` was called, and the reason of `signal` when that was aborted: the transport is closed then.
+  /** Seconds to the next try to reach the relay; null while none is waited for. */
+  retryIn() {
+    const due = this.#session.state === "waiting" ? this.#session.nextDeadline() : null;
+    return due === null ? null : Math.max(0, due - this.#now());
+  }
+
    * @param {Join} join
    * @param {AbortSignal | null} [signal]
    * @returns {Promise<Welcome>}
@@ -13423,6 +13430,7 @@ function rounded(seconds, digits) {
  * @property {string} state
  * @property {Error | null} lastFailure
  * @property {(join: Join, signal: AbortSignal | null) => Promise<Welcome>} open
+ * @property {() => number | null} retryIn  seconds to the next try; null while none is waited for
  * @property {(signal: SignalOut) => void} send
  * @property {(name: string | null, metadata: Metadata | null) => void} update
  * @property {(to: string) => number} forwardRoom
@@ -13655,7 +13663,9 @@ class Shell {
   #ignorePage = () => {};
   /** The listeners to messages: ends it. @type {(() => void) | null} */
   #unlisten = null;
-  #signaling = { since: Date.now(), reason: "not started", retryAt: /** @type {number | null} */ (null) };
+  #signaling = { since: Date.now(), reason: "not started" };
+  /** The name that the relay gives us, whatever we say. @type {string | null} */
+  #givenName = null;
 
   /**
    * @param {Join} join
@@ -13926,6 +13936,7 @@ class Shell {
           peerId: event.peerId,
           room: event.room,
           incarnation: event.incarnation,
+        this.#givenName = event.name;
           resumed: event.resumed,
         });
         this.feed((node, now) => node.signaling(event, now));
@@ -13948,25 +13959,30 @@ class Shell {
    */
   #signalingIs(state, reason, retryIn) {
     if (!this.#isStopping) this.state = state;
-    const now = Date.now();
-    this.#signaling = { since: now, reason, retryAt: retryIn === null ? null : now + retryIn * 1000 };
+    this.#signaling = { since: Date.now(), reason };
     this.#tell({ kind: "SignalingChanged", state, reason, retryIn });
   }
 
   /** How it stands with the relay. */
   signalingStatus() {
-    const { since, reason, retryAt } = this.#signaling;
+    const { since, reason } = this.#signaling;
     const { url, state, lastFailure } = this.#transport;
     return {
       url,
       room: this.join.room,
+  /** Our display name, as the others see it. */
+  get name() {
+    return this.#givenName ?? this.join.name;
+  }
+
       peerId: this.join.peerId,
       incarnation: this.join.incarnation,
       state: this.state,
       transport: state,
       reason,
       since: new Date(since).toISOString(),
-      retryIn: retryAt === null || this.state !== "reconnecting" ? null : Math.max(0, (retryAt - Date.now()) / 1000),
+      // The loss is told once; the tries go on, each with a wait of its own.
+      retryIn: this.state === "reconnecting" ? this.#transport.retryIn() : null,
       lastFailure: lastFailure?.message ?? null,
     };
   }
@@ -15234,9 +15250,9 @@ class PeerManager extends EventTarget {
     return this.#shell.join.room;
   }
 
-  /** Our display name, as it is now. */
+  /** Our display name, as the others see it: where the relay gives one, that one, from `start` on. */
   get name() {
-    return this.#shell.join.name;
+    return this.#shell.name;
   }
 
   /** What we tell of ourselves, as it is now. */

@@ -1038,7 +1038,7 @@ export const MAX_DEPTH = 32;
  * @typedef {{
  *   kind: "Welcome", version: number, room: string, peerId: string, incarnation: string, token: string,
  *   seatTimeout: number, session: string | null, resumed: boolean, received: number, members: Member[],
- *   forwardWindow: number, reportInterval: number, iceServers: IceServers | null,
+ *   forwardWindow: number, reportInterval: number, iceServers: IceServers | null, name: string | null,
  * }} Welcome
  */
 /**
@@ -1292,6 +1292,7 @@ const SCHEMA = (() => {
     forwardWindow: count,
     reportInterval: [seconds, 0],
     iceServers: orNull(one(iceServers)),
+    name,
   });
   const memberJoined = struct("MemberJoined", "joined", { member: one(member) });
   const memberLeft = struct("MemberLeft", "left", { peerId: label, incarnation, reason: code });

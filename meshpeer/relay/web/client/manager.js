@@ -305,9 +305,9 @@ export class PeerManager extends EventTarget {
     return this.#shell.join.room;
   }
 
-  /** Our display name, as it is now. */
+  /** Our display name, as the others see it: where the relay gives one, that one, from `start` on. */
   get name() {
-    return this.#shell.join.name;
+    return this.#shell.name;
   }
 
   /** What we tell of ourselves, as it is now. */

@@ -75,6 +75,7 @@ import { Alarm, Bell, Turns, abortable, report, scoped } from "./streams.js";
  * @property {string} state
  * @property {Error | null} lastFailure
  * @property {(join: Join, signal: AbortSignal | null) => Promise<Welcome>} open
+ * @property {() => number | null} retryIn  seconds to the next try; null while none is waited for
  * @property {(signal: SignalOut) => void} send
  * @property {(name: string | null, metadata: Metadata | null) => void} update
  * @property {(to: string) => number} forwardRoom
@@ -307,7 +308,9 @@ export class Shell {
   #ignorePage = () => {};
   /** The listeners to messages: ends it. @type {(() => void) | null} */
   #unlisten = null;
-  #signaling = { since: Date.now(), reason: "not started", retryAt: /** @type {number | null} */ (null) };
+  #signaling = { since: Date.now(), reason: "not started" };
+  /** The name that the relay gives us, whatever we say. @type {string | null} */
+  #givenName = null;
 
   /**
    * @param {Join} join
@@ -578,6 +581,7 @@ export class Shell {
           peerId: event.peerId,
           room: event.room,
           incarnation: event.incarnation,
+        this.#givenName = event.name;
           resumed: event.resumed,
         });
         this.feed((node, now) => node.signaling(event, now));
@@ -600,25 +604,30 @@ export class Shell {
    */
   #signalingIs(state, reason, retryIn) {
     if (!this.#isStopping) this.state = state;
-    const now = Date.now();
-    this.#signaling = { since: now, reason, retryAt: retryIn === null ? null : now + retryIn * 1000 };
+    this.#signaling = { since: Date.now(), reason };
     this.#tell({ kind: "SignalingChanged", state, reason, retryIn });
   }
 
   /** How it stands with the relay. */
   signalingStatus() {
-    const { since, reason, retryAt } = this.#signaling;
+    const { since, reason } = this.#signaling;
     const { url, state, lastFailure } = this.#transport;
     return {
       url,
       room: this.join.room,
+  /** Our display name, as the others see it. */
+  get name() {
+    return this.#givenName ?? this.join.name;
+  }
+
       peerId: this.join.peerId,
       incarnation: this.join.incarnation,
       state: this.state,
       transport: state,
       reason,
       since: new Date(since).toISOString(),
-      retryIn: retryAt === null || this.state !== "reconnecting" ? null : Math.max(0, (retryAt - Date.now()) / 1000),
+      // The loss is told once; the tries go on, each with a wait of its own.
+      retryIn: this.state === "reconnecting" ? this.#transport.retryIn() : null,
       lastFailure: lastFailure?.message ?? null,
     };
   }

@@ -222,6 +222,12 @@ export class RelayTransport {
    * still ours. Throws `InvalidData` when `join` does not fit the schema, `RefusedError` when the
    * relay refuses for good, `ConfigError` when the browser won't connect there, `MeshClosed` when
    * `close` was called, and the reason of `signal` when that was aborted: the transport is closed then.
+  /** Seconds to the next try to reach the relay; null while none is waited for. */
+  retryIn() {
+    const due = this.#session.state === "waiting" ? this.#session.nextDeadline() : null;
+    return due === null ? null : Math.max(0, due - this.#now());
+  }
+
    * @param {Join} join
    * @param {AbortSignal | null} [signal]
    * @returns {Promise<Welcome>}
