@@ -16,7 +16,7 @@ async def main(relay: str = "ws://127.0.0.1:3001", room: str = "lobby") -> None:
         print(f"Echoing in {mesh.room}. Ctrl-C ends it.", flush=True)
         async for message in mesh.messages():
             with suppress(PeerClosed):  # it has left meanwhile
-                await message.sender.send(message.data)
+                await message.sender.send(message.data, message.channel)
 
 
 if __name__ == "__main__":

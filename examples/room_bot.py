@@ -10,17 +10,21 @@ matter for the others.
 from __future__ import annotations
 
 import asyncio
+import errno
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import rmtree
+from tempfile import TemporaryDirectory
 from time import monotonic
 
 from meshpeer import (
     Closed,
     Event,
+    FileProgress,
     IdentityReplaced,
     MeshClosed,
     MeshError,
@@ -40,6 +44,8 @@ MAX_WAITING = 20
 """Questions of one guest that wait for their answers; more are not heard."""
 FILE_PATIENCE = 120.0
 """Seconds that a guest has to take a file."""
+MAX_FILE = 16 * 1024 * 1024
+"""Bytes of a file that a guest may send."""
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +56,7 @@ class Guest:
     """A command, and the channel that it came on."""
     worker: asyncio.Task[None] | None = None
     file: asyncio.Task[None] | None = None
+    taker: asyncio.Task[None] | None = None
 
 
 class RoomBot:
@@ -64,17 +71,23 @@ class RoomBot:
         self._answers = 0
         self._began = monotonic()
         self._tasks: asyncio.TaskGroup
+        self._folder: Path
 
     async def serve(self) -> MeshError | None:
         """Until the manager is closed; returns what ended it. Cancelling it ends it."""
+        with TemporaryDirectory(prefix="room-bot-") as folder:
+            self._folder = Path(folder)
+            return await self._serve()
+
+    async def _serve(self) -> MeshError | None:
         async with asyncio.TaskGroup() as self._tasks:
             listening = self._tasks.create_task(self._listen(self._messages))
             for peer in self._mesh.peers.values():
                 self._meet(peer)
             error = await self._watch(self._events)
-            for task in (listening, *(guest.worker for guest in self._guests.values())):
-                if task is not None:
-                    task.cancel()
+            listening.cancel()
+            for peer in list(self._guests):
+                self._part(peer)
         return error
 
     async def _watch(self, events: AsyncIterator[Event]) -> MeshError | None:
@@ -110,11 +123,12 @@ class RoomBot:
         if guest is None:
             guest = self._guests[peer] = Guest(asyncio.Queue(MAX_WAITING))
             guest.worker = self._tasks.create_task(self._attend(peer, guest))
+            guest.taker = self._tasks.create_task(self._take(peer))
         return guest
 
     def _part(self, peer: Peer) -> None:
         guest = self._guests.pop(peer)
-        for task in (guest.worker, guest.file):
+        for task in (guest.worker, guest.file, guest.taker):
             if task is not None:
                 task.cancel()
 
@@ -178,6 +192,29 @@ class RoomBot:
                 await self._say(peer, f"No file for you: {str(error) or 'you did not take it'}.")
             else:
                 await self._say(peer, f"You have {sent.name}: {sent.size} bytes, checked.")
+
+    async def _take(self, peer: Peer) -> None:
+        """Take what one guest sends, one file after the other, and keep none of them."""
+
+        def look(progress: FileProgress) -> None:
+            if progress.size > MAX_FILE:  # what this raises ends the transfer
+                limit = f"a file for me has {MAX_FILE // 1024**2} MiB at most"
+                raise OSError(errno.EFBIG, limit)
+
+        folder = self._folder / peer.incarnation
+        with suppress(PeerClosed, MeshClosed):
+            while True:
+                try:
+                    came = await self._mesh.receive_file(folder, sender=peer.id, on_progress=look)
+                    begin = came.sha256[:16]
+                    text = f"I had {came.name}: {came.size} bytes, SHA-256 {begin}… It is gone now."
+                except TransferFailed:
+                    continue  # its sender knows why
+                except OSError as error:
+                    text = f"No file for me: {error.strerror}."
+                finally:
+                    rmtree(folder, ignore_errors=True)
+                await self._say(peer, text)
 
     async def _say(self, peer: Peer, text: str, channel: str = "chat") -> None:
         await peer.send({"text": text} if channel == "chat" else text, channel)

@@ -146,6 +146,9 @@ async def test_the_page_of_ten_lines(browser: Browser) -> None:
             )
             await message.sender.send("and <i>hello</i> to you")
             await page.get_by_text("<b>bot</b>: and <i>hello</i> to you (direct)").wait_for()
+            # As the chat page says it.
+            await message.sender.send({"text": "from the chat"}, "chat")
+            await page.get_by_text("<b>bot</b>: from the chat (direct)").wait_for()
             assert await log.until("<b>bot</b> connected") == ["<b>bot</b> connecting"]
             await context.close()
 

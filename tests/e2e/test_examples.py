@@ -15,7 +15,15 @@ from typing import Any
 
 import pytest
 
-from meshpeer import MeshConfig, Message, Peer, PeerManager, Relay, RelayConfig
+from meshpeer import (
+    MeshConfig,
+    Message,
+    Peer,
+    PeerManager,
+    Relay,
+    RelayConfig,
+    TransferFailed,
+)
 from tests.relay.test_admin_relay import dashboard
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -69,9 +77,12 @@ async def test_echo_bot(relay: Relay) -> None:
         (bot,) = await mesh.wait_for_peers()
         assert bot.name == "echo bot"
         messages = mesh.messages()
-        for data in ("a line", b"\0\xff", {"a": [1, None]}):
-            await bot.send(data)
-            assert (await anext(messages)).data == data
+        # What the chat page says comes back where it looks for it.
+        said: list[tuple[Any, str]] = [("a line", "default"), (b"\0\xff", "else")]
+        for data, channel in (*said, ({"text": "hello"}, "chat")):
+            await bot.send(data, channel)
+            answer = await anext(messages)
+            assert (answer.data, answer.channel) == (data, channel)
         await interrupt(process)
 
 
@@ -159,6 +170,39 @@ async def test_room_bot(relay: Relay, tmp_path: Path) -> None:
         assert await ask(messages, bot, "!file") == "Here is gift.txt."
         assert (await said(messages)).startswith("No file for you: ")
         await interrupt(process)
+
+
+async def test_room_bot_takes_a_file_and_keeps_none(
+    relay: Relay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    small, large = tmp_path / "small.txt", tmp_path / "large.bin"
+    small.write_text("a present")
+    with large.open("wb") as file:
+        file.truncate(16 * 1024**2 + 1)
+    async with (
+        example("room_bot.py", relay.url, "attic") as process,
+        guest(relay, "Ann") as ann,
+    ):
+        await line(process)
+        messages = ann.messages()
+        (bot,) = await ann.wait_for_peers()
+        await said(messages)
+        text = "I had small.txt: 9 bytes, SHA-256 {}… It is gone now."
+        for _ in range(2):
+            sent = await bot.send_file(small)
+            assert await said(messages) == text.format(sent.sha256[:16])
+            assert [path for path in scratch.rglob("*") if path.is_file()] == []
+        with pytest.raises(TransferFailed, match="a file for me has 16 MiB at most"):
+            await bot.send_file(large)
+        assert await said(messages) == "No file for me: a file for me has 16 MiB at most."
+        # The next one is taken all the same.
+        await bot.send_file(small)
+        assert (await said(messages)).startswith("I had small.txt")
+        await interrupt(process)
+    assert list(scratch.iterdir()) == []
 
 
 async def test_room_bot_serves_each_guest_by_itself(relay: Relay) -> None:
