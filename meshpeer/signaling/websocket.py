@@ -9,7 +9,9 @@ import os
 import re
 import socket
 import ssl
+from contextlib import suppress
 from http import HTTPStatus
+from urllib.parse import urlsplit, urlunsplit
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import (
@@ -52,8 +54,14 @@ _socket_log.setLevel(logging.INFO)
 
 def without_secrets(url: str) -> str:
     """``url``, or what was meant to be one, without a user's password and without a query."""
+    with suppress(ValueError):  # it does not parse, so where a password ends is not known
+        parts = urlsplit(url)
+        _ = parts.port  # this looks at it
+        if parts.netloc and "@" not in parts.fragment:
+            host = parts.netloc.rpartition("@")[2]
+            return urlunsplit((parts.scheme, host, parts.path, "", parts.fragment))
     # To the last @, wherever it is: a password that is not percent-encoded may hold a / or a ?.
-    return re.sub(r"//.*@", "//", url, flags=re.DOTALL).partition("?")[0]
+    return re.sub(r"^(.*?//)?.*@", r"\1", url, count=1, flags=re.DOTALL).partition("?")[0]
 
 
 def _parse(url: str) -> WebSocketURI:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -38,7 +39,9 @@ async def run() -> AsyncIterator[Run]:
     parts = sorted((_WEB / "client").glob("*.js"))
     paths = [f"/{path.relative_to(_ROOT).as_posix()}" for path in parts]
     async with async_playwright() as playwright:
-        chromium = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        chromium = await playwright.chromium.launch(
+            executable_path=CHROMIUM, args=[*FLAGS, "--js-flags=--expose-gc"]
+        )
         with page_server("127.0.0.1", _ROOT) as origin:
             page = await chromium.new_page()
             errors: list[str] = []
@@ -54,9 +57,10 @@ async def run() -> AsyncIterator[Run]:
             )
 
             async def run(name: str) -> dict[str, Any]:
-                found: dict[str, Any] = await page.evaluate(
-                    "(name) => connections.run(client, name)", name
-                )
+                async with asyncio.timeout(30):
+                    found: dict[str, Any] = await page.evaluate(
+                        "(name) => connections.run(client, name)", name
+                    )
                 assert errors == []
                 for side in (found.get("ann"), found.get("bob")):
                     if side is not None:
@@ -189,3 +193,43 @@ async def test_the_browsers_own_checks_are_signs_of_life(run: Run) -> None:
 async def test_the_buffer_that_runs_low_is_told(run: Run) -> None:
     found = await run("fills")
     assert found["left"] <= found["low"]
+
+
+async def test_a_buffer_that_stays_full_is_no_silence(run: Run) -> None:
+    found = await run("stuck")
+    assert found["asked"] == 0  # it would wait behind what is in there
+    assert found["heard"] >= 2
+    assert found["ann"]["lost"] == []
+
+
+async def test_nothing_of_a_dead_path_is_taken_for_life(run: Run) -> None:
+    found = await run("stuckAndDead")
+    assert found["looks"] >= 3
+    assert found["heard"] == 0
+
+
+async def test_a_connection_keeps_no_result_of_what_it_asked_for(run: Run) -> None:
+    found = await run("keeps")
+    assert found["reports"] == 20
+    assert found["kept"] <= 3
+    assert found["late"]["name"] == "ConnectionFailed"
+
+
+async def test_a_generation_that_is_over_is_forgotten(run: Run) -> None:
+    found = await run("forgets")
+    assert found["ufrags"] == 3
+    assert found["told"] == [2]
+
+
+async def test_a_pair_that_only_statistics_tell_is_looked_for(run: Run) -> None:
+    found = await run("quietPairs")
+    assert found["ann"]["generations"] == [0]
+    assert found["hidden"] >= 5
+    # It changes later, without a restart.
+    assert found["later"] == [0, "relay"]
+
+
+async def test_during_a_restart_a_new_pair_of_before_is_not_the_restarts(run: Run) -> None:
+    found = await run("quietRestart")
+    assert found["meanwhile"] == [0, "relay"]
+    assert found["ann"]["generations"] == [0, 1]

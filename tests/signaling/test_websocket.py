@@ -20,7 +20,7 @@ from meshpeer.core.messages import VERSION, Goodbye, Join, Leave, Welcome, decod
 from meshpeer.errors import ConfigError, RoomFull
 from meshpeer.relay import Relay
 from meshpeer.signaling.base import SignalingLost
-from meshpeer.signaling.websocket import WebSocketTransport, _WebSocketWire
+from meshpeer.signaling.websocket import WebSocketTransport, _WebSocketWire, without_secrets
 
 QUICK = MeshConfig(signaling_retry_first=0.01, signaling_retry_max=0.02)
 JOIN = Join(version=VERSION, room="lobby", peer_id="ann", incarnation="ann-one-1")
@@ -163,6 +163,20 @@ def test_nor_in_a_url_that_is_none(url: str, shown: str, fault: str) -> None:
     assert fault in text
     assert "hunter2" not in text
     assert "s3cret" not in text
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("wss://relay.example/x?key=ab@cds3cret", "wss://relay.example/x"),
+        ("wss://u:s3cret@relay.example:1/x@y?key=s3cret", "wss://relay.example:1/x@y"),
+        ("wss://relay.example", "wss://relay.example"),
+        ("ws://user:12#s3cret@host", "ws://host"),
+        ("user:s3cret@host", "host"),
+    ],
+)
+def test_an_at_sign_may_be_anywhere(url: str, shown: str) -> None:
+    assert without_secrets(url) == shown
 
 
 async def test_secrets_in_the_url_are_not_shown() -> None:

@@ -115,6 +115,51 @@ class Side {
 
 const ended = [];
 const timers = [];
+/** What undoes a change to the browser. */
+const undone = [];
+
+/** Puts something else in a property's place, until the scenario is over. */
+function replaced(owner, name, descriptor) {
+  const before = Object.getOwnPropertyDescriptor(owner, name);
+  Object.defineProperty(owner, name, { configurable: true, ...descriptor });
+  undone.push(() => Object.defineProperty(owner, name, before));
+  return before;
+}
+
+/** `change` makes of the statistics of each connection, a Map, what it is told; it returns nothing. */
+function statsReplaced(change) {
+  const { value: getStats } = replaced(RTCPeerConnection.prototype, "getStats", {
+    writable: true,
+    async value(...args) {
+      const all = new Map();
+      (await getStats.apply(this, args)).forEach((each, id) => all.set(id, { ...each }));
+      change(all);
+      return all;
+    },
+  });
+}
+
+/**
+ * As in a browser that does not say which pair is selected, nor, in the statistics, what an end is of.
+ * With `state.hides` above 0, so often, they don't name a pair either; with `state.moved` they name
+ * another one, with a relay.
+ */
+function quietPairs(state) {
+  replaced(RTCIceTransport.prototype, "getSelectedCandidatePair", { value: undefined });
+  statsReplaced((all) => {
+    const transport = [...all.values()].find(({ type }) => type === "transport");
+    for (const each of all.values()) {
+      if (each.type === "local-candidate") delete each.usernameFragment;
+    }
+    const chosen = all.get(transport?.selectedCandidatePairId);
+    if (!chosen) return;
+    const local = { ...all.get(chosen.localCandidateId), id: "relay", candidateType: "relay" };
+    all.set("relay", local);
+    all.set("moved", { ...chosen, id: "moved", localCandidateId: "relay" });
+    if (state.moved) transport.selectedCandidatePairId = "moved";
+    if (state.hides-- > 0) delete transport.selectedCandidatePairId;
+  });
+}
 
 function pair(client, options) {
   const [ann, bob] = [new Side(client, options), new Side(client, options)];
@@ -396,7 +441,8 @@ export const scenarios = {
         handlers: made.flatMap((pc) =>
           ["onicecandidate", "ondatachannel", "onconnectionstatechange"].filter((name) => pc[name]),
         ),
-        told: ann.told.slice(from).map(([what]) => what),
+        // A candidate of bob's may be under way, and is refused: that the connection did not tell.
+        told: ann.told.slice(from).flatMap(([what]) => (what === "refused" ? [] : [what])),
         heard,
         offered,
         after,
@@ -451,6 +497,129 @@ export const scenarios = {
     return { asked, pinged: nonce - 10, ann: summary(ann) };
   },
 
+  /** The buffer of the message channel stays full, as that of a slow path. */
+  async stuck(client) {
+    const [ann, bob] = await connected(client);
+    bob.answersPings = false;
+    const from = ann.told.length;
+    replaced(RTCDataChannel.prototype, "bufferedAmount", { get: () => 4 * client.LOW_BUFFER });
+    // What arrives at the other side is acknowledged, though nothing is said.
+    streaming(client, ann);
+    ann.call("ping", 1);
+    const heard = () => ann.told.slice(from).filter(([what, answered]) => what === "heard" && answered).length;
+    await ann.so(() => heard() >= 2);
+    const isAsked = ([what, data]) => what === "frameReceived" && data[0] !== 0xff && client.decodeFrame(data).nonce;
+    return { asked: bob.told.filter(isAsked).length, heard: heard(), ann: summary(ann) };
+  },
+
+  /** And nothing arrives at all. */
+  async stuckAndDead(client) {
+    const [ann] = await connected(client);
+    let looks = 0;
+    let enough = () => {};
+    const looked = new Promise((resolve) => (enough = resolve));
+    const pairs = new Map();
+    statsReplaced((all) => {
+      for (const [id, each] of all) {
+        if (each.type === "candidate-pair") pairs.set(id, { ...each, ...pairs.get(id) });
+        if (pairs.has(id)) all.set(id, pairs.get(id));
+      }
+      if (++looks === 4) enough();
+    });
+    replaced(RTCDataChannel.prototype, "bufferedAmount", { get: () => 4 * client.LOW_BUFFER });
+    const from = ann.told.length;
+    ann.call("ping", 1);
+    await looked;
+    const heard = ann.told.slice(from).filter(([what, answered]) => what === "heard" && answered).length;
+    return { looks, heard, ann: summary(ann) };
+  },
+
+  async keeps(client) {
+    const [ann] = await connected(client);
+    const reports = [];
+    const { value: getStats } = replaced(RTCPeerConnection.prototype, "getStats", {
+      writable: true,
+      async value(...args) {
+        const report = await getStats.apply(this, args);
+        reports.push(new WeakRef(report));
+        return report;
+      },
+    });
+    for (let time = 0; time < 20; time++) await ann.connection.stats();
+    // What a WeakRef was made of, or gave, lives to the end of the task.
+    await new Promise((resolve) => setTimeout(resolve));
+    await gc({ type: "major", execution: "async" });
+    const kept = reports.filter((each) => each.deref()).length;
+    // What is under way when it is closed ends.
+    const late = failure(ann.call("createOffer", 1));
+    await ann.call("close");
+    return { reports: reports.length, kept, late: await late };
+  },
+
+  async forgets(client) {
+    const Pc = globalThis.RTCPeerConnection;
+    const made = [];
+    replaced(globalThis, "RTCPeerConnection", {
+      writable: true,
+      value: class extends Pc {
+        constructor(...args) {
+          super(...args);
+          made.push(this);
+        }
+      },
+    });
+    const ufrags = [];
+    const [ann, bob] = await connected(client);
+    const ufrag = () => /a=ice-ufrag:(\S+)/.exec(made[0].localDescription.sdp)[1];
+    ufrags.push(ufrag());
+    for (const generation of [1, 2]) {
+      await negotiate(ann, bob, generation);
+      await selected(generation, ann, bob);
+      ufrags.push(ufrag());
+    }
+    const [, [good]] = await ann.until("candidatesFound", (generation, candidates) => candidates.length > 0);
+    const from = ann.told.length;
+    for (const usernameFragment of ufrags) {
+      const candidate = good.candidate.replace(/ ufrag \S+/, ` ufrag ${usernameFragment}`);
+      made[0].onicecandidate({ candidate: new RTCIceCandidate({ ...good, candidate, usernameFragment }) });
+    }
+    const told = ann.told.slice(from).filter(([what]) => what === "candidatesFound");
+    return { ufrags: new Set(ufrags).size, told: told.map(([, generation]) => generation) };
+  },
+
+  async quietPairs(client) {
+    const state = { hides: 12, moved: false };
+    quietPairs(state);
+    const [ann, bob] = await connected(client);
+    await selected(0, ann);
+    const hidden = 12 - Math.max(0, state.hides);
+    bob.answersPings = false;
+    const from = ann.told.length;
+    state.moved = true;
+    let nonce = 0;
+    timers.push(setInterval(() => ann.call("ping", ++nonce), 250));
+    const [generation, pair] = await ann.until("pairSelected", (_, { local }) => local.type === "relay", from);
+    return { hidden, later: [generation, pair.local.type], ann: summary(ann) };
+  },
+
+  async quietRestart(client) {
+    const state = { hides: 0, moved: false };
+    quietPairs(state);
+    const [ann, bob] = await connected(client);
+    await selected(0, ann, bob);
+    // Nobody's candidates are sent, so it checks nothing.
+    const offer = await ann.call("createOffer", 1);
+    const answer = await bob.call("acceptOffer", 1, offer);
+    state.moved = true;
+    await ann.call("acceptAnswer", 1, answer);
+    const [generation, pair] = await ann.until("pairSelected", (_, { local }) => local.type === "relay");
+    state.moved = false;
+    ann.sent(1);
+    bob.sent(1);
+    await selected(1, ann);
+    return { meanwhile: [generation, pair.local.type], ann: summary(ann) };
+  },
+
   async fills(client) {
     const [ann, bob] = await connected(client);
     const frame = numbered(client, 0);
@@ -472,6 +641,7 @@ export async function run(client, name) {
     return await scenarios[name](client);
   } finally {
     for (const timer of timers.splice(0)) clearInterval(timer);
+    for (const undo of undone.splice(0).reverse()) undo();
     for (const side of ended.splice(0)) await side.connection.close();
   }
 }

@@ -37,9 +37,11 @@ const CHECKS = 2 ** 48;
 const FIRST_OF_PONG = encodeFrame({ kind: "Pong", nonce: 0 })[0];
 /** Seconds after which a ping that is not answered is no reason not to send another. */
 const CHECK_AGAIN = 0.9;
-/** Seconds that a look into the statistics is compared with the one before, at most, and to the first. */
+/** Seconds that a look into the statistics is compared with the one before, at most. */
 const LOOK_BACK = 2.5;
+/** Seconds to the next look: after the first, and as long as no ping would be answered soon. */
 const LOOK_AGAIN = 0.5;
+const LOOK_ON = 1;
 /** Seconds between two `heard`. */
 const HEARD_EVERY = 0.1;
 /** Bytes that the other side must take at once, as every endpoint does (RFC 8841). */
@@ -204,9 +206,9 @@ export class Connection {
   #channel = null;
   #closed = false;
   #lost = false;
-  /** Rejects when it is closed: what a closed RTCPeerConnection was asked for never settles. */
-  #end;
-  #endNow = /** @type {(error: Error) => void} */ (() => {});
+  /** Called when it is closed: what a closed RTCPeerConnection was asked for never settles.
+      @type {Set<(error: Error) => void>} */
+  #waiting = new Set();
   #iceState = "new";
   /** Plain channels that are not closed. @type {Set<PlainChannel>} */
   #channels = new Set();
@@ -225,8 +227,10 @@ export class Connection {
   /** The last of which the end was told. */
   #ended = -1;
   #gathersSince = 0;
-  /** Generations by the ufrag of our side. @type {Map<string, number>} */
+  /** Generations by the ufrag of our side, from the one that carries data on. @type {Map<string, number>} */
   #generations = new Map();
+  /** The one that carries data. */
+  #carries = -1;
   /** Candidates of a generation that waits for its answer.
       @type {{generation: number, candidates: IceCandidate[], end: boolean} | null} */
   #early = null;
@@ -237,6 +241,8 @@ export class Connection {
   /** What `pairSelected` was told last, and the id of that pair where the statistics had to tell. */
   #toldPair = "";
   #foundPair = "";
+  /** The ids of the pairs that were there before the latest restart. @type {Set<string>} */
+  #oldPairs = new Set();
 
   #heardAt = -Infinity;
   /** The ping that is not answered: its number and when it was sent. */
@@ -245,12 +251,12 @@ export class Connection {
   #checks = null;
   /** Whether they are being asked for. */
   #looking = false;
+  /** When they are asked for again. @type {ReturnType<typeof setTimeout> | undefined} */
+  #lookTimer;
 
   /** @param {ConnectionObserver} observer */
   constructor(observer) {
     this.#observer = observer;
-    this.#end = new Promise((_, reject) => (this.#endNow = reject));
-    this.#end.catch(() => {});
   }
 
   // --- negotiation ---
@@ -369,6 +375,11 @@ export class Connection {
     this.#configure(pc);
     this.#iceIs("gathering");
     try {
+      if (generation && !this.#saysPair) {
+        const all = await this.#unlessClosed(pc.getStats());
+        this.#oldPairs.clear();
+        all.forEach((each, id) => each.type === "candidate-pair" && this.#oldPairs.add(id));
+      }
       const description = await this.#unlessClosed(create(pc));
       const sdp = description.sdp ?? "";
       this.#described = generation;
@@ -473,7 +484,17 @@ export class Connection {
    * @returns {Promise<T>}
    */
   async #unlessClosed(promise) {
-    return await Promise.race([promise, /** @type {Promise<never>} */ (this.#end)]);
+    /** @type {(error: Error) => void} */
+    let reject = () => {};
+    // One each: what a promise that lives as long as the connection is raced with is kept by it.
+    const end = /** @type {Promise<never>} */ (new Promise((_, fail) => (reject = fail)));
+    if (this.#closed) reject(closedHere());
+    this.#waiting.add(reject);
+    try {
+      return await Promise.race([promise, end]);
+    } finally {
+      this.#waiting.delete(reject);
+    }
   }
 
   // --- the RTCPeerConnection ---
@@ -519,9 +540,7 @@ export class Connection {
     pc.oniceconnectionstatechange = () => {
       this.#watchTransport();
       if (pc.iceConnectionState === "failed") this.#observer.pathLost("ICE failed");
-      else if (pc.iceConnectionState === "connected" && !this.#transport?.getSelectedCandidatePair) {
-        this.#findPair().catch(() => {});
-      }
+      else if (pc.iceConnectionState === "connected" && !this.#saysPair) this.#findPair().catch(() => {});
     };
     pc.onconnectionstatechange = () => {
       // "failed" is said when ICE has, too, which a restart may mend.
@@ -595,7 +614,9 @@ export class Connection {
       sdpMid: candidate.sdpMid,
       sdpMLineIndex: candidate.sdpMLineIndex,
     });
-    this.#found = this.#generations.get(ufrag) ?? this.#described;
+    const generation = ufrag ? this.#generations.get(ufrag) : this.#described;
+    if (generation === undefined) return; // of one that is over
+    this.#found = generation;
     this.#observer.candidatesFound(this.#found, [found], false);
   }
 
@@ -633,12 +654,17 @@ export class Connection {
     this.#pairChanged();
   }
 
+  /** Whether the browser says which pair was selected. Firefox does not; its statistics do. */
+  get #saysPair() {
+    return Boolean(this.#transport?.getSelectedCandidatePair);
+  }
+
   /**
    * Both descriptions of a generation are there. The pair of the first is looked for when it is open.
    * @param {number} generation
    */
   #agreedOn(generation) {
-    if (generation && !this.#transport?.getSelectedCandidatePair) void this.#lookForPair();
+    if (generation && !this.#saysPair) void this.#lookForPair();
   }
 
   /** Whether it is known. */
@@ -648,7 +674,7 @@ export class Connection {
     if (!pair?.local || !pair.remote) return false;
     const { local, remote } = pair;
     const ufrag = local.usernameFragment ?? ufragOf(local.candidate);
-    this.#selected((ufrag ? this.#generations.get(ufrag) : null) ?? this.#remoteGeneration, {
+    this.#selected(this.#generationOf(ufrag), {
       kind: "CandidatePair",
       local: this.#endOf(local, this.#servers.get(endKey(local))),
       remote: this.#endOf(remote),
@@ -656,16 +682,29 @@ export class Connection {
     return true;
   }
 
-  /** Where the browser does not say which pair was selected (Firefox), its statistics do. */
+  /**
+   * That of a pair, by the ufrag of our side where the browser tells it.
+   * @param {string | null | undefined} ufrag
+   */
+  #generationOf(ufrag) {
+    const known = ufrag ? this.#generations.get(ufrag) : this.#remoteGeneration;
+    // One that is over and came back carries data as the one after it did.
+    return known ?? (this.#carries < 0 ? this.#remoteGeneration : this.#carries);
+  }
+
   async #findPair() {
-    const all = await /** @type {RTCPeerConnection} */ (this.#pc).getStats();
-    const { pair, local, remote } = selectedIn(all);
+    this.#pairFound(selectedIn(await /** @type {RTCPeerConnection} */ (this.#pc).getStats()));
+  }
+
+  /** @param {SelectedPair} found */
+  #pairFound({ pair, local, remote }) {
     if (this.#closed || !pair || !local || !remote) return;
     const ufrag = local.usernameFragment;
-    const generation = (ufrag && this.#generations.get(ufrag)) ?? this.#remoteGeneration;
     if (!ufrag && pair.id === this.#foundPair) return; // it is still that of the generation before
+    // Without a name, a pair that is older than the latest restart is not that's.
+    const isOld = !ufrag && this.#carries >= 0 && this.#oldPairs.has(pair.id);
     this.#foundPair = pair.id;
-    this.#selected(generation, {
+    this.#selected(isOld ? this.#carries : this.#generationOf(ufrag), {
       kind: "CandidatePair",
       local: this.#endOf({ ...local, type: local.candidateType }, local.url),
       remote: this.#endOf({ ...remote, type: remote.candidateType }),
@@ -676,11 +715,10 @@ export class Connection {
   async #lookForPair() {
     const generation = this.#remoteGeneration;
     for (const until = connectionNow() + LOOK_FOR_PAIR; connectionNow() < until;) {
+      await this.#findPair().catch(() => {});
+      if (this.#carries >= generation) return;
       await new Promise((resolve) => setTimeout(resolve, 1000 * LOOK_FOR_PAIR_EVERY));
       if (this.#closed || this.#remoteGeneration !== generation) return;
-      const told = this.#toldPair;
-      await this.#findPair().catch(() => {});
-      if (this.#toldPair !== told) return;
     }
   }
 
@@ -708,6 +746,8 @@ export class Connection {
     const told = JSON.stringify([generation, pair]);
     if (told === this.#toldPair) return;
     this.#toldPair = told;
+    this.#carries = generation;
+    for (const [ufrag, each] of this.#generations) if (each < generation) this.#generations.delete(ufrag);
     this.#asked.at = -Infinity; // it may have been lost with the pair before
     // A browser that does not choose the pair moves to it only when something arrives over it.
     this.sendFrame(encodeFrame({ kind: "Ping", nonce: 0 }));
@@ -740,13 +780,18 @@ export class Connection {
     const channel = this.#channel;
     if (channel?.readyState !== "open") return;
     const at = connectionNow();
-    const isAnswered = this.#asked.at === -Infinity;
+    const tellsLittle = this.#pingTellsLittle;
     // Not behind much, nor behind another one: over a dead path they would pile up.
     if (at - this.#asked.at > CHECK_AGAIN && channel.bufferedAmount <= LOW_BUFFER) {
       this.#asked = { nonce, at };
       this.sendFrame(encodeFrame({ kind: "Ping", nonce: CHECKS + nonce }));
     }
-    if (!isAnswered) void this.#look(nonce, at);
+    if (tellsLittle) void this.#look(nonce, at);
+  }
+
+  /** Whether one is not answered, or another one would wait behind much: for seconds, on a slow path. */
+  get #pingTellsLittle() {
+    return this.#asked.at !== -Infinity || this.bufferedAmount > LOW_BUFFER;
   }
 
   /**
@@ -759,8 +804,10 @@ export class Connection {
     if (pc === null || this.#looking) return;
     this.#looking = true;
     try {
-      const { pair } = selectedIn(await pc.getStats());
+      const selected = selectedIn(await pc.getStats());
+      const { pair } = selected;
       if (this.#closed || !pair) return;
+      if (!this.#saysPair && pair.id !== this.#foundPair) this.#pairFound(selected);
       const before = this.#checks;
       const found = (this.#checks = {
         id: /** @type {string} */ (pair.id),
@@ -768,12 +815,10 @@ export class Connection {
         heard: (pair.requestsReceived ?? 0) + (pair.responsesReceived ?? 0) + (pair.bytesReceived ?? 0),
         answers: pair.responsesReceived ?? 0,
       });
-      if (before === null || before.id !== found.id || found.at - before.at > LOOK_BACK) {
-        // What was before says nothing of now.
-        setTimeout(() => this.#asked.at !== -Infinity && this.#look(nonce, asked), 1000 * LOOK_AGAIN);
-        return;
-      }
-      if (found.heard === before.heard) return;
+      // What was before says nothing of now.
+      const isFirst = before === null || before.id !== found.id || found.at - before.at > LOOK_BACK;
+      this.#lookAgain(nonce, asked, isFirst ? LOOK_AGAIN : LOOK_ON);
+      if (isFirst || found.heard === before.heard) return;
       this.#observer.heard(true);
       if (found.answers === before.answers) return;
       // They measure the round trip, so it is told when an answer to the ping would have come.
@@ -784,6 +829,19 @@ export class Connection {
     } finally {
       this.#looking = false;
     }
+  }
+
+  /**
+   * Frames that are put into the buffer put off the next ping, which would look as well.
+   * @param {number} nonce
+   * @param {number} asked
+   * @param {number} after seconds
+   */
+  #lookAgain(nonce, asked, after) {
+    clearTimeout(this.#lookTimer);
+    this.#lookTimer = setTimeout(() => {
+      if (!this.#closed && this.#pingTellsLittle) void this.#look(nonce, asked);
+    }, 1000 * after);
   }
 
   /**
@@ -870,7 +928,7 @@ export class Connection {
   #opened() {
     if (this.#closed) return;
     this.#watchTransport();
-    if (!this.#toldPair && !this.#pairChanged()) this.#findPair().catch(() => {});
+    if (!this.#toldPair && !this.#pairChanged()) void this.#lookForPair();
     // Behind the pair, where that is known, and before what arrives.
     queueMicrotask(() => this.#closed || this.#observer.connectionOpened());
   }
@@ -964,7 +1022,8 @@ export class Connection {
   async close() {
     if (this.#closed) return;
     this.#closed = true;
-    this.#endNow(closedHere());
+    for (const reject of this.#waiting) reject(closedHere());
+    clearTimeout(this.#lookTimer);
     const pc = this.#pc;
     const channel = this.#channel;
     if (this.#transport) this.#transport.onselectedcandidatepairchange = null;
@@ -1079,10 +1138,12 @@ function ufragOf(line) {
 
 /** @typedef {{id: string, at: number, heard: number, answers: number}} CheckCounts */
 
+/** @typedef {{pair: any, local: any, remote: any}} SelectedPair */
+
 /**
  * The selected candidate pair in the statistics, with its two ends.
  * @param {{forEach(callback: (each: any, id: string) => void): void, get(id: string): any}} all
- * @returns {{pair: any, local: any, remote: any}}
+ * @returns {SelectedPair}
  */
 function selectedIn(all) {
   /** @type {any} */
