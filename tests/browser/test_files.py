@@ -237,6 +237,76 @@ async def test_a_slow_sink_holds_the_credit_back(page: Page) -> None:
     ) == [10, 0]
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        """{
+          begin: () => { log.push("begun"); }, write() {}, abort: (why) => log.push(why.message),
+        }""",
+        "new WritableStream({ abort: (why) => { log.push(why.message); } })",
+    ],
+)
+async def test_a_sink_that_comes_when_the_receiver_was_aborted_is_told(
+    page: Page, made: str
+) -> None:
+    sent, received, log = await run(
+        page,
+        """const log = [];
+           let give;
+           const sink = () => {
+             stop.abort(new Error("enough"));
+             return new Promise((resolve) => (give = resolve));
+           };
+           const done = both(send(file), receive({ sink, signal }));
+           while (!give) await page.turn();
+           for (let n = 0; n < 5; n++) await page.turn();"""
+        f"give({made});"
+        "return [...(await done), log];",
+    )
+    assert sent == ["TransferFailed", "the receiver stopped"]
+    assert received == ["Error", "enough"]
+    assert log == ["enough"]
+
+
+async def test_a_sink_is_told_of_the_end_when_its_write_is_done(page: Page) -> None:
+    assert await run(
+        page,
+        """const log = [];
+           let go;
+           const gate = new Promise((resolve) => (go = resolve));
+           const sink = {
+             async write() {
+               stop.abort(new Error("enough"));
+               await gate;
+               log.push("written");
+             },
+             abort: () => log.push("aborted"),
+           };
+           const done = both(send(file), receive({ sink, signal }));
+           while (!signal.aborted) await page.turn();
+           for (let n = 0; n < 5; n++) await page.turn();
+           go();
+           await done;
+           return log;""",
+    ) == ["written", "aborted"]
+
+
+async def test_a_stream_may_cut_its_write_short(page: Page) -> None:
+    assert await run(
+        page,
+        """const log = [];
+           const sink = new WritableStream({
+             write: (_, { signal }) => new Promise((resolve) => {
+               signal.addEventListener("abort", () => resolve(log.push("cut short")));
+               stop.abort(new Error("enough"));
+             }),
+             abort: () => { log.push("aborted"); },
+           });
+           await both(send(file), receive({ sink, signal }));
+           return log;""",
+    ) == ["cut short", "aborted"]
+
+
 async def test_a_receiver_that_is_aborted_waits_for_no_sink(page: Page) -> None:
     sent, received, unread = await run(
         page,

@@ -621,21 +621,32 @@ async def test_a_listener_takes_messages_while_it_is_there(
         const stop = new AbortController();
         const both = take("both");
         mesh.addEventListener("message", take("signal"), {signal: stop.signal});
-        mesh.addEventListener("message", both);
+        mesh.addEventListener("message", both, null);
+        mesh.addEventListener("peer-left", both, null);
+        mesh.removeEventListener("peer-left", both, null);
         await all.until(({length}) => length === 9);
         stop.abort();
-        globalThis.got = got;
-        globalThis.all = all;
+        Object.assign(globalThis, {got, all, both});
         return got;
         """
     ) == {"once": [0], "object": [1, 2], "both": [3, 4, 5], "signal": [3, 4, 5]}
     await peer.send(6)
-    assert await tab.run("await all.until(({length}) => length === 10); return got.both;") == [
-        3,
-        4,
-        5,
-        6,
-    ]
+    assert await tab.run(
+        """
+        await all.until(({length}) => length === 10);
+        mesh.removeEventListener("message", both, null);
+        globalThis.kept = mesh.messages();
+        return got.both;
+        """
+    ) == [3, 4, 5, 6]
+    await peer.send(7)
+    assert await tab.run(
+        """
+        const {value} = await kept.next();
+        await peer.flush();
+        return [value.data, all.all.length];
+        """
+    ) == [7, 10]
 
 
 async def test_what_a_listener_throws_is_reported_and_disturbs_nobody(
@@ -967,7 +978,7 @@ async def test_nothing_is_left_after_close(tab: Tab, room: str, python: Enter) -
         "connections": 0,
         "meanwhile": ["MeshClosed", "closing"],
         "waiting": ["MeshClosed", "MeshClosed"],
-        "after": ["MeshClosed", "PeerClosed"],
+        "after": ["MeshClosed"],
         "read": "ended",
         "channel": "closed",
         "last": {"kind": "Closed", "reason": "closed", "error": None},
@@ -1022,6 +1033,106 @@ async def test_it_may_be_closed_from_a_listener_and_before_it_is_in(
         ["MeshClosed", "closed"],
         ["MeshClosed", "new", None],
         0,
+    ]
+
+
+async def test_who_waits_to_open_a_channel_is_told_of_our_end(
+    context: BrowserContext, relay: Relay
+) -> None:
+    tab = await Tab.open(context, relay)
+    assert await tab.run(
+        _FAKES
+        + """
+        const {mesh} = fake();
+        await mesh.start();
+        const opening = thrown(() => mesh.peers.get("m-py").openChannel("x")); // there is no path
+        await mesh.close();
+        const {name, reason} = await opening;
+        return [name, reason];
+        """
+    ) == ["MeshClosed", "closing"]
+    await tab.close()
+    assert tab.errors == []
+
+
+async def test_a_start_that_is_given_up_leaves_its_seat_to_the_next(tab: Tab, room: str) -> None:
+    assert await tab.run(
+        """
+        for (let n = 0; n < 3; n++) {
+          const mesh = new client.PeerManager(url, {room});
+          const started = thrown(() => mesh.start());
+          await mesh.close();
+          await started;
+        }
+        const mesh = new client.PeerManager(url, {room});
+        await mesh.start();
+        const seats = Object.keys(sessionStorage).filter((name) => name.endsWith(` ${room}`));
+        await mesh.close();
+        return seats.map((name) => name.startsWith("meshpeer seat ws"));
+        """,
+        room=room,
+    ) == [True]
+
+
+_SEATS = """
+/** A manager with the seat "mine", and what becomes of that. */
+globalThis.seated = (open, given = async (seat) => seat) => {
+  const here = {told: [], ids: []};
+  const transport = () => ({
+    url: "fake:", state: "waiting", lastFailure: taken,
+    open({peerId}) {
+      here.ids.push(peerId === "mine" ? peerId : "another");
+      return open(here.ids.length);
+    },
+    async close() {},
+  });
+  const seat = () => given({
+    peerId: "mine", resumeToken: "t".repeat(16), keep() {},
+    putDown: () => here.told.push("put down"), release: () => here.told.push("released"),
+  });
+  const config = {joinTimeout: 0.2};
+  here.mesh = new client.PeerManager(url, {room: "r", config, parts: {transport, seat}});
+  here.started = thrown(() => here.mesh.start()).then(({name}) => name);
+  return here;
+};
+globalThis.taken = new client.PeerIdTaken("it is taken", {code: "peer_id_taken"});
+globalThis.never = new Promise(() => {});
+"""
+
+
+async def test_a_seat_that_comes_when_the_start_was_given_up_is_put_down(tab: Tab) -> None:
+    assert await tab.run(
+        _SEATS
+        + """
+        let give;
+        const {mesh, started, told, ids} = seated(
+          () => never, (seat) => new Promise((resolve) => (give = () => resolve(seat))),
+        );
+        const closing = mesh.close();
+        give();
+        await closing;
+        return [await started, told, ids];
+        """
+    ) == ["MeshClosed", ["put down"], []]
+
+
+async def test_another_id_is_tried_within_the_same_time(tab: Tab) -> None:
+    assert await tab.run(
+        _SEATS
+        + """
+        const late = seated(() => never);
+        const soon = seated((number) => (number === 1 ? Promise.reject(taken) : never));
+        return [
+          await late.started, late.ids, late.told, await soon.started, soon.ids, soon.told,
+        ];
+        """
+    ) == [
+        "PeerIdTaken",
+        ["mine"],
+        ["released"],
+        "PeerIdTaken",
+        ["mine", "another"],
+        ["released", "released"],
     ]
 
 
@@ -1170,6 +1281,16 @@ async def test_joins_that_need_a_token(context: BrowserContext, room: str) -> No
               await mesh.close();
               return outcome;
             };
+            // Who is given a name knows it, and keeps it.
+            const given = new client.PeerManager(
+              url, {room, name: "Mallory", joinToken: named, keepSeat: false},
+            );
+            const names = [given.name];
+            await given.start();
+            names.push(given.name);
+            given.update({name: "Eve"});
+            names.push(given.name);
+            await given.close();
             return [
               await enter(null), await enter("forged"), await enter(token),
               await enter(async () => token), await enter(token, "another room"), names,
@@ -1182,6 +1303,38 @@ async def test_joins_that_need_a_token(context: BrowserContext, room: str) -> No
             *("Unauthorized", "Unauthorized", "joined", "joined", "Forbidden"),
             ["Mallory", "Dr. Ann", "Dr. Ann"],
         ]
+        await tab.close()
+        assert tab.errors == []
+
+
+async def test_the_seat_of_another_account_is_given_up(context: BrowserContext, room: str) -> None:
+    secret = "s" * 32
+    ann, bob = (
+        make_join_token(secret=secret, subject=subject, room=room) for subject in ("ann", "bob")
+    )
+    async with Relay(RelayConfig(port=0, join_secret=secret)) as relay:
+        tab = await Tab.open(context, relay)
+
+        async def enter(join_token: str, **options: Any) -> Any:
+            """In the same tab, after a reload. The state, our id, and how many seats are kept."""
+            await tab.load()
+            return await tab.run(
+                """
+                globalThis.mesh = new client.PeerManager(url, given);
+                const {name = mesh.state} = await thrown(() => mesh.start());
+                return [name, mesh.peerId, sessionStorage.length];
+                """,
+                given={"room": room, "joinToken": join_token, **options},
+            )
+
+        first = await enter(ann)
+        assert await enter(ann) == first
+        state, peer_id, kept = await enter(bob)
+        assert (state, kept) == ("joined", 1)
+        assert peer_id != first[1]
+        # Who asks for an id gets that or none, and does not come with the other's seat again.
+        assert await enter(ann, peerId="this") == ["joined", "this", 2]
+        assert await enter(bob, peerId="this") == ["Forbidden", "this", 1]
         await tab.close()
         assert tab.errors == []
 
@@ -1285,16 +1438,6 @@ async def test_a_reader_of_events_that_is_too_slow_is_ended(
         """
     ) == ["SlowReader", 10]
 
-            // Who is given a name knows it, and keeps it.
-            const given = new client.PeerManager(
-              url, {room, name: "Mallory", joinToken: named, keepSeat: false},
-            );
-            const names = [given.name];
-            await given.start();
-            names.push(given.name);
-            given.update({name: "Eve"});
-            names.push(given.name);
-            await given.close();
 
 async def test_a_notice_of_the_operator_and_a_removal_are_told(
     tab: Tab, room: str, relay: Relay
@@ -1445,6 +1588,38 @@ async def test_the_tools_to_look_into_it(tab: Tab, room: str, python: Enter) -> 
     assert await tab.run("return (await messages.first(() => true)).data;") == "after"
 
 
+async def test_the_diagnostics_have_nothing_of_what_was_said(
+    tab: Tab, room: str, relay: Relay, python: Enter, tmp_path: Path
+) -> None:
+    mesh = await python(metadata={"mood": "gloomy"})
+    await tab.enter(room, metadata={"mood": "sunny"})
+    await tab.meet()
+    await tab.run("globalThis.told = Collected.of(mesh.events());")
+    mesh.update(metadata={"mood": "brooding"})
+    path = tmp_path / "diary.txt"
+    path.write_text("dear diary")
+    sending = asyncio.create_task((await _peer(mesh)).send_file(path))
+    await tab.run("await told.first(({kind}) => kind === 'FileOffered');")
+    sending.cancel()
+    await asyncio.wait([sending])
+    relay._apply(relay._rooms.notice(room, "lunch is late", relay._now()))
+    events, everything, offered = await tab.run(
+        """
+        for (const last of ["PeerUpdated", "FileWithdrawn", "NoticeReceived"]) {
+          await told.first(({kind}) => kind === last);
+        }
+        const diagnostics = await mesh.debug.getDiagnostics();
+        const {sha256} = await told.first(({kind}) => kind === "FileOffered");
+        return [diagnostics.events.map(({event}) => event), JSON.stringify(diagnostics), sha256];
+        """
+    )
+    kinds = {event["kind"] for event in events}
+    assert {"PeerJoined", "PeerUpdated", "FileOffered", "FileWithdrawn"} <= kinds
+    assert "NoticeReceived" in kinds
+    for said in ("gloomy", "sunny", "brooding", "diary", "lunch", offered):
+        assert said not in everything
+
+
 async def test_what_the_page_hears_of_the_network_is_looked_into(
     tab: Tab, room: str, python: Enter
 ) -> None:
@@ -1473,11 +1648,19 @@ async def test_what_the_page_hears_of_the_network_is_looked_into(
         document.dispatchEvent(new Event("resume"));
         await peer.send("still here");
         await peer.flush(10);
+        const {send} = RTCDataChannel.prototype;
+        let asked = 0;
+        RTCDataChannel.prototype.send = function (data) {
+          asked++;
+          send.call(this, data);
+        };
+        document.dispatchEvent(new Event("resume"));
+        RTCDataChannel.prototype.send = send;
         await mesh.close();
         dispatchEvent(new Event("online")); // nobody is there to hear it
-        return [restarts, again, mesh.state, watching.map((signal) => signal.aborted)];
+        return [restarts, again, asked > 0, mesh.state, watching.map((signal) => signal.aborted)];
         """
-    ) == [1, 2, "closed", [True, True]]
+    ) == [1, 2, True, "closed", [True, True]]
 
 
 async def test_files_go_both_ways(tab: Tab, room: str, python: Enter, tmp_path: Path) -> None:
@@ -1526,6 +1709,7 @@ _FAKES = """
 globalThis.welcome = {
   kind: "Welcome", version: 1, room: "r", peerId: "a-tab", token: "t".repeat(16), seatTimeout: 30,
   session: null, resumed: false, received: 0, forwardWindow: 0, reportInterval: 0, iceServers: null,
+  name: null,
   members: [
     {kind: "Member", peerId: "m-py", incarnation: "i".repeat(16), name: "Bob", metadata: {}},
   ],
@@ -1598,6 +1782,14 @@ async def test_faults_are_reported_and_end_no_more_than_they_must(
         await early.events.first(({kind}) => kind === "PeerUpdated");
         const kinds = early.events.all.map(({kind}) => kind).slice(0, 3);
         await early.mesh.close();
+
+        // The loss is told once; what comes of the tries after it is the transport's to say.
+        const away = fake({retryIn: () => 3.5});
+        await away.mesh.start();
+        const waits = [away.mesh.debug.getSignalingStatus().retryIn];
+        away.say.onEvent({kind: "SignalingLost", reason: "gone", retryIn: 0.01});
+        waits.push(away.mesh.debug.getSignalingStatus().retryIn);
+        await away.mesh.close();
         const lost = fake({
           onOpen: ({onEnd}) => queueMicrotask(() => onEnd(new client.IdentityReplaced("gone"))),
         });
@@ -1620,6 +1812,7 @@ async def test_faults_are_reported_and_end_no_more_than_they_must(
         "closed",
         ["Rob", ["SignalingChanged", "Joined", "PeerJoined"]],
         ["IdentityReplaced", "gone", "closed"],
+        [None, 3.5],
         ["failed", "MeshClosed", "MeshClosed", "closed", 0],
     ]
     await tab.close()
@@ -1662,13 +1855,3 @@ async def test_a_page_that_was_held_up_listens_before_it_takes_somebody_for_sile
         }
         """
     ) == ["rang at 2.4", "heard", "frozen", "heard", "rang at 22.6"]
-  name: null,
-
-        // The loss is told once; what comes of the tries after it is the transport's to say.
-        const away = fake({retryIn: () => 3.5});
-        await away.mesh.start();
-        const waits = [away.mesh.debug.getSignalingStatus().retryIn];
-        away.say.onEvent({kind: "SignalingLost", reason: "gone", retryIn: 0.01});
-        waits.push(away.mesh.debug.getSignalingStatus().retryIn);
-        await away.mesh.close();
-        [None, 3.5],

@@ -2399,7 +2399,7 @@ const SEAT_TOKEN = /^[\w-]{16,128}$/;
 
 /**
  * The seat that a page has. `peerId` and `resumeToken` are those of an earlier page in this tab, or
- * null; `peerId` is what was asked for, where one was.
+ * null; then `peerId` is what was asked for, where one was.
  * @typedef {object} Seat
  * @property {string | null} peerId
  * @property {string | null} resumeToken
@@ -2413,6 +2413,7 @@ const seatNames = new Set();
 
 /**
  * The seat that an earlier page in this tab had at `key` (the relay's URL and the room), or a new one.
+ * Who asks for an id has a seat of its own for it, in which the relay may have given it another one.
  *
  * Where storage is blocked or full nothing is kept, and that is no error. A seat is another tab's when
  * this tab was duplicated from that: then this is a new one, unless `peerId` asks for its id. Who asks
@@ -2421,15 +2422,15 @@ const seatNames = new Set();
  * Takes 0.2 s when the earlier page was not unloaded in an orderly way, else no time.
  * @param {string} key
  * @param {object} [options]
- * @param {string | null} [options.peerId] the only one that will do
+ * @param {string | null} [options.peerId] the one that is asked for
  * @returns {Promise<Seat>}
  */
 async function takeSeat(key, { peerId = null } = {}) {
-  let name = `meshpeer seat ${key}`;
-  for (let number = 2; seatNames.has(name); number++) name = `meshpeer seat ${number} ${key}`;
+  const whole = peerId === null ? key : `${key}\n${peerId}`; // of which neither has a line break
+  let name = `meshpeer seat ${whole}`;
+  for (let number = 2; seatNames.has(name); number++) name = `meshpeer seat ${number} ${whole}`;
   seatNames.add(name);
   let stored = readSeat(name);
-  if (stored !== null && peerId !== null && stored.peerId !== peerId) stored = null;
   if (stored?.mark && peerId === null && (await isSeatHeld(name, stored.mark))) stored = null;
 
   const mark = newSeatMark();
@@ -2588,9 +2589,11 @@ const CHECKS = 2 ** 48;
 const FIRST_OF_PONG = encodeFrame({ kind: "Pong", nonce: 0 })[0];
 /** Seconds after which a ping that is not answered is no reason not to send another. */
 const CHECK_AGAIN = 0.9;
-/** Seconds that a look into the statistics is compared with the one before, at most, and to the first. */
+/** Seconds that a look into the statistics is compared with the one before, at most. */
 const LOOK_BACK = 2.5;
+/** Seconds to the next look: after the first, and as long as no ping would be answered soon. */
 const LOOK_AGAIN = 0.5;
+const LOOK_ON = 1;
 /** Seconds between two `heard`. */
 const HEARD_EVERY = 0.1;
 /** Bytes that the other side must take at once, as every endpoint does (RFC 8841). */
@@ -2755,9 +2758,9 @@ class Connection {
   #channel = null;
   #closed = false;
   #lost = false;
-  /** Rejects when it is closed: what a closed RTCPeerConnection was asked for never settles. */
-  #end;
-  #endNow = /** @type {(error: Error) => void} */ (() => {});
+  /** Called when it is closed: what a closed RTCPeerConnection was asked for never settles.
+      @type {Set<(error: Error) => void>} */
+  #waiting = new Set();
   #iceState = "new";
   /** Plain channels that are not closed. @type {Set<PlainChannel>} */
   #channels = new Set();
@@ -2776,8 +2779,10 @@ class Connection {
   /** The last of which the end was told. */
   #ended = -1;
   #gathersSince = 0;
-  /** Generations by the ufrag of our side. @type {Map<string, number>} */
+  /** Generations by the ufrag of our side, from the one that carries data on. @type {Map<string, number>} */
   #generations = new Map();
+  /** The one that carries data. */
+  #carries = -1;
   /** Candidates of a generation that waits for its answer.
       @type {{generation: number, candidates: IceCandidate[], end: boolean} | null} */
   #early = null;
@@ -2788,6 +2793,8 @@ class Connection {
   /** What `pairSelected` was told last, and the id of that pair where the statistics had to tell. */
   #toldPair = "";
   #foundPair = "";
+  /** The ids of the pairs that were there before the latest restart. @type {Set<string>} */
+  #oldPairs = new Set();
 
   #heardAt = -Infinity;
   /** The ping that is not answered: its number and when it was sent. */
@@ -2796,12 +2803,12 @@ class Connection {
   #checks = null;
   /** Whether they are being asked for. */
   #looking = false;
+  /** When they are asked for again. @type {ReturnType<typeof setTimeout> | undefined} */
+  #lookTimer;
 
   /** @param {ConnectionObserver} observer */
   constructor(observer) {
     this.#observer = observer;
-    this.#end = new Promise((_, reject) => (this.#endNow = reject));
-    this.#end.catch(() => {});
   }
 
   // --- negotiation ---
@@ -2920,6 +2927,11 @@ class Connection {
     this.#configure(pc);
     this.#iceIs("gathering");
     try {
+      if (generation && !this.#saysPair) {
+        const all = await this.#unlessClosed(pc.getStats());
+        this.#oldPairs.clear();
+        all.forEach((each, id) => each.type === "candidate-pair" && this.#oldPairs.add(id));
+      }
       const description = await this.#unlessClosed(create(pc));
       const sdp = description.sdp ?? "";
       this.#described = generation;
@@ -3024,7 +3036,17 @@ class Connection {
    * @returns {Promise<T>}
    */
   async #unlessClosed(promise) {
-    return await Promise.race([promise, /** @type {Promise<never>} */ (this.#end)]);
+    /** @type {(error: Error) => void} */
+    let reject = () => {};
+    // One each: what a promise that lives as long as the connection is raced with is kept by it.
+    const end = /** @type {Promise<never>} */ (new Promise((_, fail) => (reject = fail)));
+    if (this.#closed) reject(closedHere());
+    this.#waiting.add(reject);
+    try {
+      return await Promise.race([promise, end]);
+    } finally {
+      this.#waiting.delete(reject);
+    }
   }
 
   // --- the RTCPeerConnection ---
@@ -3070,9 +3092,7 @@ class Connection {
     pc.oniceconnectionstatechange = () => {
       this.#watchTransport();
       if (pc.iceConnectionState === "failed") this.#observer.pathLost("ICE failed");
-      else if (pc.iceConnectionState === "connected" && !this.#transport?.getSelectedCandidatePair) {
-        this.#findPair().catch(() => {});
-      }
+      else if (pc.iceConnectionState === "connected" && !this.#saysPair) this.#findPair().catch(() => {});
     };
     pc.onconnectionstatechange = () => {
       // "failed" is said when ICE has, too, which a restart may mend.
@@ -3146,7 +3166,9 @@ class Connection {
       sdpMid: candidate.sdpMid,
       sdpMLineIndex: candidate.sdpMLineIndex,
     });
-    this.#found = this.#generations.get(ufrag) ?? this.#described;
+    const generation = ufrag ? this.#generations.get(ufrag) : this.#described;
+    if (generation === undefined) return; // of one that is over
+    this.#found = generation;
     this.#observer.candidatesFound(this.#found, [found], false);
   }
 
@@ -3184,12 +3206,17 @@ class Connection {
     this.#pairChanged();
   }
 
+  /** Whether the browser says which pair was selected. Firefox does not; its statistics do. */
+  get #saysPair() {
+    return Boolean(this.#transport?.getSelectedCandidatePair);
+  }
+
   /**
    * Both descriptions of a generation are there. The pair of the first is looked for when it is open.
    * @param {number} generation
    */
   #agreedOn(generation) {
-    if (generation && !this.#transport?.getSelectedCandidatePair) void this.#lookForPair();
+    if (generation && !this.#saysPair) void this.#lookForPair();
   }
 
   /** Whether it is known. */
@@ -3199,7 +3226,7 @@ class Connection {
     if (!pair?.local || !pair.remote) return false;
     const { local, remote } = pair;
     const ufrag = local.usernameFragment ?? ufragOf(local.candidate);
-    this.#selected((ufrag ? this.#generations.get(ufrag) : null) ?? this.#remoteGeneration, {
+    this.#selected(this.#generationOf(ufrag), {
       kind: "CandidatePair",
       local: this.#endOf(local, this.#servers.get(endKey(local))),
       remote: this.#endOf(remote),
@@ -3207,16 +3234,29 @@ class Connection {
     return true;
   }
 
-  /** Where the browser does not say which pair was selected (Firefox), its statistics do. */
+  /**
+   * That of a pair, by the ufrag of our side where the browser tells it.
+   * @param {string | null | undefined} ufrag
+   */
+  #generationOf(ufrag) {
+    const known = ufrag ? this.#generations.get(ufrag) : this.#remoteGeneration;
+    // One that is over and came back carries data as the one after it did.
+    return known ?? (this.#carries < 0 ? this.#remoteGeneration : this.#carries);
+  }
+
   async #findPair() {
-    const all = await /** @type {RTCPeerConnection} */ (this.#pc).getStats();
-    const { pair, local, remote } = selectedIn(all);
+    this.#pairFound(selectedIn(await /** @type {RTCPeerConnection} */ (this.#pc).getStats()));
+  }
+
+  /** @param {SelectedPair} found */
+  #pairFound({ pair, local, remote }) {
     if (this.#closed || !pair || !local || !remote) return;
     const ufrag = local.usernameFragment;
-    const generation = (ufrag && this.#generations.get(ufrag)) ?? this.#remoteGeneration;
     if (!ufrag && pair.id === this.#foundPair) return; // it is still that of the generation before
+    // Without a name, a pair that is older than the latest restart is not that's.
+    const isOld = !ufrag && this.#carries >= 0 && this.#oldPairs.has(pair.id);
     this.#foundPair = pair.id;
-    this.#selected(generation, {
+    this.#selected(isOld ? this.#carries : this.#generationOf(ufrag), {
       kind: "CandidatePair",
       local: this.#endOf({ ...local, type: local.candidateType }, local.url),
       remote: this.#endOf({ ...remote, type: remote.candidateType }),
@@ -3227,11 +3267,10 @@ class Connection {
   async #lookForPair() {
     const generation = this.#remoteGeneration;
     for (const until = connectionNow() + LOOK_FOR_PAIR; connectionNow() < until;) {
+      await this.#findPair().catch(() => {});
+      if (this.#carries >= generation) return;
       await new Promise((resolve) => setTimeout(resolve, 1000 * LOOK_FOR_PAIR_EVERY));
       if (this.#closed || this.#remoteGeneration !== generation) return;
-      const told = this.#toldPair;
-      await this.#findPair().catch(() => {});
-      if (this.#toldPair !== told) return;
     }
   }
 
@@ -3259,6 +3298,8 @@ class Connection {
     const told = JSON.stringify([generation, pair]);
     if (told === this.#toldPair) return;
     this.#toldPair = told;
+    this.#carries = generation;
+    for (const [ufrag, each] of this.#generations) if (each < generation) this.#generations.delete(ufrag);
     this.#asked.at = -Infinity; // it may have been lost with the pair before
     // A browser that does not choose the pair moves to it only when something arrives over it.
     this.sendFrame(encodeFrame({ kind: "Ping", nonce: 0 }));
@@ -3291,13 +3332,18 @@ class Connection {
     const channel = this.#channel;
     if (channel?.readyState !== "open") return;
     const at = connectionNow();
-    const isAnswered = this.#asked.at === -Infinity;
+    const tellsLittle = this.#pingTellsLittle;
     // Not behind much, nor behind another one: over a dead path they would pile up.
     if (at - this.#asked.at > CHECK_AGAIN && channel.bufferedAmount <= LOW_BUFFER) {
       this.#asked = { nonce, at };
       this.sendFrame(encodeFrame({ kind: "Ping", nonce: CHECKS + nonce }));
     }
-    if (!isAnswered) void this.#look(nonce, at);
+    if (tellsLittle) void this.#look(nonce, at);
+  }
+
+  /** Whether one is not answered, or another one would wait behind much: for seconds, on a slow path. */
+  get #pingTellsLittle() {
+    return this.#asked.at !== -Infinity || this.bufferedAmount > LOW_BUFFER;
   }
 
   /**
@@ -3310,8 +3356,10 @@ class Connection {
     if (pc === null || this.#looking) return;
     this.#looking = true;
     try {
-      const { pair } = selectedIn(await pc.getStats());
+      const selected = selectedIn(await pc.getStats());
+      const { pair } = selected;
       if (this.#closed || !pair) return;
+      if (!this.#saysPair && pair.id !== this.#foundPair) this.#pairFound(selected);
       const before = this.#checks;
       const found = (this.#checks = {
         id: /** @type {string} */ (pair.id),
@@ -3319,12 +3367,10 @@ class Connection {
         heard: (pair.requestsReceived ?? 0) + (pair.responsesReceived ?? 0) + (pair.bytesReceived ?? 0),
         answers: pair.responsesReceived ?? 0,
       });
-      if (before === null || before.id !== found.id || found.at - before.at > LOOK_BACK) {
-        // What was before says nothing of now.
-        setTimeout(() => this.#asked.at !== -Infinity && this.#look(nonce, asked), 1000 * LOOK_AGAIN);
-        return;
-      }
-      if (found.heard === before.heard) return;
+      // What was before says nothing of now.
+      const isFirst = before === null || before.id !== found.id || found.at - before.at > LOOK_BACK;
+      this.#lookAgain(nonce, asked, isFirst ? LOOK_AGAIN : LOOK_ON);
+      if (isFirst || found.heard === before.heard) return;
       this.#observer.heard(true);
       if (found.answers === before.answers) return;
       // They measure the round trip, so it is told when an answer to the ping would have come.
@@ -3335,6 +3381,19 @@ class Connection {
     } finally {
       this.#looking = false;
     }
+  }
+
+  /**
+   * Frames that are put into the buffer put off the next ping, which would look as well.
+   * @param {number} nonce
+   * @param {number} asked
+   * @param {number} after seconds
+   */
+  #lookAgain(nonce, asked, after) {
+    clearTimeout(this.#lookTimer);
+    this.#lookTimer = setTimeout(() => {
+      if (!this.#closed && this.#pingTellsLittle) void this.#look(nonce, asked);
+    }, 1000 * after);
   }
 
   /**
@@ -3421,7 +3480,7 @@ class Connection {
   #opened() {
     if (this.#closed) return;
     this.#watchTransport();
-    if (!this.#toldPair && !this.#pairChanged()) this.#findPair().catch(() => {});
+    if (!this.#toldPair && !this.#pairChanged()) void this.#lookForPair();
     // Behind the pair, where that is known, and before what arrives.
     queueMicrotask(() => this.#closed || this.#observer.connectionOpened());
   }
@@ -3515,7 +3574,8 @@ class Connection {
   async close() {
     if (this.#closed) return;
     this.#closed = true;
-    this.#endNow(closedHere());
+    for (const reject of this.#waiting) reject(closedHere());
+    clearTimeout(this.#lookTimer);
     const pc = this.#pc;
     const channel = this.#channel;
     if (this.#transport) this.#transport.onselectedcandidatepairchange = null;
@@ -3630,10 +3690,12 @@ function ufragOf(line) {
 
 /** @typedef {{id: string, at: number, heard: number, answers: number}} CheckCounts */
 
+/** @typedef {{pair: any, local: any, remote: any}} SelectedPair */
+
 /**
  * The selected candidate pair in the statistics, with its two ends.
  * @param {{forEach(callback: (each: any, id: string) => void): void, get(id: string): any}} all
- * @returns {{pair: any, local: any, remote: any}}
+ * @returns {SelectedPair}
  */
 function selectedIn(all) {
   /** @type {any} */
@@ -7639,7 +7701,14 @@ const JOIN_TOKEN = new RegExp(`^[!-~]{1,${MAX_JOIN_TOKEN}}$`);
  * @param {string} url
  */
 function urlWithoutSecrets(url) {
-  return url.replace(/\/\/.*@/s, "//").split(/[?#]/, 1)[0];
+  try {
+    const { protocol, host, pathname } = new URL(url);
+    if (host) return `${protocol}//${host}${pathname}`;
+  } catch {
+    // It does not parse, so where a password ends is not known.
+  }
+  // To the last @, wherever it is: a password that is not percent-encoded may hold a / or a ?.
+  return url.replace(/^(.*?\/\/)?.*@/s, "$1").split(/[?#]/, 1)[0];
 }
 
 /**
@@ -7794,6 +7863,12 @@ class RelayTransport {
     return this.#session.lastFailure;
   }
 
+  /** Seconds to the next try to reach the relay; null while none is waited for. */
+  retryIn() {
+    const due = this.#session.state === "waiting" ? this.#session.nextDeadline() : null;
+    return due === null ? null : Math.max(0, due - this.#now());
+  }
+
   /**
    * Take a seat. Tries until it succeeds or `close` is called; the caller has the deadline.
    *
@@ -7801,12 +7876,6 @@ class RelayTransport {
    * still ours. Throws `InvalidData` when `join` does not fit the schema, `RefusedError` when the
    * relay refuses for good, `ConfigError` when the browser won't connect there, `MeshClosed` when
    * `close` was called, and the reason of `signal` when that was aborted: the transport is closed then.
-  /** Seconds to the next try to reach the relay; null while none is waited for. */
-  retryIn() {
-    const due = this.#session.state === "waiting" ? this.#session.nextDeadline() : null;
-    return due === null ? null : Math.max(0, due - this.#now());
-  }
-
    * @param {Join} join
    * @param {AbortSignal | null} [signal]
    * @returns {Promise<Welcome>}
@@ -8300,6 +8369,8 @@ const MAX_BROKEN_FILES = 1000;
 const FILE_BLOCK = 1024 * 1024;
 /** Bytes that are collected before they are handed to the browser as a Blob. */
 const FILE_PIECE = 4 * 1024 * 1024;
+/** Seconds that a sink has to end what it does, and to be told of the end, before who waits is told. */
+const FILE_END_PATIENCE = 1;
 /** Milliseconds between two reports of progress, at least. */
 const FILE_REPORT_EVERY = 100;
 /** Milliseconds that are worked without letting the page do something else. */
@@ -8381,7 +8452,8 @@ const MAX_FILE_WHY = 500;
  * @property {() => unknown} [empty]  forget what is there: the file comes anew. Needed where `begin`
  *   gives something
  * @property {() => unknown} [close]  all is there, and the sum is right
- * @property {(reason: unknown) => unknown} [abort]  it ended early; what is there may be kept
+ * @property {(reason: unknown) => unknown} [abort]  it ended early; what is there may be kept. Called
+ *   when what was begun before is done
  */
 
 /** @typedef {FileSink | WritableStream<Uint8Array>} FilePlace */
@@ -8764,6 +8836,10 @@ class FileStore {
   #sum = new Sha256();
   /** @type {FileSink | null} */
   #sink = null;
+  /** The sink can be aborted in the middle of a write. */
+  #isStream = false;
+  /** What is being done with the sink: who is aborted does not wait for it. */
+  #inHand = Promise.resolve();
   #target;
   #offer;
 
@@ -8785,11 +8861,18 @@ class FileStore {
    * Looks for what an earlier transfer left.
    * @param {AbortSignal | null} signal
    */
-  async open(signal) {
+  open(signal) {
+    return this.#begin(this.#open(signal));
+  }
+
+  /** @param {AbortSignal | null} signal */
+  async #open(signal) {
     const target = this.#target;
     const place = await this.#do(() => (typeof target === "function" ? target(this.#offer) : target));
     const sink = await this.#do(() => (isWritableStream(place) ? streamSink(place) : place));
     this.#sink = sink;
+    this.#isStream = sink !== place;
+    signal?.throwIfAborted();
     const found = await this.#do(() => sink.begin?.(this.#offer));
     if (!found?.size) return;
     if (!sink.empty) throw new ConfigError("a sink whose begin() gives something needs empty()");
@@ -8811,7 +8894,12 @@ class FileStore {
    * Adds to the end.
    * @param {Uint8Array} bytes
    */
-  async write(bytes) {
+  write(bytes) {
+    return this.#begin(this.#write(bytes));
+  }
+
+  /** @param {Uint8Array} bytes */
+  async #write(bytes) {
     this.#sum.update(bytes);
     await this.#do(() => this.#sink?.write(bytes));
     this.length += bytes.length;
@@ -8835,8 +8923,15 @@ class FileStore {
    * @param {{remove: boolean}} options
    */
   async abort(reason, { remove }) {
+    if (!this.#isStream) await this.#inHand;
     if (remove) await this.#sink?.empty?.();
     await this.#sink?.abort?.(reason);
+  }
+
+  /** @param {Promise<void>} work */
+  #begin(work) {
+    this.#inHand = work.catch(() => {}); // who waits for it is told
+    return work;
   }
 
   /**
@@ -9254,7 +9349,9 @@ class Files {
     } catch (error) {
       const isOurs = wrong && error instanceof TransferFailed;
       incoming.refuse(isOurs ? error.message : whyFileEnded(error, store.failure, "receiver"));
-      await store.abort(error, { remove: wrong }).catch(() => {}); // the first error is what counts
+      const end = store.abort(error, { remove: wrong });
+      // The first error is what counts. A sink that hangs keeps nobody, and is told when it is done.
+      await scoped({ timeout: FILE_END_PATIENCE }, (scope) => abortable(end, scope)).catch(() => {});
       throw error;
     }
     meter.tell(offer.size);
@@ -9900,6 +9997,7 @@ const MAX_PLAIN = 65_536;
  * What a `Peer` needs of its manager.
  * @typedef {object} PeerHost
  * @property {number} maxMessageSize
+ * @property {() => void} checkRunning  throws `MeshClosed` when it is closed, or is to be
  * @property {(peer: Peer) => PeerState} stateOf
  * @property {(peer: Peer) => string} iceStateOf
  * @property {(peer: Peer) => Path | null} pathOf
@@ -10281,6 +10379,7 @@ class Peer {
     }
     signal?.throwIfAborted();
     while (this.path === null || this.path === "relay") {
+      this.#host.checkRunning();
       if (this.state === "closed") {
         const reason = this.#record.closedReason ?? "closed";
         throw new PeerClosed(`peer ${repr(this.#id)} is gone (${reason})`, { reason });
@@ -13429,8 +13528,8 @@ function rounded(seconds, digits) {
  * @property {string} url
  * @property {string} state
  * @property {Error | null} lastFailure
- * @property {(join: Join, signal: AbortSignal | null) => Promise<Welcome>} open
  * @property {() => number | null} retryIn  seconds to the next try; null while none is waited for
+ * @property {(join: Join, signal: AbortSignal | null) => Promise<Welcome>} open
  * @property {(signal: SignalOut) => void} send
  * @property {(name: string | null, metadata: Metadata | null) => void} update
  * @property {(to: string) => number} forwardRoom
@@ -13723,7 +13822,7 @@ class Shell {
     /** @type {Welcome} */
     let welcome;
     try {
-      welcome = await this.#openSeat();
+      welcome = await this.#openInTime();
       if (this.#isStopping) throw this.closedError();
     } catch (error) {
       if (error instanceof MeshError && !this.#isStopping) this.error = error;
@@ -13748,40 +13847,46 @@ class Shell {
     }
   }
 
-  async #openSeat() {
-    const { seat, isIdRandom, newPeerId } = this.#parts;
-    if (seat === null) return this.#open();
-    this.#seat = await abortable(seat(), this.#opening.signal);
-    const { peerId, resumeToken } = this.#seat;
-    this.join = { ...this.join, peerId: peerId ?? this.join.peerId, token: resumeToken };
-    try {
-      return await this.#open();
-    } catch (error) {
-      // What this tab had may be somebody else's by now. Who asked for an id gets that or none.
-      if (!(error instanceof PeerIdTaken) || !isIdRandom || resumeToken === null) throw error;
-      this.#seat.release();
-      this.#seat = await abortable(seat(), this.#opening.signal);
-      await this.#transport.close();
-      this.#transport = this.#newTransport();
-      this.join = { ...this.join, peerId: newPeerId(), token: null };
-      return this.#open();
-    }
-  }
-
   /** @returns {Promise<Welcome>} */
-  #open() {
+  #openInTime() {
     const { joinTimeout } = this.config;
-    const transport = this.#transport;
     const late = () => {
-      const why = transport.lastFailure;
+      const why = this.#transport.lastFailure;
       if (why instanceof RefusedError) return why;
       return new SignalingUnavailable(
         `could not enter room ${repr(this.join.room)} within ${joinTimeout} s: ${why?.message ?? "no answer"}`,
       );
     };
     return scoped({ timeout: joinTimeout, signal: this.#opening.signal, late }, (signal) =>
-      abortable(transport.open(this.join, signal), signal),
+      this.#openSeat(/** @type {AbortSignal} */ (signal)),
     );
+  }
+
+  /** @param {AbortSignal} signal */
+  async #openSeat(signal) {
+    const { seat, isIdRandom, newPeerId } = this.#parts;
+    const open = () => abortable(this.#transport.open(this.join, signal), signal);
+    if (seat === null) return open();
+    const take = async () => {
+      // Waited for when we are aborted as well, or nobody would put it down. It takes no time, or little.
+      this.#seat = await seat();
+      signal.throwIfAborted();
+      return this.#seat;
+    };
+    const { peerId, resumeToken, release } = await take();
+    this.join = { ...this.join, peerId: peerId ?? this.join.peerId, token: resumeToken };
+    try {
+      return await open();
+    } catch (error) {
+      // What this tab had may be somebody else's by now. Who asked for an id gets that or none.
+      if (signal.aborted || !isSeatRefused(error) || !isIdRandom || resumeToken === null) throw error;
+      release();
+      await take();
+      await this.#transport.close();
+      this.#transport = this.#newTransport();
+      this.join = { ...this.join, peerId: newPeerId(), token: null };
+      return open();
+    }
   }
 
   /**
@@ -13852,7 +13957,7 @@ class Shell {
    * @param {unknown} error
    */
   #leaveSeat(error) {
-    const isLost = [PeerIdTaken, IdentityReplaced, Removed].some((each) => error instanceof each);
+    const isLost = isSeatRefused(error) || error instanceof IdentityReplaced || error instanceof Removed;
     if (isLost) this.#seat?.release();
     else this.#seat?.putDown();
   }
@@ -13929,6 +14034,7 @@ class Shell {
       case "Welcome":
         this.token = event.token;
         this.join = { ...this.join, peerId: event.peerId };
+        this.#givenName = event.name;
         this.#seat?.keep(event.token, event.peerId);
         this.#signalingIs("joined", event.resumed ? "resumed" : "joined", null);
         this.#tell({
@@ -13936,7 +14042,6 @@ class Shell {
           peerId: event.peerId,
           room: event.room,
           incarnation: event.incarnation,
-        this.#givenName = event.name;
           resumed: event.resumed,
         });
         this.feed((node, now) => node.signaling(event, now));
@@ -13963,6 +14068,11 @@ class Shell {
     this.#tell({ kind: "SignalingChanged", state, reason, retryIn });
   }
 
+  /** Our display name, as the others see it. */
+  get name() {
+    return this.#givenName ?? this.join.name;
+  }
+
   /** How it stands with the relay. */
   signalingStatus() {
     const { since, reason } = this.#signaling;
@@ -13970,11 +14080,6 @@ class Shell {
     return {
       url,
       room: this.join.room,
-  /** Our display name, as the others see it. */
-  get name() {
-    return this.#givenName ?? this.join.name;
-  }
-
       peerId: this.join.peerId,
       incarnation: this.join.incarnation,
       state: this.state,
@@ -14006,8 +14111,11 @@ class Shell {
     const { signal } = looking;
     const networkChanged = () => this.#guard(() => this.addressesChanged());
     const isBack = () => {
+      this.#guard(() => {
+        this.#transport.doubt({ networkChanged: false });
+        for (const { id } of this.peers.values()) this.do(this.node.ping(id, ++this.#recordOf(id).pingsSent));
+      });
       // Timers may have been held back; what waits is heard before somebody is taken for silent.
-      this.#guard(() => this.#transport.doubt({ networkChanged: false }));
       this.#alarm.look();
     };
     const page = globalThis.document;
@@ -14951,14 +15059,27 @@ class Shell {
 }
 
 /**
+ * Whether the relay says that the seat is somebody else's: of another page or process, or of another
+ * account than the one that our join token is for.
+ * @param {unknown} error
+ */
+function isSeatRefused(error) {
+  return error instanceof PeerIdTaken || (error instanceof Forbidden && error.field === "$.token");
+}
+
+/**
  * An event as the diagnostics show it: nothing that people said, and nothing that JSON can't have.
  * @param {any} event
  * @returns {any}
  */
 function briefly(event) {
-  const { error, channel, messages } = event;
+  const { error, channel, messages, metadata, text, sha256, ...rest } = event;
+  if (event.kind === "FileOffered" || event.kind === "FileWithdrawn") {
+    const { name, reason, ...file } = rest;
+    return file;
+  }
   return {
-    ...event,
+    ...rest,
     ...(error instanceof Error && { error: briefError(error) }),
     ...(channel instanceof Channel && { channel: channel.label }),
     ...(Array.isArray(messages) && { messages: messages.length }),
@@ -15473,14 +15594,15 @@ class PeerManager extends EventTarget {
    * @override
    * @param {string} type
    * @param {EventListenerOrEventListenerObject | null} callback
-   * @param {AddEventListenerOptions | boolean} [options]
+   * @param {AddEventListenerOptions | boolean | null} [options]
    */
   addEventListener(type, callback, options) {
     if (type !== "message" || callback === null) {
-      super.addEventListener(type, callback, options);
+      super.addEventListener(type, callback, options ?? {});
       return;
     }
-    const { capture = false, once = false, passive, signal } = typeof options === "object" ? options : { capture: options };
+    const given = typeof options === "boolean" ? { capture: options } : (options ?? {});
+    const { capture = false, once = false, passive, signal } = given;
     if (signal?.aborted) return;
     const known = this.#messageListeners.get(callback) ?? new Map();
     if (known.has(capture)) return;
@@ -15511,14 +15633,14 @@ class PeerManager extends EventTarget {
    * @override
    * @param {string} type
    * @param {EventListenerOrEventListenerObject | null} callback
-   * @param {EventListenerOptions | boolean} [options]
+   * @param {EventListenerOptions | boolean | null} [options]
    */
   removeEventListener(type, callback, options) {
     if (type !== "message" || callback === null) {
-      super.removeEventListener(type, callback, options);
+      super.removeEventListener(type, callback, options ?? {});
       return;
     }
-    const capture = typeof options === "object" ? (options.capture ?? false) : (options ?? false);
+    const capture = typeof options === "boolean" ? options : (options?.capture ?? false);
     this.#messageListeners.get(callback)?.get(capture)?.();
   }
 }

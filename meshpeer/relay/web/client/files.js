@@ -33,6 +33,8 @@ const MAX_BROKEN_FILES = 1000;
 const FILE_BLOCK = 1024 * 1024;
 /** Bytes that are collected before they are handed to the browser as a Blob. */
 const FILE_PIECE = 4 * 1024 * 1024;
+/** Seconds that a sink has to end what it does, and to be told of the end, before who waits is told. */
+const FILE_END_PATIENCE = 1;
 /** Milliseconds between two reports of progress, at least. */
 const FILE_REPORT_EVERY = 100;
 /** Milliseconds that are worked without letting the page do something else. */
@@ -114,7 +116,8 @@ const MAX_FILE_WHY = 500;
  * @property {() => unknown} [empty]  forget what is there: the file comes anew. Needed where `begin`
  *   gives something
  * @property {() => unknown} [close]  all is there, and the sum is right
- * @property {(reason: unknown) => unknown} [abort]  it ended early; what is there may be kept
+ * @property {(reason: unknown) => unknown} [abort]  it ended early; what is there may be kept. Called
+ *   when what was begun before is done
  */
 
 /** @typedef {FileSink | WritableStream<Uint8Array>} FilePlace */
@@ -497,6 +500,10 @@ class FileStore {
   #sum = new Sha256();
   /** @type {FileSink | null} */
   #sink = null;
+  /** The sink can be aborted in the middle of a write. */
+  #isStream = false;
+  /** What is being done with the sink: who is aborted does not wait for it. */
+  #inHand = Promise.resolve();
   #target;
   #offer;
 
@@ -518,11 +525,18 @@ class FileStore {
    * Looks for what an earlier transfer left.
    * @param {AbortSignal | null} signal
    */
-  async open(signal) {
+  open(signal) {
+    return this.#begin(this.#open(signal));
+  }
+
+  /** @param {AbortSignal | null} signal */
+  async #open(signal) {
     const target = this.#target;
     const place = await this.#do(() => (typeof target === "function" ? target(this.#offer) : target));
     const sink = await this.#do(() => (isWritableStream(place) ? streamSink(place) : place));
     this.#sink = sink;
+    this.#isStream = sink !== place;
+    signal?.throwIfAborted();
     const found = await this.#do(() => sink.begin?.(this.#offer));
     if (!found?.size) return;
     if (!sink.empty) throw new ConfigError("a sink whose begin() gives something needs empty()");
@@ -544,7 +558,12 @@ class FileStore {
    * Adds to the end.
    * @param {Uint8Array} bytes
    */
-  async write(bytes) {
+  write(bytes) {
+    return this.#begin(this.#write(bytes));
+  }
+
+  /** @param {Uint8Array} bytes */
+  async #write(bytes) {
     this.#sum.update(bytes);
     await this.#do(() => this.#sink?.write(bytes));
     this.length += bytes.length;
@@ -568,8 +587,15 @@ class FileStore {
    * @param {{remove: boolean}} options
    */
   async abort(reason, { remove }) {
+    if (!this.#isStream) await this.#inHand;
     if (remove) await this.#sink?.empty?.();
     await this.#sink?.abort?.(reason);
+  }
+
+  /** @param {Promise<void>} work */
+  #begin(work) {
+    this.#inHand = work.catch(() => {}); // who waits for it is told
+    return work;
   }
 
   /**
@@ -987,7 +1013,9 @@ export class Files {
     } catch (error) {
       const isOurs = wrong && error instanceof TransferFailed;
       incoming.refuse(isOurs ? error.message : whyFileEnded(error, store.failure, "receiver"));
-      await store.abort(error, { remove: wrong }).catch(() => {}); // the first error is what counts
+      const end = store.abort(error, { remove: wrong });
+      // The first error is what counts. A sink that hangs keeps nobody, and is told when it is done.
+      await scoped({ timeout: FILE_END_PATIENCE }, (scope) => abortable(end, scope)).catch(() => {});
       throw error;
     }
     meter.tell(offer.size);

@@ -528,14 +528,15 @@ export class PeerManager extends EventTarget {
    * @override
    * @param {string} type
    * @param {EventListenerOrEventListenerObject | null} callback
-   * @param {AddEventListenerOptions | boolean} [options]
+   * @param {AddEventListenerOptions | boolean | null} [options]
    */
   addEventListener(type, callback, options) {
     if (type !== "message" || callback === null) {
-      super.addEventListener(type, callback, options);
+      super.addEventListener(type, callback, options ?? {});
       return;
     }
-    const { capture = false, once = false, passive, signal } = typeof options === "object" ? options : { capture: options };
+    const given = typeof options === "boolean" ? { capture: options } : (options ?? {});
+    const { capture = false, once = false, passive, signal } = given;
     if (signal?.aborted) return;
     const known = this.#messageListeners.get(callback) ?? new Map();
     if (known.has(capture)) return;
@@ -566,14 +567,14 @@ export class PeerManager extends EventTarget {
    * @override
    * @param {string} type
    * @param {EventListenerOrEventListenerObject | null} callback
-   * @param {EventListenerOptions | boolean} [options]
+   * @param {EventListenerOptions | boolean | null} [options]
    */
   removeEventListener(type, callback, options) {
     if (type !== "message" || callback === null) {
-      super.removeEventListener(type, callback, options);
+      super.removeEventListener(type, callback, options ?? {});
       return;
     }
-    const capture = typeof options === "object" ? (options.capture ?? false) : (options ?? false);
+    const capture = typeof options === "boolean" ? options : (options?.capture ?? false);
     this.#messageListeners.get(callback)?.get(capture)?.();
   }
 }

@@ -54,6 +54,7 @@ export const MAX_PLAIN = 65_536;
  * What a `Peer` needs of its manager.
  * @typedef {object} PeerHost
  * @property {number} maxMessageSize
+ * @property {() => void} checkRunning  throws `MeshClosed` when it is closed, or is to be
  * @property {(peer: Peer) => PeerState} stateOf
  * @property {(peer: Peer) => string} iceStateOf
  * @property {(peer: Peer) => Path | null} pathOf
@@ -435,6 +436,7 @@ export class Peer {
     }
     signal?.throwIfAborted();
     while (this.path === null || this.path === "relay") {
+      this.#host.checkRunning();
       if (this.state === "closed") {
         const reason = this.#record.closedReason ?? "closed";
         throw new PeerClosed(`peer ${repr(this.#id)} is gone (${reason})`, { reason });

@@ -6,6 +6,7 @@ import {
   ChannelClosed,
   ClosedError,
   ConnectionFailed,
+  Forbidden,
   IdentityReplaced,
   MeshClosed,
   MeshError,
@@ -74,8 +75,8 @@ import { Alarm, Bell, Turns, abortable, report, scoped } from "./streams.js";
  * @property {string} url
  * @property {string} state
  * @property {Error | null} lastFailure
- * @property {(join: Join, signal: AbortSignal | null) => Promise<Welcome>} open
  * @property {() => number | null} retryIn  seconds to the next try; null while none is waited for
+ * @property {(join: Join, signal: AbortSignal | null) => Promise<Welcome>} open
  * @property {(signal: SignalOut) => void} send
  * @property {(name: string | null, metadata: Metadata | null) => void} update
  * @property {(to: string) => number} forwardRoom
@@ -368,7 +369,7 @@ export class Shell {
     /** @type {Welcome} */
     let welcome;
     try {
-      welcome = await this.#openSeat();
+      welcome = await this.#openInTime();
       if (this.#isStopping) throw this.closedError();
     } catch (error) {
       if (error instanceof MeshError && !this.#isStopping) this.error = error;
@@ -393,40 +394,46 @@ export class Shell {
     }
   }
 
-  async #openSeat() {
-    const { seat, isIdRandom, newPeerId } = this.#parts;
-    if (seat === null) return this.#open();
-    this.#seat = await abortable(seat(), this.#opening.signal);
-    const { peerId, resumeToken } = this.#seat;
-    this.join = { ...this.join, peerId: peerId ?? this.join.peerId, token: resumeToken };
-    try {
-      return await this.#open();
-    } catch (error) {
-      // What this tab had may be somebody else's by now. Who asked for an id gets that or none.
-      if (!(error instanceof PeerIdTaken) || !isIdRandom || resumeToken === null) throw error;
-      this.#seat.release();
-      this.#seat = await abortable(seat(), this.#opening.signal);
-      await this.#transport.close();
-      this.#transport = this.#newTransport();
-      this.join = { ...this.join, peerId: newPeerId(), token: null };
-      return this.#open();
-    }
-  }
-
   /** @returns {Promise<Welcome>} */
-  #open() {
+  #openInTime() {
     const { joinTimeout } = this.config;
-    const transport = this.#transport;
     const late = () => {
-      const why = transport.lastFailure;
+      const why = this.#transport.lastFailure;
       if (why instanceof RefusedError) return why;
       return new SignalingUnavailable(
         `could not enter room ${repr(this.join.room)} within ${joinTimeout} s: ${why?.message ?? "no answer"}`,
       );
     };
     return scoped({ timeout: joinTimeout, signal: this.#opening.signal, late }, (signal) =>
-      abortable(transport.open(this.join, signal), signal),
+      this.#openSeat(/** @type {AbortSignal} */ (signal)),
     );
+  }
+
+  /** @param {AbortSignal} signal */
+  async #openSeat(signal) {
+    const { seat, isIdRandom, newPeerId } = this.#parts;
+    const open = () => abortable(this.#transport.open(this.join, signal), signal);
+    if (seat === null) return open();
+    const take = async () => {
+      // Waited for when we are aborted as well, or nobody would put it down. It takes no time, or little.
+      this.#seat = await seat();
+      signal.throwIfAborted();
+      return this.#seat;
+    };
+    const { peerId, resumeToken, release } = await take();
+    this.join = { ...this.join, peerId: peerId ?? this.join.peerId, token: resumeToken };
+    try {
+      return await open();
+    } catch (error) {
+      // What this tab had may be somebody else's by now. Who asked for an id gets that or none.
+      if (signal.aborted || !isSeatRefused(error) || !isIdRandom || resumeToken === null) throw error;
+      release();
+      await take();
+      await this.#transport.close();
+      this.#transport = this.#newTransport();
+      this.join = { ...this.join, peerId: newPeerId(), token: null };
+      return open();
+    }
   }
 
   /**
@@ -497,7 +504,7 @@ export class Shell {
    * @param {unknown} error
    */
   #leaveSeat(error) {
-    const isLost = [PeerIdTaken, IdentityReplaced, Removed].some((each) => error instanceof each);
+    const isLost = isSeatRefused(error) || error instanceof IdentityReplaced || error instanceof Removed;
     if (isLost) this.#seat?.release();
     else this.#seat?.putDown();
   }
@@ -574,6 +581,7 @@ export class Shell {
       case "Welcome":
         this.token = event.token;
         this.join = { ...this.join, peerId: event.peerId };
+        this.#givenName = event.name;
         this.#seat?.keep(event.token, event.peerId);
         this.#signalingIs("joined", event.resumed ? "resumed" : "joined", null);
         this.#tell({
@@ -581,7 +589,6 @@ export class Shell {
           peerId: event.peerId,
           room: event.room,
           incarnation: event.incarnation,
-        this.#givenName = event.name;
           resumed: event.resumed,
         });
         this.feed((node, now) => node.signaling(event, now));
@@ -608,6 +615,11 @@ export class Shell {
     this.#tell({ kind: "SignalingChanged", state, reason, retryIn });
   }
 
+  /** Our display name, as the others see it. */
+  get name() {
+    return this.#givenName ?? this.join.name;
+  }
+
   /** How it stands with the relay. */
   signalingStatus() {
     const { since, reason } = this.#signaling;
@@ -615,11 +627,6 @@ export class Shell {
     return {
       url,
       room: this.join.room,
-  /** Our display name, as the others see it. */
-  get name() {
-    return this.#givenName ?? this.join.name;
-  }
-
       peerId: this.join.peerId,
       incarnation: this.join.incarnation,
       state: this.state,
@@ -651,8 +658,11 @@ export class Shell {
     const { signal } = looking;
     const networkChanged = () => this.#guard(() => this.addressesChanged());
     const isBack = () => {
+      this.#guard(() => {
+        this.#transport.doubt({ networkChanged: false });
+        for (const { id } of this.peers.values()) this.do(this.node.ping(id, ++this.#recordOf(id).pingsSent));
+      });
       // Timers may have been held back; what waits is heard before somebody is taken for silent.
-      this.#guard(() => this.#transport.doubt({ networkChanged: false }));
       this.#alarm.look();
     };
     const page = globalThis.document;
@@ -1596,14 +1606,27 @@ export class Shell {
 }
 
 /**
+ * Whether the relay says that the seat is somebody else's: of another page or process, or of another
+ * account than the one that our join token is for.
+ * @param {unknown} error
+ */
+function isSeatRefused(error) {
+  return error instanceof PeerIdTaken || (error instanceof Forbidden && error.field === "$.token");
+}
+
+/**
  * An event as the diagnostics show it: nothing that people said, and nothing that JSON can't have.
  * @param {any} event
  * @returns {any}
  */
 function briefly(event) {
-  const { error, channel, messages } = event;
+  const { error, channel, messages, metadata, text, sha256, ...rest } = event;
+  if (event.kind === "FileOffered" || event.kind === "FileWithdrawn") {
+    const { name, reason, ...file } = rest;
+    return file;
+  }
   return {
-    ...event,
+    ...rest,
     ...(error instanceof Error && { error: briefError(error) }),
     ...(channel instanceof Channel && { channel: channel.label }),
     ...(Array.isArray(messages) && { messages: messages.length }),
