@@ -39,9 +39,7 @@ async def run() -> AsyncIterator[Run]:
     parts = sorted((_WEB / "client").glob("*.js"))
     paths = [f"/{path.relative_to(_ROOT).as_posix()}" for path in parts]
     async with async_playwright() as playwright:
-        chromium = await playwright.chromium.launch(
-            executable_path=CHROMIUM, args=[*FLAGS, "--js-flags=--expose-gc"]
-        )
+        chromium = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         with page_server("127.0.0.1", _ROOT) as origin:
             page = await chromium.new_page()
             errors: list[str] = []
@@ -208,10 +206,9 @@ async def test_nothing_of_a_dead_path_is_taken_for_life(run: Run) -> None:
     assert found["heard"] == 0
 
 
-async def test_a_connection_keeps_no_result_of_what_it_asked_for(run: Run) -> None:
+async def test_a_connection_keeps_nothing_of_what_it_asked_for(run: Run) -> None:
     found = await run("keeps")
-    assert found["reports"] == 20
-    assert found["kept"] <= 3
+    assert found["races"] == 1
     assert found["late"]["name"] == "ConnectionFailed"
 
 

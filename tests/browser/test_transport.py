@@ -29,7 +29,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 _ROOT = Path(__file__).parents[2]
 _WEB = _ROOT / "meshpeer" / "relay" / "web"
-_PARTS = [_WEB / "client" / f"{name}.js" for name in ("codec", "transport", "seat")]
+_PARTS = [_WEB / "client" / f"{name}.js" for name in ("codec", "transport", "seat", "manager")]
 _CLIENT = [path for path in _PARTS if path.exists()] or [_WEB / "meshpeer.js"]
 _NAME = "lan.test"
 _SETTING = """
@@ -455,6 +455,22 @@ async def test_who_can_not_come_in_is_told_why(tab: Tab, relay: Relay, origin: s
     assert said["twice"] == "UnexpectedInput"
 
 
+async def test_secrets_are_not_shown_wherever_an_at_sign_is(tab: Tab) -> None:
+    urls = {
+        "wss://relay.example/x?key=ab@cds3cret": "wss://relay.example/x",
+        "wss://u:s3cret@relay.example:1/x@y?key=s3cret": "wss://relay.example:1/x@y",
+        "https://relay.example/chat/x#token=ab@s3cret": "https://relay.example/chat/x",
+        "ws://user:s3cret/1@host": "ws://host",
+        "ws://user:s3cret@[a?token=s3cret": "ws://[a",
+        "user:s3cret@host": "host",
+        "localhost:3001": "localhost:3001",
+    }
+    if await tab.run("() => !client.urlWithoutSecrets"):
+        pytest.skip("the parts are put together, and this is none of its exports")
+    shown = await tab.run("(urls) => urls.map(client.urlWithoutSecrets)", list(urls))
+    assert shown == list(urls.values())
+
+
 async def test_a_reload_keeps_the_seat(tab: Tab, relay: Relay) -> None:
     watcher = await Tab.open(tab.page.context, tab._origin)
     await watcher.run(
@@ -488,6 +504,37 @@ async def test_a_reload_keeps_the_seat(tab: Tab, relay: Relay) -> None:
     # Who has given the seat up begins anew.
     await tab.run("async () => { one.seat.release(); await one.transport.close(); }")
     assert (await tab.run(sit, relay.url))["peerId"] != first["peerId"]
+
+
+async def test_who_asks_for_an_id_keeps_the_one_that_he_was_given(tab: Tab, relay: Relay) -> None:
+    """And several in one page have theirs, in whatever order they start."""
+    watcher = await Tab.open(tab.page.context, tab._origin)
+    enter = """async (url, ids) => {
+      const config = { onConflict: "rename" };
+      const made = (peerId) => new client.PeerManager(url, { room: "seats", peerId, config });
+      const meshes = ids.map(made);
+      const seats = {};
+      for (const mesh of meshes) {
+        const asked = mesh.peerId;
+        await mesh.start();
+        seats[asked] = [mesh.peerId, mesh.resumeToken];
+      }
+      globalThis.meshes = meshes;
+      return seats;
+    }"""
+    assert (await watcher.run(enter, relay.url, ["ann"]))["ann"][0] == "ann"
+    seats = await tab.run(enter, relay.url, ["ann", "bob", "cleo"])
+    assert {asked: given for asked, (given, _) in seats.items()} == {
+        "ann": "ann-2",
+        "bob": "bob",
+        "cleo": "cleo",
+    }
+    for order in (["bob", "cleo", "ann"], ["ann"], ["cleo", "ann", "bob"]):
+        await tab.reload()
+        again = await tab.run(enter, relay.url, order)
+        assert again == {asked: seats[asked] for asked in order}
+    there = await watcher.run("() => [...meshes[0].peers.keys()].sort()")
+    assert there == ["ann-2", "bob", "cleo"]
 
 
 async def test_a_duplicated_tab_has_an_id_of_its_own(tab: Tab, relay: Relay) -> None:

@@ -18,7 +18,7 @@ const SEAT_TOKEN = /^[\w-]{16,128}$/;
 
 /**
  * The seat that a page has. `peerId` and `resumeToken` are those of an earlier page in this tab, or
- * null; `peerId` is what was asked for, where one was.
+ * null; then `peerId` is what was asked for, where one was.
  * @typedef {object} Seat
  * @property {string | null} peerId
  * @property {string | null} resumeToken
@@ -32,6 +32,7 @@ const seatNames = new Set();
 
 /**
  * The seat that an earlier page in this tab had at `key` (the relay's URL and the room), or a new one.
+ * Who asks for an id has a seat of its own for it, in which the relay may have given it another one.
  *
  * Where storage is blocked or full nothing is kept, and that is no error. A seat is another tab's when
  * this tab was duplicated from that: then this is a new one, unless `peerId` asks for its id. Who asks
@@ -40,15 +41,15 @@ const seatNames = new Set();
  * Takes 0.2 s when the earlier page was not unloaded in an orderly way, else no time.
  * @param {string} key
  * @param {object} [options]
- * @param {string | null} [options.peerId] the only one that will do
+ * @param {string | null} [options.peerId] the one that is asked for
  * @returns {Promise<Seat>}
  */
 export async function takeSeat(key, { peerId = null } = {}) {
-  let name = `meshpeer seat ${key}`;
-  for (let number = 2; seatNames.has(name); number++) name = `meshpeer seat ${number} ${key}`;
+  const whole = peerId === null ? key : `${key}\n${peerId}`; // of which neither has a line break
+  let name = `meshpeer seat ${whole}`;
+  for (let number = 2; seatNames.has(name); number++) name = `meshpeer seat ${number} ${whole}`;
   seatNames.add(name);
   let stored = readSeat(name);
-  if (stored !== null && peerId !== null && stored.peerId !== peerId) stored = null;
   if (stored?.mark && peerId === null && (await isSeatHeld(name, stored.mark))) stored = null;
 
   const mark = newSeatMark();

@@ -60,7 +60,14 @@ const JOIN_TOKEN = new RegExp(`^[!-~]{1,${MAX_JOIN_TOKEN}}$`);
  * @param {string} url
  */
 export function urlWithoutSecrets(url) {
-  return url.replace(/\/\/.*@/s, "//").split(/[?#]/, 1)[0];
+  try {
+    const { protocol, host, pathname } = new URL(url);
+    if (host) return `${protocol}//${host}${pathname}`;
+  } catch {
+    // It does not parse, so where a password ends is not known.
+  }
+  // To the last @, wherever it is: a password that is not percent-encoded may hold a / or a ?.
+  return url.replace(/^(.*?\/\/)?.*@/s, "$1").split(/[?#]/, 1)[0];
 }
 
 /**
@@ -215,6 +222,12 @@ export class RelayTransport {
     return this.#session.lastFailure;
   }
 
+  /** Seconds to the next try to reach the relay; null while none is waited for. */
+  retryIn() {
+    const due = this.#session.state === "waiting" ? this.#session.nextDeadline() : null;
+    return due === null ? null : Math.max(0, due - this.#now());
+  }
+
   /**
    * Take a seat. Tries until it succeeds or `close` is called; the caller has the deadline.
    *
@@ -222,12 +235,6 @@ export class RelayTransport {
    * still ours. Throws `InvalidData` when `join` does not fit the schema, `RefusedError` when the
    * relay refuses for good, `ConfigError` when the browser won't connect there, `MeshClosed` when
    * `close` was called, and the reason of `signal` when that was aborted: the transport is closed then.
-  /** Seconds to the next try to reach the relay; null while none is waited for. */
-  retryIn() {
-    const due = this.#session.state === "waiting" ? this.#session.nextDeadline() : null;
-    return due === null ? null : Math.max(0, due - this.#now());
-  }
-
    * @param {Join} join
    * @param {AbortSignal | null} [signal]
    * @returns {Promise<Welcome>}
