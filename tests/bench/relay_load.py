@@ -23,7 +23,7 @@ from meshpeer.core.messages import (
     decode_relay,
     encode,
 )
-from tests.bench.sockets import SERVICES, Client, Crowd, Service, frame, raise_limit
+from tests.bench.sockets import SERVICES, Client, Crowd, Hear, Service, frame, raise_limit
 from tests.bench.worker import Control
 
 __all__ = ["flood", "load"]
@@ -329,11 +329,14 @@ _NICE: Final = 10
 class _Flooder(Client):
     """Writes as much as goes out, the same again and again, until it is shut out or stopped."""
 
+    def __init__(self, peer_id: str, request: bytes, first: bytes, hear: Hear) -> None:
+        super().__init__(peer_id, request, first, hear)
+        self._ready = asyncio.Event()
+        self._ready.set()
+
     def start(self, chunk: bytes) -> None:
         """Begin."""
         self._chunk = chunk
-        self._ready = asyncio.Event()
-        self._ready.set()
         self.transport.set_write_buffer_limits(_CHUNK)
         self.writing = asyncio.create_task(self._write())
 
@@ -390,10 +393,11 @@ async def flood(control: Control, *, url: str, room: str, kind: str) -> None:
     crowd = Crowd(url, Service())
     await crowd.enter(room, _SINK, hear)
     token: str | None = None
+    attempts = itertools.count()
 
     async def again() -> None:
         nonlocal shut, token
-        for attempt in itertools.count():
+        for attempt in attempts:
             join = Join(
                 version=VERSION,
                 room=room,
