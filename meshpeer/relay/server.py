@@ -78,6 +78,7 @@ _ANSWERED: Final = 64
 """Connections over a limit that are told so. What is beyond them is shut unheard."""
 _DETAILS: Final = frozenset({"message refused", "connection refused"})
 """What a stranger can cause as often as it likes, and no operator wants to read each time."""
+_NOWHERE: Final = Answer(404, b"The relay is at / and /ws, its health at /healthz.\n")
 _log = Log(part="relay")
 
 
@@ -470,8 +471,9 @@ class Relay:
     def _answer(self, socket: Socket, request: Request, path: str, query: str) -> Answer | None:
         if request.method not in ("GET", "HEAD"):
             return Answer(405, b"Use GET.\n", headers=(("Allow", "GET, HEAD"),))
-        wants_websocket = request.method == "GET" and _wants_websocket(request)
-        if wants_websocket and path in ("/", "/ws", LIVE_PATH):
+        if request.method == "GET" and _wants_websocket(request):
+            if path not in ("/", "/ws", LIVE_PATH):
+                return _NOWHERE
             own = path == LIVE_PATH
             return self._refuse_too_many(socket) or self._refuse_origin(socket, request, own)
         if path == "/ws":
@@ -481,7 +483,7 @@ class Relay:
         answer = self._pages.answer(path, query, request.headers)
         if answer is None:
             answer = self._admin.answer(path, query, request.headers, socket.address)
-        return answer or Answer(404, b"The relay is at / and /ws, its health at /healthz.\n")
+        return answer or _NOWHERE
 
     def _health(self) -> Answer:
         figures = {

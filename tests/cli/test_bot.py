@@ -17,6 +17,7 @@ async def test_a_peer_that_left_before_its_coming_was_read_has_a_row(memory_hub:
         yield PeerJoined(peer_id="gone", incarnation="gone-one", name=None, metadata={})
 
     bot = _Bot(PeerManager(memory_hub.transport(), room="lobby"))
+    bot._others = frozenset({"gone"})
     async with asyncio.TaskGroup() as group:
         await bot._watch(events(), group)
     assert list(bot._pairs) == ["gone"]

@@ -101,7 +101,7 @@ async def test_files_go_where_a_token_is_asked_for(
 async def test_the_demo_s_bots_take_one_too(start: Start, guarded: Relay) -> None:
     bot = await start("demo-bot", guarded.url, "lobby", "a", "--join-token", token())
     assert json.loads(await bot.line())["event"] == "ready"
-    bot.say(json.dumps({"do": "start"}), json.dumps({"do": "finish"}))
+    bot.say(json.dumps({"do": "start", "peers": []}), json.dumps({"do": "finish"}))
     while json.loads(await bot.line())["event"] != "finished":
         pass
     assert bot.process.stdin is not None

@@ -177,9 +177,10 @@ async def test_other_plain_http(relay: Relay, request_line: str, status: int) ->
     assert (await get(relay, request_line))[0] == status
 
 
-async def test_a_websocket_elsewhere_is_not_found(relay: Relay) -> None:
+@pytest.mark.parametrize("path", ["/nothing", "/chat", "/chat/lobby", "/meshpeer.js", "/healthz"])
+async def test_a_websocket_elsewhere_is_not_found(relay: Relay, path: str) -> None:
     with pytest.raises(InvalidStatus) as caught:
-        await connect(relay.url + "/chat")
+        await connect(relay.url + path)
     assert caught.value.response.status_code == http.HTTPStatus.NOT_FOUND
 
 
