@@ -22,6 +22,7 @@ from meshpeer.cli.common import (
     run,
     until_stopped,
 )
+from meshpeer.cli.garbage import garbage_by_the_clock
 from meshpeer.cli.secret import read_secret, read_text, usage_errors, warn_of_readers
 from meshpeer.config import IceServer, RelayConfig
 from meshpeer.errors import MeshError
@@ -367,7 +368,7 @@ def relay(
             server = Relay(config)
             async with until_stopped() as stop:
                 with _hangup(server, config, stop):
-                    async with server:
+                    async with garbage_by_the_clock(), server:
                         _say_where(server, config)
                         await server.serve_forever()
         return 0

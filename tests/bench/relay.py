@@ -11,6 +11,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
+from meshpeer.cli.garbage import garbage_by_the_clock
 from meshpeer.config import RelayConfig
 from meshpeer.core.messages import VERSION, Join, Leave, Welcome, decode_relay, encode
 from meshpeer.relay import Relay
@@ -42,10 +43,10 @@ async def _answer(control: Control, url: str) -> None:
 
 
 async def run_relay(control: Control, *, sockets: int = 0, **settings: Any) -> None:
-    """A relay with these settings, for so many sockets."""
+    """A relay with these settings, for so many sockets, as the command runs one."""
     raise_limit(sockets)
     config = RelayConfig(port=0, **settings)
-    async with Relay(config) as relay:
+    async with garbage_by_the_clock(), Relay(config) as relay:
         await _answer(control, relay.url)
 
 
