@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from tests.browser.hosts import missing
 from tests.browser.launch import runs
+from tests.browser.needs import need
 
 
 @pytest.fixture(autouse=True)
 def _can_run() -> None:
-    if lacks := missing():
-        refuse = pytest.fail if "MESHPEER_NO_SKIPS" in os.environ else pytest.skip
-        refuse(f"this machine lacks {', '.join(lacks)}")
+    need(missing())
 
 
 @pytest.mark.parametrize(

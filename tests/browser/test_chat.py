@@ -6,11 +6,9 @@ import asyncio
 import json
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -21,7 +19,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from meshpeer import FileReceived, PeerManager, Relay, RelayConfig, make_join_token
 from meshpeer.core.messages import VERSION, Join, Leave, encode
-from tests.browser.hosts import CHROMIUM
+from tests.browser.needs import chromium_here
 
 if TYPE_CHECKING:
     from playwright.async_api import Browser, BrowserContext, Page
@@ -52,20 +50,8 @@ BELOW = """() => {
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def browser() -> AsyncIterator[Browser]:
-    lacks = [] if shutil.which(CHROMIUM) else [CHROMIUM]
-    if find_spec("playwright") is None:
-        lacks.append("the package playwright")
-    if lacks:
-        refuse = pytest.fail if "MESHPEER_NO_SKIPS" in os.environ else pytest.skip
-        refuse(f"this machine lacks {', '.join(lacks)}")
-    from playwright.async_api import async_playwright
-
-    from tests.browser.page import FLAGS
-
-    async with async_playwright() as playwright:
-        chromium = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    async with chromium_here() as chromium:
         yield chromium
-        await chromium.close()
 
 
 @pytest_asyncio.fixture(loop_scope="module")

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +14,8 @@ import pytest
 import pytest_asyncio
 
 from tests.browser import tables
-from tests.browser.hosts import CHROMIUM
 from tests.browser.mutants import mutants
+from tests.browser.needs import chromium_here
 from tests.browser.traces import CLASSES, TABLES, record
 
 if TYPE_CHECKING:
@@ -52,18 +49,9 @@ def _in_page(path: Path) -> str:
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def page(recordings: str) -> AsyncIterator[Page]:
     """A page of the repository, which has the client's names as ``client``."""
-    lacks = [] if shutil.which(CHROMIUM) else [CHROMIUM]
-    if find_spec("playwright") is None:
-        lacks.append("the package playwright")
-    if lacks:
-        refuse = pytest.fail if "MESHPEER_NO_SKIPS" in os.environ else pytest.skip
-        refuse(f"this machine lacks {', '.join(lacks)}")
-    from playwright.async_api import async_playwright
+    async with chromium_here() as chromium:
+        from tests.browser.page import page_server
 
-    from tests.browser.page import FLAGS, page_server
-
-    async with async_playwright() as playwright:
-        chromium = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         with page_server("127.0.0.1", _ROOT) as origin:
             page = await chromium.new_page()
             await page.goto(f"{origin}/tests/browser/page/index.html")
@@ -75,7 +63,6 @@ async def page(recordings: str) -> AsyncIterator[Page]:
                 [_in_page(path) for path in _CLIENT],
             )
             yield page
-        await chromium.close()
 
 
 @pytest.fixture(scope="module")

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from tests.browser.hosts import CHROMIUM
+from tests.browser.needs import chromium_here
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -26,20 +23,11 @@ Run = Callable[[str], Awaitable[dict[str, Any]]]
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def run() -> AsyncIterator[Run]:
     """Runs one of the page's scenarios, and returns what it found."""
-    lacks = [] if shutil.which(CHROMIUM) else [CHROMIUM]
-    if find_spec("playwright") is None:
-        lacks.append("the package playwright")
-    if lacks:
-        refuse = pytest.fail if "MESHPEER_NO_SKIPS" in os.environ else pytest.skip
-        refuse(f"this machine lacks {', '.join(lacks)}")
-    from playwright.async_api import async_playwright
-
-    from tests.browser.page import FLAGS, page_server
-
     parts = sorted((_WEB / "client").glob("*.js"))
     paths = [f"/{path.relative_to(_ROOT).as_posix()}" for path in parts]
-    async with async_playwright() as playwright:
-        chromium = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    async with chromium_here() as chromium:
+        from tests.browser.page import page_server
+
         with page_server("127.0.0.1", _ROOT) as origin:
             page = await chromium.new_page()
             errors: list[str] = []
@@ -68,7 +56,6 @@ async def run() -> AsyncIterator[Run]:
                 return found
 
             yield run
-        await chromium.close()
 
 
 async def test_two_connect(run: Run) -> None:

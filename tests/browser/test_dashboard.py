@@ -6,12 +6,9 @@ The mesh is scripted (`tests.browser.scripted`), but for the last test, with a r
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.util import find_spec
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
@@ -21,7 +18,7 @@ import pytest_asyncio
 from msgspec.structs import replace
 
 from meshpeer import Relay, RelayConfig
-from tests.browser.hosts import CHROMIUM
+from tests.browser.needs import chromium_here
 from tests.browser.scripted import PASSWORD, Site, link_report
 from tests.cli.processes import starter
 
@@ -36,20 +33,8 @@ FAILURE = "no candidate pair worked"
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def browser() -> AsyncIterator[Browser]:
-    lacks = [] if shutil.which(CHROMIUM) else [CHROMIUM]
-    if find_spec("playwright") is None:
-        lacks.append("the package playwright")
-    if lacks:
-        refuse = pytest.fail if "MESHPEER_NO_SKIPS" in os.environ else pytest.skip
-        refuse(f"this machine lacks {', '.join(lacks)}")
-    from playwright.async_api import async_playwright
-
-    from tests.browser.page import FLAGS
-
-    async with async_playwright() as playwright:
-        chromium = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    async with chromium_here() as chromium:
         yield chromium
-        await chromium.close()
 
 
 @pytest_asyncio.fixture(loop_scope="module")

@@ -9,12 +9,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-import os
-import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
-from importlib.util import find_spec
 from socketserver import ThreadingTCPServer
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -24,7 +21,7 @@ import pytest_asyncio
 
 from meshpeer import PeerManager, Relay, RelayConfig, make_join_token
 from meshpeer.cli import bot
-from tests.browser.hosts import CHROMIUM
+from tests.browser.needs import chromium_here
 from tests.cli.processes import starter
 from tests.docs.blocks import blocks
 
@@ -44,20 +41,8 @@ PYTHON = [block for block in blocks(PAGE) if block.kind == "python"]
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def browser() -> AsyncIterator[Browser]:
-    lacks = [] if shutil.which(CHROMIUM) else [CHROMIUM]
-    if find_spec("playwright") is None:
-        lacks.append("the package playwright")
-    if lacks:
-        refuse = pytest.fail if "MESHPEER_NO_SKIPS" in os.environ else pytest.skip
-        refuse(f"this machine lacks {', '.join(lacks)}")
-    from playwright.async_api import async_playwright
-
-    from tests.browser.page import FLAGS
-
-    async with async_playwright() as playwright:
-        chromium = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    async with chromium_here() as chromium:
         yield chromium
-        await chromium.close()
 
 
 @contextmanager

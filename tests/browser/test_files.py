@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import os
-import shutil
 from collections.abc import AsyncIterator
-from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -18,7 +15,7 @@ import pytest_asyncio
 
 from meshpeer import PeerManager, Relay, RelayConfig, TransferFailed
 from tests.browser.filewalks import receiving_walk, sending_walk
-from tests.browser.hosts import CHROMIUM
+from tests.browser.needs import chromium_here
 
 if TYPE_CHECKING:
     from playwright.async_api import Page
@@ -34,18 +31,9 @@ _LARGE = 20_000_000
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def page() -> AsyncIterator[Page]:
     """A page with the client's names in ``client``, those of `page/files.js` in ``page``."""
-    lacks = [] if shutil.which(CHROMIUM) else [CHROMIUM]
-    if find_spec("playwright") is None:
-        lacks.append("the package playwright")
-    if lacks:
-        refuse = pytest.fail if "MESHPEER_NO_SKIPS" in os.environ else pytest.skip
-        refuse(f"this machine lacks {', '.join(lacks)}")
-    from playwright.async_api import async_playwright
+    async with chromium_here() as chromium:
+        from tests.browser.page import page_server
 
-    from tests.browser.page import FLAGS, page_server
-
-    async with async_playwright() as playwright:
-        chromium = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         with page_server("127.0.0.1", _ROOT) as origin:
             page = await chromium.new_page()
             await page.goto(f"{origin}/tests/browser/page/index.html")
@@ -58,7 +46,6 @@ async def page() -> AsyncIterator[Page]:
                 }"""
             )
             yield page
-        await chromium.close()
 
 
 # --- the sum --------------------------------------------------------------------------------------

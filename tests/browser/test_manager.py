@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import fields
-from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +35,7 @@ from meshpeer import (
     TransferFailed,
     make_join_token,
 )
-from tests.browser.hosts import CHROMIUM
+from tests.browser.needs import chromium_here
 from tests.browser.tables import NO_SETTINGS, camel
 
 if TYPE_CHECKING:
@@ -105,22 +102,8 @@ async () => {
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def browser() -> AsyncIterator[Browser]:
-    lacks = [] if shutil.which(CHROMIUM) else [CHROMIUM]
-    if find_spec("playwright") is None:
-        lacks.append("the package playwright")
-    if lacks:
-        refuse = pytest.fail if "MESHPEER_NO_SKIPS" in os.environ else pytest.skip
-        refuse(f"this machine lacks {', '.join(lacks)}")
-    from playwright.async_api import async_playwright
-
-    from tests.browser.page import FLAGS
-
-    async with async_playwright() as playwright:
-        chromium = await playwright.chromium.launch(
-            executable_path=CHROMIUM, args=[*FLAGS, "--js-flags=--expose-gc"]
-        )
+    async with chromium_here("--js-flags=--expose-gc") as chromium:
         yield chromium
-        await chromium.close()
 
 
 @pytest_asyncio.fixture(loop_scope="module")

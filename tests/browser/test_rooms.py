@@ -5,20 +5,17 @@ How long it takes is in docs/browser.md.
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from tests.browser.firefox import missing as firefox_missing
 from tests.browser.hosts import missing
 from tests.browser.launch import shown
+from tests.browser.needs import need
 
 
 @pytest.fixture(autouse=True)
 def _can_run() -> None:
-    if lacks := missing():
-        refuse = pytest.fail if "MESHPEER_NO_SKIPS" in os.environ else pytest.skip
-        refuse(f"this machine lacks {', '.join(lacks)}")
+    need(missing())
 
 
 IN_FIREFOX = ["two tabs and a bot", "reload", "blocked", "same id", "reconnects"]
@@ -48,8 +45,6 @@ def test_nothing_is_wrong(scenario: str) -> None:
 
 @pytest.mark.parametrize("scenario", IN_FIREFOX)
 def test_nothing_is_wrong_in_firefox(scenario: str) -> None:
-    if lacks := firefox_missing():
-        refuse = pytest.fail if "MESHPEER_NO_SKIPS" in os.environ else pytest.skip
-        refuse(f"this machine lacks {', '.join(lacks)}")
+    need(firefox_missing())
     [run] = shown(scenario, 1, browser="firefox")
     assert {what: count for what, count in run.wrong.items() if count} == {}

@@ -1,0 +1,46 @@
+"""What tests with browsers need of a machine: Debian's browser, and playwright, which drives it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.browser.hosts import CHROMIUM
+
+if TYPE_CHECKING:
+    from playwright.async_api import Browser
+
+__all__ = ["chromium_here", "need"]
+
+
+def need(lacks: Sequence[str]) -> None:
+    """Skip the test where the machine lacks something, in words; fail it under
+    MESHPEER_NO_SKIPS."""
+    if lacks:
+        refuse = pytest.fail if "MESHPEER_NO_SKIPS" in os.environ else pytest.skip
+        refuse(f"this machine lacks {', '.join(lacks)}")
+
+
+@asynccontextmanager
+async def chromium_here(*flags: str) -> AsyncIterator[Browser]:
+    """A Chromium on this host, with these flags as well. Skips the test where there is none."""
+    lacks = [] if shutil.which(CHROMIUM) else [CHROMIUM]
+    if find_spec("playwright") is None:
+        lacks.append("the package playwright")
+    need(lacks)
+    from playwright.async_api import async_playwright
+
+    from tests.browser.page import FLAGS
+
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, *flags])
+        try:
+            yield browser
+        finally:
+            await browser.close()
