@@ -48,7 +48,7 @@ from meshpeer.core.operations import (
     SendSignal,
 )
 from meshpeer.core.restart import Restart, RestartOutput, RestartState
-from meshpeer.core.timing import Backoff, Deadlines
+from meshpeer.core.timing import STALL, Backoff, Deadlines
 from meshpeer.core.trickle import Trickle
 from meshpeer.errors import MeshError, ProtocolError, UnexpectedInput
 
@@ -344,9 +344,6 @@ _TAG: dict[type, Input] = {
 }
 _T = TypeVar("_T")
 
-# A deadline that is served so much later than it was set for means that this process stood still:
-# what came in meanwhile has not been read yet, so silence proves nothing.
-_STALL = 0.25
 # Half of what the schema takes. The other side can't bring us beyond it, and the attempts of our
 # own that are left then last for decades: so no two attempts ever have the same epoch.
 _MAX_REMOTE_EPOCH = 2**30
@@ -417,6 +414,7 @@ class Link:
 
     __slots__ = (
         "_arg",
+        "_asked_at",
         "_backoff",
         "_begins",
         "_begins_at",
@@ -486,6 +484,8 @@ class Link:
         self._spoke_at = 0.0
         self._ping_nonce = 0
         self._pinged_at: float | None = None
+        # When something was said for the first time since the other side was heard.
+        self._asked_at: float | None = None
         self._begins = _BURST
         self._begins_at = 0.0
         self._begun_at = 0.0
@@ -636,6 +636,7 @@ class Link:
         if epoch != self.epoch:
             return []
         self._heard_at = now
+        self._asked_at = None
         if answered:
             self._spoke_at = now
         if self.state is not LinkState.DISCONNECTED:
@@ -645,6 +646,8 @@ class Link:
     def spoke(self, now: float) -> None:
         """A frame was sent over the connection: no ping is needed for a while."""
         self._spoke_at = now
+        if self._asked_at is None:
+            self._asked_at = now
 
     def pong(self, epoch: int, nonce: int, now: float) -> list[LinkOutput]:
         """The answer to a ping arrived. It is a sign of life even if nobody waits for it."""
@@ -656,7 +659,8 @@ class Link:
     def ping(self, now: float) -> Ping:
         """Measure the round trip now."""
         self._ping_nonce = (self._ping_nonce + 1) & 0x7FFFFFFF
-        self._pinged_at = self._spoke_at = now
+        self._pinged_at = now
+        self.spoke(now)
         return Ping(self.epoch, self._ping_nonce)
 
     def set_reachable(self, reachable: bool, now: float) -> list[LinkOutput]:
@@ -781,6 +785,7 @@ class Link:
                 self._deadlines.clear("again")
                 if previous is LinkState.CHECKING:
                     self._heard_at = now
+                    self._asked_at = None
                     self.history.connections += 1
                     self.history.connect_time += now - self._begun_at
                     self._recovering = True
@@ -832,10 +837,14 @@ class Link:
         self._set_ping(now + self._ping_after)
         return [self.ping(now)]
 
-    def _set_ping(self, at: float) -> None:
-        # On a grid, so that all the links of a process wake it up together, and not one by one.
+    @property
+    def _grid(self) -> float:
+        # All the links of a process wake it up together, and not one by one.
         interval, silence = self._config.ping_interval, self._config.silence_timeout
-        grid = min(interval, silence - interval) / 4
+        return min(interval, silence - interval) / 4
+
+    def _set_ping(self, at: float) -> None:
+        grid, silence = self._grid, self._config.silence_timeout
         step = ceil(at / grid)
         if step * grid < at:  # by a rounding error, but then it would be due for ever
             step += 1
@@ -853,10 +862,15 @@ class Link:
             if next_look is None or silent_at <= next_look:
                 self._deadlines.set("silence", silent_at)
             return []
-        if now - at > _STALL:
-            self._deadlines.set("silence", now + self._config.ping_interval)
-            return [self.ping(now)]
-        return self._feed(Input.SILENCE, "", now, detail=f"{self._config.silence_timeout:g}")
+        if now - at > STALL:
+            self._asked_at = None
+        asked_at = now if self._asked_at is None else self._asked_at
+        # Who asks late, as a process that is slowed down, waits as long for the answer as others.
+        answer_at = asked_at + self._config.silence_timeout - self._ping_after - self._grid
+        if answer_at > now:
+            self._deadlines.set("silence", answer_at)
+            return [self.ping(now)] if self._asked_at is None else []
+        return self._feed(Input.SILENCE, "", now, detail=f"{now - self._heard_at:.3g}")
 
     def _may_begin(self, now: float) -> bool:
         """Whether the other side may make us begin an attempt: a token bucket."""

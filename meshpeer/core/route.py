@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from meshpeer.config import MeshConfig
-from meshpeer.core.timing import Backoff, Deadlines
+from meshpeer.core.timing import STALL, Backoff, Deadlines
 
 __all__ = ["TABLE", "Attach", "Input", "Output", "Ping", "Route", "RouteState", "Row"]
 
@@ -130,6 +130,7 @@ class Route:
 
     __slots__ = (
         "_again",
+        "_asked_at",
         "_config",
         "_deadlines",
         "_faults",
@@ -161,6 +162,8 @@ class Route:
         self._heard_at = 0.0
         self._nonce = 0
         self._pinged_at: float | None = None
+        # When it was pinged for the first time since something was heard.
+        self._asked_at: float | None = None
         self._out: list[Output] = []
 
     def next_deadline(self) -> float | None:
@@ -197,6 +200,7 @@ class Route:
     def heard(self, now: float) -> None:
         """Something came over the relay."""
         self._heard_at = now
+        self._asked_at = None
 
     def ponged(self, nonce: int, now: float) -> None:
         """The answer to a `Ping` came."""
@@ -211,7 +215,7 @@ class Route:
     def tick(self, now: float) -> list[Output]:
         """Time has passed."""
         out: list[Output] = []
-        for name, _ in self._deadlines.due(now):
+        for name, at in self._deadlines.due(now):
             if name == "patience":
                 self._overdue = True
                 if self._relay:
@@ -219,7 +223,7 @@ class Route:
             elif name == "again":
                 out += self._feed(Input.AGAIN, now)
             else:
-                out += self._look(now)
+                out += self._look(at, now)
         return out
 
     # --- the machine ---
@@ -254,24 +258,37 @@ class Route:
                 self._faults.reset()
             case RouteState.RELAY:
                 self._heard_at = now
-                self._pinged_at = None
+                self._asked_at = self._pinged_at = None
                 self._deadlines.set("look", now)
             case _:
                 pass
 
-    def _look(self, now: float) -> list[Output]:
+    def _look(self, at: float, now: float) -> list[Output]:
         """Is the relay still a path? It is asked when nothing was heard for a while."""
-        gone_at = self._heard_at + self._config.silence_timeout
-        if gone_at <= now:
-            return self._feed(Input.SILENCE, now)
         interval = self._config.ping_interval
-        ask = self.rtt is None or now - self._heard_at >= interval
-        self._deadlines.set("look", min(now + interval, gone_at))
-        if not ask or (self._pinged_at is not None and now - self._pinged_at < interval):
-            return []
-        self._nonce += 1
-        self._pinged_at = now
-        return [Ping(self._nonce)]
+        if now - at > STALL:
+            self._asked_at = self._pinged_at = None
+        if self._asked_at is not None and self._gone_at(self._asked_at) <= now:
+            return self._feed(Input.SILENCE, now)
+        ask_at = now if self.rtt is None else self._heard_at + interval
+        if self._pinged_at is not None:
+            ask_at = max(ask_at, self._pinged_at + interval)
+        out: list[Output] = []
+        if ask_at <= now:
+            self._nonce += 1
+            self._pinged_at = now
+            self._asked_at = now if self._asked_at is None else self._asked_at
+            out.append(Ping(self._nonce))
+            ask_at = now + interval
+        if self._asked_at is not None:
+            ask_at = min(ask_at, self._gone_at(self._asked_at))
+        self._deadlines.set("look", ask_at)
+        return out
+
+    def _gone_at(self, asked_at: float) -> float:
+        # Who asks late, as a process that is slowed down, waits as long for the answer as others.
+        interval, silence = self._config.ping_interval, self._config.silence_timeout
+        return max(self._heard_at + silence, asked_at + silence - interval)
 
     def _do_be_patient(self, now: float) -> None:
         if self._config.relay_after is not None:

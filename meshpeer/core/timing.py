@@ -6,7 +6,11 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-__all__ = ["Backoff", "Deadlines"]
+__all__ = ["STALL", "Backoff", "Deadlines"]
+
+STALL = 0.25
+"""A deadline that is served so many seconds later than it was set for means that this process stood
+still: what came in meanwhile has not been read yet, so silence proves nothing."""
 
 Name = TypeVar("Name", bound=Hashable)
 

@@ -295,6 +295,28 @@ def test_the_silence_begins_with_the_state() -> None:
     assert made.tick(100.0) == [Ping(1)]
 
 
+def test_a_process_that_stood_still_asks_before_it_believes_the_silence() -> None:
+    made = in_state(S.RELAY)
+    made.tick(0.0)
+    made.heard(0.1)
+    made.tick(1.1)
+    assert made.tick(9.0) == [Ping(3)], "what came meanwhile has not been read"
+    until(made, S.ASKING)
+    assert made.next_deadline() == 10.5 + 1.0
+
+
+def test_who_asks_late_waits_as_long_for_the_answer_as_others() -> None:
+    """As a tab in the background, whose timers come once a second."""
+    made = in_state(S.RELAY)
+    made.tick(0.0)
+    made.heard(0.1)
+    made.tick(2.0)
+    made.tick(2.6)
+    assert made.state is S.RELAY
+    until(made, S.ASKING)
+    assert made.next_deadline() == 3.5 + 1.0
+
+
 def test_one_ping_at_a_time() -> None:
     made = in_state(S.RELAY)
     for now in (0.0, 1.0, 2.0):

@@ -2284,6 +2284,10 @@ function nameIn(data, type) {
 
 // Named deadlines and backoff. Neither reads a clock: `now` is an argument, in seconds.
 
+// A deadline that is served so much later than it was set for means that this page stood still:
+// what came in meanwhile has not been read yet, so silence proves nothing.
+const STALL = 0.25;
+
 /**
  * A few named points in time, and which of them comes next.
  *
@@ -5516,6 +5520,9 @@ class Route {
   #nonce = 0;
   /** @type {number | null} */
   #pingedAt = null;
+  // When it was pinged for the first time since something was heard.
+  /** @type {number | null} */
+  #askedAt = null;
   /** @type {RouteOutput[]} */
   #out = [];
 
@@ -5580,6 +5587,7 @@ class Route {
    */
   heard(now) {
     this.#heardAt = now;
+    this.#askedAt = null;
   }
 
   /**
@@ -5608,14 +5616,14 @@ class Route {
   tick(now) {
     /** @type {RouteOutput[]} */
     const out = [];
-    for (const [name] of this.#deadlines.due(now)) {
+    for (const [name, at] of this.#deadlines.due(now)) {
       if (name === "patience") {
         this.#overdue = true;
         if (this.#relay) out.push(...this.#feed("patience", now));
       } else if (name === "again") {
         out.push(...this.#feed("again", now));
       } else {
-        out.push(...this.#look(now));
+        out.push(...this.#look(at, now));
       }
     }
     return out;
@@ -5659,26 +5667,42 @@ class Route {
       this.#faults.reset();
     } else if (next === "relay") {
       this.#heardAt = now;
-      this.#pingedAt = null;
+      this.#askedAt = this.#pingedAt = null;
       this.#deadlines.set("look", now);
     }
   }
 
   /**
    * Is the relay still a path? It is asked when nothing was heard for a while.
+   * @param {number} at
    * @param {number} now
    * @returns {RouteOutput[]}
    */
-  #look(now) {
+  #look(at, now) {
+    const { pingInterval } = this.#config;
+    if (now - at > STALL) this.#askedAt = this.#pingedAt = null;
+    if (this.#askedAt !== null && this.#goneAt(this.#askedAt) <= now) return this.#feed("silence", now);
+    let askAt = this.rtt === null ? now : this.#heardAt + pingInterval;
+    if (this.#pingedAt !== null) askAt = Math.max(askAt, this.#pingedAt + pingInterval);
+    /** @type {RouteOutput[]} */
+    const out = [];
+    if (askAt <= now) {
+      this.#nonce++;
+      this.#pingedAt = now;
+      this.#askedAt ??= now;
+      out.push({ kind: "Ping", nonce: this.#nonce });
+      askAt = now + pingInterval;
+    }
+    if (this.#askedAt !== null) askAt = Math.min(askAt, this.#goneAt(this.#askedAt));
+    this.#deadlines.set("look", askAt);
+    return out;
+  }
+
+  /** @param {number} askedAt */
+  #goneAt(askedAt) {
+    // Who asks late, as a page that is slowed down, waits as long for the answer as others.
     const { pingInterval, silenceTimeout } = this.#config;
-    const goneAt = this.#heardAt + silenceTimeout;
-    if (goneAt <= now) return this.#feed("silence", now);
-    const ask = this.rtt === null || now - this.#heardAt >= pingInterval;
-    this.#deadlines.set("look", Math.min(now + pingInterval, goneAt));
-    if (!ask || (this.#pingedAt !== null && now - this.#pingedAt < pingInterval)) return [];
-    this.#nonce++;
-    this.#pingedAt = now;
-    return [{ kind: "Ping", nonce: this.#nonce }];
+    return Math.max(this.#heardAt + silenceTimeout, askedAt + silenceTimeout - pingInterval);
   }
 
   // --- actions, named in the table ---
@@ -11098,9 +11122,6 @@ const LINK_FROM_PEER = new Set(["offer", "answer", "candidates", "dial", "stale"
 /** @type {Record<LinkMessage["kind"], LinkInput>} */
 const LINK_TAG = { Offer: "offer", Answer: "answer", Candidates: "candidates", Dial: "dial", Stale: "stale" };
 
-// A deadline that is served so much later than it was set for means that this page stood still:
-// what came in meanwhile has not been read yet, so silence proves nothing.
-const STALL = 0.25;
 // Half of what the schema takes. The other side can't bring us beyond it, and the attempts of our
 // own that are left then last for decades: so no two attempts ever have the same epoch.
 const MAX_REMOTE_EPOCH = 2 ** 30;
@@ -11230,6 +11251,9 @@ class Link {
   #upgrade;
   #failures = 0;
   #recovering = false;
+  // When something was said for the first time since the other side was heard.
+  /** @type {number | null} */
+  #askedAt = null;
   #heardAt = 0;
   #spokeAt = 0;
   #pingNonce = 0;
@@ -11466,6 +11490,7 @@ class Link {
   heard(epoch, now, { answered = false } = {}) {
     if (epoch !== this.epoch) return [];
     this.#heardAt = now;
+    this.#askedAt = null;
     if (answered) this.#spokeAt = now;
     return this.state === "disconnected" ? this.#feed("heard", "current", now) : [];
   }
@@ -11476,6 +11501,7 @@ class Link {
    */
   spoke(now) {
     this.#spokeAt = now;
+    this.#askedAt ??= now;
   }
 
   /**
@@ -11499,7 +11525,8 @@ class Link {
    */
   ping(now) {
     this.#pingNonce = (this.#pingNonce + 1) & 0x7fffffff;
-    this.#pingedAt = this.#spokeAt = now;
+    this.#pingedAt = now;
+    this.spoke(now);
     return { kind: "Ping", epoch: this.epoch, nonce: this.#pingNonce };
   }
 
@@ -11684,6 +11711,7 @@ class Link {
         this.#deadlines.clear("again");
         if (previous === "checking") {
           this.#heardAt = now;
+          this.#askedAt = null;
           this.history.connections += 1;
           this.history.connectTime += now - this.#begunAt;
           this.#recovering = true;
@@ -11748,17 +11776,21 @@ class Link {
     return [this.ping(now)];
   }
 
+  get #grid() {
+    // All the links of a page wake it up together, and not one by one.
+    const { pingInterval: interval, silenceTimeout: silence } = this.#config;
+    return Math.min(interval, silence - interval) / 4;
+  }
+
   /** @param {number} at */
   #setPing(at) {
-    // On a grid, so that all the links of a page wake it up together, and not one by one.
-    const { pingInterval: interval, silenceTimeout: silence } = this.#config;
-    const grid = Math.min(interval, silence - interval) / 4;
+    const grid = this.#grid;
     let step = Math.ceil(at / grid);
     if (step * grid < at) step += 1; // by a rounding error, but then it would be due for ever
     const due = step * grid;
     this.#deadlines.set("ping", due);
     // Where something was heard lately, the next of these looks whether that is still so.
-    const silentAt = this.#heardAt + silence;
+    const silentAt = this.#heardAt + this.#config.silenceTimeout;
     const watched = this.#deadlines.get("silence") !== null;
     if (this.state === "connected" && silentAt <= due && !watched) this.#deadlines.set("silence", silentAt);
   }
@@ -11775,11 +11807,14 @@ class Link {
       if (nextLook === null || silentAt <= nextLook) this.#deadlines.set("silence", silentAt);
       return [];
     }
-    if (now - at > STALL) {
-      this.#deadlines.set("silence", now + this.#config.pingInterval);
-      return [this.ping(now)];
+    if (now - at > STALL) this.#askedAt = null;
+    // Who asks late, as a page that is slowed down, waits as long for the answer as others.
+    const answerAt = (this.#askedAt ?? now) + this.#config.silenceTimeout - this.#pingAfter - this.#grid;
+    if (answerAt > now) {
+      this.#deadlines.set("silence", answerAt);
+      return this.#askedAt === null ? [this.ping(now)] : [];
     }
-    return this.#feed("silence", "", now, { detail: general(this.#config.silenceTimeout) });
+    return this.#feed("silence", "", now, { detail: general(now - this.#heardAt, 3) });
   }
 
   /**

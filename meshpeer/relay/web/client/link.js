@@ -15,7 +15,7 @@
 
 import { MAX_CANDIDATES, ProtocolError, UnexpectedInput, countCandidates, printable } from "./codec.js";
 import { Restart, earliest, isDue } from "./restart.js";
-import { Backoff, Deadlines } from "./timing.js";
+import { Backoff, Deadlines, STALL } from "./timing.js";
 import { Trickle } from "./trickle.js";
 
 /** @import { Answer, Candidates, IceCandidate, LinkMessage, Offer } from "./codec.js" */
@@ -540,9 +540,6 @@ const LINK_FROM_PEER = new Set(["offer", "answer", "candidates", "dial", "stale"
 /** @type {Record<LinkMessage["kind"], LinkInput>} */
 const LINK_TAG = { Offer: "offer", Answer: "answer", Candidates: "candidates", Dial: "dial", Stale: "stale" };
 
-// A deadline that is served so much later than it was set for means that this page stood still:
-// what came in meanwhile has not been read yet, so silence proves nothing.
-const STALL = 0.25;
 // Half of what the schema takes. The other side can't bring us beyond it, and the attempts of our
 // own that are left then last for decades: so no two attempts ever have the same epoch.
 const MAX_REMOTE_EPOCH = 2 ** 30;
@@ -672,6 +669,9 @@ export class Link {
   #upgrade;
   #failures = 0;
   #recovering = false;
+  // When something was said for the first time since the other side was heard.
+  /** @type {number | null} */
+  #askedAt = null;
   #heardAt = 0;
   #spokeAt = 0;
   #pingNonce = 0;
@@ -908,6 +908,7 @@ export class Link {
   heard(epoch, now, { answered = false } = {}) {
     if (epoch !== this.epoch) return [];
     this.#heardAt = now;
+    this.#askedAt = null;
     if (answered) this.#spokeAt = now;
     return this.state === "disconnected" ? this.#feed("heard", "current", now) : [];
   }
@@ -918,6 +919,7 @@ export class Link {
    */
   spoke(now) {
     this.#spokeAt = now;
+    this.#askedAt ??= now;
   }
 
   /**
@@ -941,7 +943,8 @@ export class Link {
    */
   ping(now) {
     this.#pingNonce = (this.#pingNonce + 1) & 0x7fffffff;
-    this.#pingedAt = this.#spokeAt = now;
+    this.#pingedAt = now;
+    this.spoke(now);
     return { kind: "Ping", epoch: this.epoch, nonce: this.#pingNonce };
   }
 
@@ -1126,6 +1129,7 @@ export class Link {
         this.#deadlines.clear("again");
         if (previous === "checking") {
           this.#heardAt = now;
+          this.#askedAt = null;
           this.history.connections += 1;
           this.history.connectTime += now - this.#begunAt;
           this.#recovering = true;
@@ -1190,17 +1194,21 @@ export class Link {
     return [this.ping(now)];
   }
 
+  get #grid() {
+    // All the links of a page wake it up together, and not one by one.
+    const { pingInterval: interval, silenceTimeout: silence } = this.#config;
+    return Math.min(interval, silence - interval) / 4;
+  }
+
   /** @param {number} at */
   #setPing(at) {
-    // On a grid, so that all the links of a page wake it up together, and not one by one.
-    const { pingInterval: interval, silenceTimeout: silence } = this.#config;
-    const grid = Math.min(interval, silence - interval) / 4;
+    const grid = this.#grid;
     let step = Math.ceil(at / grid);
     if (step * grid < at) step += 1; // by a rounding error, but then it would be due for ever
     const due = step * grid;
     this.#deadlines.set("ping", due);
     // Where something was heard lately, the next of these looks whether that is still so.
-    const silentAt = this.#heardAt + silence;
+    const silentAt = this.#heardAt + this.#config.silenceTimeout;
     const watched = this.#deadlines.get("silence") !== null;
     if (this.state === "connected" && silentAt <= due && !watched) this.#deadlines.set("silence", silentAt);
   }
@@ -1217,11 +1225,14 @@ export class Link {
       if (nextLook === null || silentAt <= nextLook) this.#deadlines.set("silence", silentAt);
       return [];
     }
-    if (now - at > STALL) {
-      this.#deadlines.set("silence", now + this.#config.pingInterval);
-      return [this.ping(now)];
+    if (now - at > STALL) this.#askedAt = null;
+    // Who asks late, as a page that is slowed down, waits as long for the answer as others.
+    const answerAt = (this.#askedAt ?? now) + this.#config.silenceTimeout - this.#pingAfter - this.#grid;
+    if (answerAt > now) {
+      this.#deadlines.set("silence", answerAt);
+      return this.#askedAt === null ? [this.ping(now)] : [];
     }
-    return this.#feed("silence", "", now, { detail: general(this.#config.silenceTimeout) });
+    return this.#feed("silence", "", now, { detail: general(now - this.#heardAt, 3) });
   }
 
   /**

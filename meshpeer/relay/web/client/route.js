@@ -6,7 +6,7 @@
 //
 // ROUTE_TABLE is the whole of it. An input that it does not list changes nothing.
 
-import { Backoff, Deadlines } from "./timing.js";
+import { Backoff, Deadlines, STALL } from "./timing.js";
 
 /**
  * Where data comes from.
@@ -111,6 +111,9 @@ export class Route {
   #nonce = 0;
   /** @type {number | null} */
   #pingedAt = null;
+  // When it was pinged for the first time since something was heard.
+  /** @type {number | null} */
+  #askedAt = null;
   /** @type {RouteOutput[]} */
   #out = [];
 
@@ -175,6 +178,7 @@ export class Route {
    */
   heard(now) {
     this.#heardAt = now;
+    this.#askedAt = null;
   }
 
   /**
@@ -203,14 +207,14 @@ export class Route {
   tick(now) {
     /** @type {RouteOutput[]} */
     const out = [];
-    for (const [name] of this.#deadlines.due(now)) {
+    for (const [name, at] of this.#deadlines.due(now)) {
       if (name === "patience") {
         this.#overdue = true;
         if (this.#relay) out.push(...this.#feed("patience", now));
       } else if (name === "again") {
         out.push(...this.#feed("again", now));
       } else {
-        out.push(...this.#look(now));
+        out.push(...this.#look(at, now));
       }
     }
     return out;
@@ -254,26 +258,42 @@ export class Route {
       this.#faults.reset();
     } else if (next === "relay") {
       this.#heardAt = now;
-      this.#pingedAt = null;
+      this.#askedAt = this.#pingedAt = null;
       this.#deadlines.set("look", now);
     }
   }
 
   /**
    * Is the relay still a path? It is asked when nothing was heard for a while.
+   * @param {number} at
    * @param {number} now
    * @returns {RouteOutput[]}
    */
-  #look(now) {
+  #look(at, now) {
+    const { pingInterval } = this.#config;
+    if (now - at > STALL) this.#askedAt = this.#pingedAt = null;
+    if (this.#askedAt !== null && this.#goneAt(this.#askedAt) <= now) return this.#feed("silence", now);
+    let askAt = this.rtt === null ? now : this.#heardAt + pingInterval;
+    if (this.#pingedAt !== null) askAt = Math.max(askAt, this.#pingedAt + pingInterval);
+    /** @type {RouteOutput[]} */
+    const out = [];
+    if (askAt <= now) {
+      this.#nonce++;
+      this.#pingedAt = now;
+      this.#askedAt ??= now;
+      out.push({ kind: "Ping", nonce: this.#nonce });
+      askAt = now + pingInterval;
+    }
+    if (this.#askedAt !== null) askAt = Math.min(askAt, this.#goneAt(this.#askedAt));
+    this.#deadlines.set("look", askAt);
+    return out;
+  }
+
+  /** @param {number} askedAt */
+  #goneAt(askedAt) {
+    // Who asks late, as a page that is slowed down, waits as long for the answer as others.
     const { pingInterval, silenceTimeout } = this.#config;
-    const goneAt = this.#heardAt + silenceTimeout;
-    if (goneAt <= now) return this.#feed("silence", now);
-    const ask = this.rtt === null || now - this.#heardAt >= pingInterval;
-    this.#deadlines.set("look", Math.min(now + pingInterval, goneAt));
-    if (!ask || (this.#pingedAt !== null && now - this.#pingedAt < pingInterval)) return [];
-    this.#nonce++;
-    this.#pingedAt = now;
-    return [{ kind: "Ping", nonce: this.#nonce }];
+    return Math.max(this.#heardAt + silenceTimeout, askedAt + silenceTimeout - pingInterval);
   }
 
   // --- actions, named in the table ---

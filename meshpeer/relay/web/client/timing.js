@@ -1,5 +1,9 @@
 // Named deadlines and backoff. Neither reads a clock: `now` is an argument, in seconds.
 
+// A deadline that is served so much later than it was set for means that this page stood still:
+// what came in meanwhile has not been read yet, so silence proves nothing.
+export const STALL = 0.25;
+
 /**
  * A few named points in time, and which of them comes next.
  *
