@@ -484,7 +484,7 @@ class Link:
         self._spoke_at = 0.0
         self._ping_nonce = 0
         self._pinged_at: float | None = None
-        # When something was said for the first time since the other side was heard.
+        # When it was pinged for the first time since it was heard.
         self._asked_at: float | None = None
         self._begins = _BURST
         self._begins_at = 0.0
@@ -646,8 +646,6 @@ class Link:
     def spoke(self, now: float) -> None:
         """A frame was sent over the connection: no ping is needed for a while."""
         self._spoke_at = now
-        if self._asked_at is None:
-            self._asked_at = now
 
     def pong(self, epoch: int, nonce: int, now: float) -> list[LinkOutput]:
         """The answer to a ping arrived. It is a sign of life even if nobody waits for it."""
@@ -659,8 +657,9 @@ class Link:
     def ping(self, now: float) -> Ping:
         """Measure the round trip now."""
         self._ping_nonce = (self._ping_nonce + 1) & 0x7FFFFFFF
-        self._pinged_at = now
-        self.spoke(now)
+        self._pinged_at = self._spoke_at = now
+        if self._asked_at is None:
+            self._asked_at = now
         return Ping(self.epoch, self._ping_nonce)
 
     def set_reachable(self, reachable: bool, now: float) -> list[LinkOutput]:
@@ -829,8 +828,9 @@ class Link:
 
     def _ping_due(self, now: float) -> list[LinkOutput]:
         # What was heard is no reason to be silent: the other side may send and send, and hear
-        # nothing of us.
-        at = self._spoke_at + self._ping_after
+        # nothing of us. Nor is what was said a reason not to ask: not all of it is answered.
+        last = self._spoke_at if self._asked_at is not None else min(self._spoke_at, self._heard_at)
+        at = last + self._ping_after
         if at > now:
             self._set_ping(at)
             return []

@@ -477,13 +477,26 @@ def test_who_asks_late_waits_as_long_for_the_answer_as_others() -> None:
     assert reason(outputs) == "nothing heard for 3.25 s"
 
 
-def test_what_was_said_is_as_good_a_question_as_a_ping() -> None:
-    """Or who sends all the time would be late to find out that nobody is there."""
+def test_an_acknowledgement_puts_no_question_off() -> None:
     link = connected(dials=True)
-    link.spoke(0.4)
-    link.spoke(1.3)
-    link.spoke(2.2)
-    assert until(link, S.DISCONNECTED)[0] == 2.5
+    link.heard(1, 0.25)
+    link.spoke(0.25)
+    assert link.tick(1.0) == []
+    link.spoke(1.0)
+    assert link.tick(2.0) == [Ping(1, 2)], "a second later nothing has been heard for 2.75 s"
+
+
+def test_who_speaks_all_the_time_asks_nevertheless() -> None:
+    """Not all that is said is answered, and silence counts only where something was asked."""
+    link = connected(dials=True)
+    link.heard(1, 0.1)
+    at, asked = 0.1, list[float]()
+    while link.state is S.CONNECTED:
+        at = round(at + 0.05, 2)
+        link.spoke(at)
+        asked += [at for output in link.tick(at) if isinstance(output, Ping)]
+    assert asked == [1.25]
+    assert at == 2.6
 
 
 def test_failing_twice_waits_and_the_wait_doubles() -> None:

@@ -11251,7 +11251,7 @@ class Link {
   #upgrade;
   #failures = 0;
   #recovering = false;
-  // When something was said for the first time since the other side was heard.
+  // When it was pinged for the first time since it was heard.
   /** @type {number | null} */
   #askedAt = null;
   #heardAt = 0;
@@ -11501,7 +11501,6 @@ class Link {
    */
   spoke(now) {
     this.#spokeAt = now;
-    this.#askedAt ??= now;
   }
 
   /**
@@ -11525,8 +11524,8 @@ class Link {
    */
   ping(now) {
     this.#pingNonce = (this.#pingNonce + 1) & 0x7fffffff;
-    this.#pingedAt = now;
-    this.spoke(now);
+    this.#pingedAt = this.#spokeAt = now;
+    this.#askedAt ??= now;
     return { kind: "Ping", epoch: this.epoch, nonce: this.#pingNonce };
   }
 
@@ -11766,8 +11765,9 @@ class Link {
    */
   #pingDue(now) {
     // What was heard is no reason to be silent: the other side may send and send, and hear nothing
-    // of us.
-    const at = this.#spokeAt + this.#pingAfter;
+    // of us. Nor is what was said a reason not to ask: not all of it is answered.
+    const last = this.#askedAt !== null ? this.#spokeAt : Math.min(this.#spokeAt, this.#heardAt);
+    const at = last + this.#pingAfter;
     if (at > now) {
       this.#setPing(at);
       return [];

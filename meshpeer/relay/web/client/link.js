@@ -669,7 +669,7 @@ export class Link {
   #upgrade;
   #failures = 0;
   #recovering = false;
-  // When something was said for the first time since the other side was heard.
+  // When it was pinged for the first time since it was heard.
   /** @type {number | null} */
   #askedAt = null;
   #heardAt = 0;
@@ -919,7 +919,6 @@ export class Link {
    */
   spoke(now) {
     this.#spokeAt = now;
-    this.#askedAt ??= now;
   }
 
   /**
@@ -943,8 +942,8 @@ export class Link {
    */
   ping(now) {
     this.#pingNonce = (this.#pingNonce + 1) & 0x7fffffff;
-    this.#pingedAt = now;
-    this.spoke(now);
+    this.#pingedAt = this.#spokeAt = now;
+    this.#askedAt ??= now;
     return { kind: "Ping", epoch: this.epoch, nonce: this.#pingNonce };
   }
 
@@ -1184,8 +1183,9 @@ export class Link {
    */
   #pingDue(now) {
     // What was heard is no reason to be silent: the other side may send and send, and hear nothing
-    // of us.
-    const at = this.#spokeAt + this.#pingAfter;
+    // of us. Nor is what was said a reason not to ask: not all of it is answered.
+    const last = this.#askedAt !== null ? this.#spokeAt : Math.min(this.#spokeAt, this.#heardAt);
+    const at = last + this.#pingAfter;
     if (at > now) {
       this.#setPing(at);
       return [];
