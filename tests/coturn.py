@@ -1,4 +1,4 @@
-"""A real TURN server for tests: coturn on loopback, with ports and files of its own.
+"""A real TURN server for tests: coturn, on loopback by default, with ports and files of its own.
 
 `require` skips a test where the machine lacks a program it needs, and fails it where everything has
 to run (``MESHPEER_NO_SKIPS``).
@@ -69,16 +69,19 @@ class Coturn:
         login: tuple[str, str],
         ca_file: Path,
         log: Path,
+        host: str,
     ) -> None:
         self.process = process
+        self.host = host
         self.port = port
         self.tls_port = tls_port
         self.username, self.credential = login
         self.ca_file = ca_file
         self.log = log
 
-    def server(self, transport: str, *, host: str = _HOST, trusted: bool = True) -> IceServer:
+    def server(self, transport: str, *, host: str | None = None, trusted: bool = True) -> IceServer:
         """``stun``, or TURN over ``udp``, ``tcp`` or ``tls``, with its credentials."""
+        host = host or self.host
         if transport == "stun":
             return IceServer(urls=f"stun:{host}:{self.port}")
         tls = transport == "tls"
@@ -104,7 +107,11 @@ class Coturn:
 
 @contextmanager
 def run_coturn(
-    folder: Path, *options: str, ephemeral: bool = False, instead: str | None = None
+    folder: Path,
+    *options: str,
+    ephemeral: bool = False,
+    instead: str | None = None,
+    host: str = _HOST,
 ) -> Iterator[Coturn]:
     """coturn with STUN and TURN over UDP, TCP and TLS, ready when it is entered.
 
@@ -113,14 +120,14 @@ def run_coturn(
     addresses, ports and files are not what it says.
     """
     require("turnserver")
-    certificate, key = make_certificate(folder, f"IP:{_HOST}", "DNS:localhost")
+    certificate, key = make_certificate(folder, f"IP:{host}", "DNS:localhost")
     login = _ephemeral_login() if ephemeral else ("user", "the password")
     configuration, log = folder / "turnserver.conf", folder / "log"
     for _ in range(5):
-        port, tls_port = _free_ports()
+        port, tls_port = _free_ports(host)
         here = [
-            f"listening-ip={_HOST}",
-            f"relay-ip={_HOST}",
+            f"listening-ip={host}",
+            f"relay-ip={host}",
             f"listening-port={port}",
             f"tls-listening-port={tls_port}",
             f"cert={certificate}",
@@ -153,8 +160,8 @@ def run_coturn(
                 stderr=subprocess.STDOUT,
             )
         try:
-            if _ready(process, port, tls_port):
-                yield Coturn(process, port, tls_port, login, certificate, log)
+            if _ready(process, host, port, tls_port):
+                yield Coturn(process, port, tls_port, login, certificate, log, host)
                 return
         finally:
             process.kill()
@@ -168,30 +175,30 @@ def _ephemeral_login() -> tuple[str, str]:
     return username, base64.b64encode(digest).decode()
 
 
-def _free_ports() -> tuple[int, int]:
+def _free_ports(host: str) -> tuple[int, int]:
     """Two ports that are free for UDP and TCP. Another may take one before coturn does."""
     with ExitStack() as stack:
         found: list[int] = []
         while len(found) < 2:
             tcp = stack.enter_context(socket.socket())
             udp = stack.enter_context(socket.socket(type=socket.SOCK_DGRAM))
-            tcp.bind((_HOST, 0))
+            tcp.bind((host, 0))
             with suppress(OSError):
                 udp.bind(tcp.getsockname())
                 found.append(tcp.getsockname()[1])
         return found[0], found[1]
 
 
-def _ready(process: subprocess.Popen[bytes], port: int, tls_port: int) -> bool:
+def _ready(process: subprocess.Popen[bytes], host: str, port: int, tls_port: int) -> bool:
     """Wait until it listens everywhere and answers a binding request; False when it has ended."""
     request = bytes(stun.Message(stun.Method.BINDING, stun.Class.REQUEST))
     with socket.socket(type=socket.SOCK_DGRAM) as asking:
         asking.settimeout(0.1)
-        asking.connect((_HOST, port))
+        asking.connect((host, port))
         while process.poll() is None:
             try:
                 for each in (port, tls_port):
-                    socket.create_connection((_HOST, each), timeout=1).close()
+                    socket.create_connection((host, each), timeout=1).close()
                 asking.send(request)
                 asking.recv(2000)
             except ConnectionRefusedError:

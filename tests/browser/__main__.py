@@ -148,6 +148,12 @@ MEASURES = [
     ),
     Measure("blocked", "WebRTC allowed again, until it is direct", "it moves", "direct", runs=5),
     Measure(
+        "turn",
+        "no path but TURN, and the server is killed: until they talk over the relay",
+        "it moves",
+        runs=2,
+    ),
+    Measure(
         "relay restart",
         "relay killed and restarted under ten tabs and five bots, until all are in it again",
         "no one leaves, links undisturbed",
@@ -186,7 +192,7 @@ _BACKGROUND = "background"
 Behind = Mapping[str, Future[list[Shown]]]
 """By browser: five minutes in which next to nothing happens, and so beside what else does."""
 _IN_FIREFOX = {
-    *("two tabs and a bot", "reload", "offline", "blocked", "relay restart", "same id"),
+    *("two tabs and a bot", "reload", "offline", "blocked", "turn", "relay restart", "same id"),
     "background",
 }
 _FIREFOX_RUNS = 2

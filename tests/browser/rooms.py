@@ -50,6 +50,7 @@ from tests.browser.numbers import Numbers
 from tests.browser.page import chromium, page_server
 from tests.browser.plain import PlainContext, PlainPage
 from tests.cli.processes import Command, Start, starter
+from tests.coturn import run_coturn
 
 __all__ = ["SCENARIOS"]
 
@@ -584,6 +585,45 @@ async def _blocked(stage: Stage) -> Shown:
         )
 
 
+async def _turn(stage: Stage) -> Shown:
+    """A tab that has no path but TURN, over UDP and TCP; then the TURN server is killed."""
+    wrong: Counter[str] = Counter()
+    took: dict[str, float] = {}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        run_coturn(PathOfFile(folder), host=PYTHON_ADDRESS) as coturn,
+    ):
+        for transport in ("tcp", "udp"):
+            server = coturn.server(transport)
+            config = {
+                "iceServers": [
+                    {
+                        "urls": server.urls,
+                        "username": server.username,
+                        "credential": server.credential,
+                    }
+                ],
+                "iceTransportPolicy": "relay",
+            }
+            async with stage.room(120) as room:
+                bot, ann = await room.bot(), await room.tab("a-tab", config=config)
+                await asyncio.gather(
+                    bot.connected(["a-tab"], Path.TURN), ann.call("connected", [_BOT], "turn")
+                )
+                async with _streams(bot, ann, "a-tab") as counts:
+                    if transport == "udp":
+                        killed = time.time()
+                        coturn.kill()
+                        moved = await asyncio.gather(
+                            bot.connected(["a-tab"], Path.RELAY),
+                            ann.call("connected", [_BOT], "relay"),
+                        )
+                        took["over the relay"] = max(moved) - killed
+                        await _more(bot, ann, "a-tab")
+                wrong += counts
+    return Shown(took, dict(wrong))
+
+
 async def _relay_restart(stage: Stage) -> Shown:
     """The relay is killed under ten tabs and five bots, and comes back three seconds later."""
     tabs_count, bots_count = (10, 5) if stage.long else (4, 2)
@@ -1048,6 +1088,7 @@ SCENARIOS: dict[str, Callable[[Stage], Awaitable[Shown]]] = {
     "reload": _reload,
     "offline": _offline,
     "blocked": _blocked,
+    "turn": _turn,
     "relay restart": _relay_restart,
     "background": _background,
     "duplicated": _duplicate,

@@ -11,6 +11,7 @@ from tests.browser.firefox import missing as firefox_missing
 from tests.browser.hosts import missing
 from tests.browser.launch import shown
 from tests.browser.needs import need
+from tests.coturn import require
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +19,14 @@ def _can_run() -> None:
     need(missing())
 
 
-IN_FIREFOX = ["two tabs and a bot", "reload", "blocked", "same id", "reconnects"]
+IN_FIREFOX = ["two tabs and a bot", "reload", "blocked", "turn", "same id", "reconnects"]
+
+
+def nothing_is_wrong(scenario: str, browser: str) -> None:
+    if scenario == "turn":
+        require("turnserver")
+    [run] = shown(scenario, 1, browser=browser)
+    assert {what: count for what, count in run.wrong.items() if count} == {}
 
 
 @pytest.mark.parametrize(
@@ -28,6 +36,7 @@ IN_FIREFOX = ["two tabs and a bot", "reload", "blocked", "same id", "reconnects"
         "reload",
         "offline",
         "blocked",
+        "turn",
         "relay restart",
         "background",
         "duplicated",
@@ -39,12 +48,10 @@ IN_FIREFOX = ["two tabs and a bot", "reload", "blocked", "same id", "reconnects"
     ],
 )
 def test_nothing_is_wrong(scenario: str) -> None:
-    [run] = shown(scenario, 1)
-    assert {what: count for what, count in run.wrong.items() if count} == {}
+    nothing_is_wrong(scenario, "chromium")
 
 
 @pytest.mark.parametrize("scenario", IN_FIREFOX)
 def test_nothing_is_wrong_in_firefox(scenario: str) -> None:
     need(firefox_missing())
-    [run] = shown(scenario, 1, browser="firefox")
-    assert {what: count for what, count in run.wrong.items() if count} == {}
+    nothing_is_wrong(scenario, "firefox")
