@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -68,7 +69,7 @@ class _Answer:
         self._log.append(["answer", self._number, "error", text])
 
 
-class _Walk:
+class _Walk(ABC):
     """What both kinds have in common."""
 
     def __init__(self, files: Files, seed: int) -> None:
@@ -112,9 +113,9 @@ class _Walk:
         self.steps.append([list(operation), sorted(self.log, key=msgspec.json.encode)])
         self.log.clear()
 
+    @abstractmethod
     def operation(self) -> tuple[Any, ...]:
         """What to do next."""
-        raise NotImplementedError
 
     def do_cancel(self, number: int) -> None:
         self.tasks[number].cancel()

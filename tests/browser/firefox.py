@@ -25,7 +25,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from tests.browser.hosts import Host
 
-__all__ = ["FIREFOX", "Context", "Firefox", "Page", "firefox", "missing"]
+__all__ = ["FIREFOX", "BidiError", "Context", "Firefox", "Page", "firefox", "missing"]
 
 FIREFOX = "/usr/bin/firefox-esr"
 _CLONE_NEWNET = 0x40000000

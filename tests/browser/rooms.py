@@ -29,6 +29,7 @@ from urllib.parse import urlencode, urlsplit
 
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from playwright.async_api import Browser, CDPSession
+from playwright.async_api import Error as PlaywrightError
 from playwright.async_api import Page as ChromiumPage
 
 from meshpeer import (
@@ -43,7 +44,7 @@ from meshpeer import (
     SignalingChanged,
 )
 from meshpeer.core.events import MeshState
-from tests.browser.firefox import Context, Firefox, Page, firefox
+from tests.browser.firefox import BidiError, Context, Firefox, Page, firefox
 from tests.browser.hosts import PYTHON_ADDRESS, Host
 from tests.browser.launch import Shown
 from tests.browser.numbers import Numbers
@@ -367,9 +368,12 @@ class Stage:
                     yield room
             except TimeoutError as exc:
                 for tab in room.tabs:
-                    with suppress(Exception):
+                    try:
                         async with asyncio.timeout(5):
-                            exc.add_note(f"a tab: {json.dumps((await tab.told())[-60:])}")
+                            said = json.dumps((await tab.told())[-60:])
+                    except (PlaywrightError, BidiError, TimeoutError) as error:
+                        said = repr(error)
+                    exc.add_note(f"a tab: {said}")
                     exc.add_note(f"its errors: {tab.wrong}")
                 raise
             for tab in room.tabs:
