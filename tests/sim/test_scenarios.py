@@ -423,6 +423,27 @@ def test_an_idle_connection_costs_a_probe_a_second(seed: int) -> None:
     world.check_settled()
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("pages", [(0,), (1,), (0, 1)])
+def test_a_page_in_the_background_takes_nobody_for_gone(seed: int, pages: tuple[int, ...]) -> None:
+    """Its timers ring once a second, and somebody speaks to it at every moment between them."""
+    world = World(2, seed)
+    for host in range(2):
+        world.start(host)
+    world.run(5.0)
+    who, other = process(world, pages[0]), process(world, 1 - pages[0])
+    for page in pages:
+        process(world, page).phase = world.rng.random()
+    since = world.now
+    for _ in range(100):
+        other.speak(who.host.peer_id)
+        world.at(0.1, who.speak, other.host.peer_id)
+        world.run(5.01)
+        other.check_heard()
+    assert told(who, since, PeerStateChanged) == told(other, since, PeerStateChanged) == []
+    assert len(who.messages) >= 100
+
+
 # --- ICE restarts ---------------------------------------------------------------------------------
 
 

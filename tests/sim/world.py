@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+import math
 import random
 from collections import Counter, deque
 from collections.abc import Callable
@@ -255,6 +256,9 @@ class Process:
         self.alive = True
         self.error: MeshError | None = None
         self.stalled_until = 0.0
+        self.phase: float | None = None
+        """When in each second its timers ring, of a page in the background; and a page does not
+        hear of the probes that it gets."""
         self.armed_session: float | None = None
         self.armed_node: float | None = None
         self.conns: dict[str, Conn] = {}
@@ -463,13 +467,19 @@ class Process:
         at = self.session.next_deadline()
         if at is not None and at != self.armed_session:
             self.armed_session = at
-            world.push(at, self.session_due, at)
+            world.push(self.rings(at), self.session_due, at)
         if self.node is None:
             return
         at = self.node.next_deadline()
         if at is not None and at != self.armed_node:
             self.armed_node = at
-            world.push(at, self.node_due, at)
+            world.push(self.rings(at), self.node_due, at)
+
+    def rings(self, at: float) -> float:
+        """When a timer that was set to then rings."""
+        if self.phase is None:
+            return at
+        return math.ceil(at - self.phase) + self.phase + 0.003 * self.world.rng.random()
 
     def session_due(self, at: float) -> None:
         if self.alive and self.armed_session == at and self.awake(self.session_due, at):
@@ -1122,7 +1132,8 @@ class World:
             return
         if not remote.process.awake(self._probed, conn, generation, nonce):
             return
-        self._heard(remote, answered=True)
+        if remote.process.phase is None:
+            self._heard(remote, answered=True)
         self.at(self._late(), self._ponged, conn, generation, nonce)
 
     def _ponged(self, conn: Conn, generation: int, nonce: int) -> None:
