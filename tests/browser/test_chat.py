@@ -738,6 +738,22 @@ async def test_it_is_read_by_a_screen_reader(browser: Browser, relay: Relay) -> 
         assert await page.evaluate(NAMELESS) == []
 
 
+async def test_what_stands_in_an_empty_room_is_left_alone(browser: Browser, relay: Relay) -> None:
+    async with (
+        PeerManager(relay.url, room="lobby", name="bot") as bot,
+        entered(browser, relay, "Ann") as page,
+    ):
+        await connected(page, 1)
+        words = page.locator("#empty strong", has_text="Say hello")
+        await words.evaluate("(words) => getSelection().selectAllChildren(words)")
+        # What is shown is shown anew, as it is every second.
+        bot.update(name="Bert")
+        await page.locator(".peer bdi", has_text="Bert").wait_for()
+        assert await page.evaluate("() => getSelection().toString()") == "Say hello"
+        # Nor is it read out: nobody said it.
+        assert await page.locator("[aria-live] #empty, [role=log] #empty").count() == 0
+
+
 @pytest.mark.parametrize("size", [(360, 640), (1100, 760)])
 async def test_nothing_moves_by_itself(
     browser: Browser, relay: Relay, size: tuple[int, int]

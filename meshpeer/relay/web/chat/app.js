@@ -181,9 +181,13 @@ function showOwn() {
   const connected = peers.filter((peer) => peer.state === "connected").length;
   const all = connected === peers.length ? String(connected) : `${connected} of ${peers.length}`;
   setOwn("joined", peers.length ? `Connected to ${all}` : "Nobody else here");
-  byId("empty").replaceChildren(
-    el("span", {}, el("strong", {}, peers.length ? "Say hello" : "You are the first one here"), peers.length ? "What you write goes to everybody in the room, directly where there is a way." : "Invite others with the link or the code."),
-  );
+  const [title, more] = peers.length
+    ? ["Say hello", "What you write goes to everybody in the room, directly where there is a way."]
+    : ["You are the first one here", "Invite others with the link or the code."];
+  // This is called every second: what is the same stays, as somebody may have selected it.
+  if (byId("empty").textContent !== title + more) {
+    byId("empty").replaceChildren(el("span", {}, el("strong", {}, title), more));
+  }
 }
 
 // --- what happens ----------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ const NOT_KNOWN = "not known to have arrived"; // who could tell went with the p
 export class Log {
   #room;
   #scroller = byId("log");
+  #live = byId("live"); // what is read out as it comes
   #entries = byId("entries");
   #latest = byId("latest");
   #last = { who: null, at: 0 }; // of whom the latest message is
@@ -182,7 +183,7 @@ export class Log {
       return; // somebody else wrote it
     }
     if (!Array.isArray(kept) || !kept.length) return;
-    this.#scroller.setAttribute("aria-live", "off"); // it was read out before
+    this.#live.setAttribute("aria-live", "off"); // it was read out before
     for (const message of kept.slice(-MAX_KEPT)) {
       if (typeof message?.text !== "string" || typeof message.at !== "number") continue;
       const from = typeof message.id === "string" ? { id: message.id, name: String(message.name ?? message.id) } : null;
@@ -192,7 +193,7 @@ export class Log {
     this.#entries.lastElementChild?.classList.add("old");
     this.#last = { who: null, at: 0 };
     this.toEnd();
-    setTimeout(() => this.#scroller.setAttribute("aria-live", "polite"), 1000);
+    setTimeout(() => this.#live.setAttribute("aria-live", "polite"), 1000);
   }
 }
 
