@@ -42,6 +42,13 @@ TO_THE_PAST = """(log) => new Promise((resolve) => {
   log.addEventListener("scroll", () => log.scrollTop || resolve());
   log.scrollTop = 0;
 })"""
+READ_OUT = """() => {
+  const [live, quiet] = (window.read = [new Set(), new Set()]);
+  new MutationObserver((changes) => changes.forEach(({ target, addedNodes }) => {
+    const isLive = target.closest("[aria-live]").ariaLive !== "off";
+    for (const each of addedNodes) (isLive ? live : quiet).add(each.textContent);
+  })).observe(document.querySelector("[role=log]"), { childList: true, subtree: true });
+}"""
 BELOW = """() => {
   const log = document.getElementById("log");
   return log.scrollHeight - log.clientHeight - log.scrollTop;
@@ -736,6 +743,25 @@ async def test_it_is_read_by_a_screen_reader(browser: Browser, relay: Relay) -> 
         await page.get_by_role("status").filter(has_text="Connected to 1").wait_for()
         await page.get_by_role("list", name="People").get_by_text("bot").wait_for()
         assert await page.evaluate(NAMELESS) == []
+
+
+async def test_how_far_a_file_is_is_not_read_out(browser: Browser, relay: Relay) -> None:
+    """But what has come of it."""
+    async with (
+        PeerManager(relay.url, room="lobby", name="bot") as bot,
+        entered(browser, relay, "Ann") as page,
+    ):
+        await connected(page, 1)
+        await bot.wait_for_peers(1)
+        await page.evaluate(READ_OUT)
+        sending = asyncio.create_task(send_file(bot, "large.bin", bytes(4_000_000)))
+        await page.get_by_role("button", name="Accept").click()
+        await page.get_by_role("link", name="Save").wait_for()
+        await sending
+        live, quiet = await page.evaluate("() => read.map((each) => [...each])")
+        assert "received and checked" in live
+        assert [each for each in quiet if "%" in each]
+        assert [each for each in live if "%" in each] == []
 
 
 async def test_what_stands_in_an_empty_room_is_left_alone(browser: Browser, relay: Relay) -> None:

@@ -116,9 +116,11 @@ class Row {
   #who;
   #size;
   #began = null; // [seconds, bytes] when the first progress came
-  #status = el("span", { className: "status" });
+  #words = el("span");
+  #moving = el("span", { aria: { live: "off" } }); // ten times a second is too often to be read out
+  #status = el("span", { className: "status" }, this.#words, this.#moving);
   #actions = el("span", { className: "actions" });
-  #bar = el("progress", { max: 1, value: 0, aria: { label: "Progress" } });
+  #bar = el("progress", { max: 1, value: 0, aria: { label: "Progress", live: "off" } });
   element = el("li", {}, this.#status, this.#actions, this.#bar);
 
   constructor(who, size) {
@@ -129,7 +131,8 @@ class Row {
 
   /** Parts: texts, and names that are `named`. */
   say(...parts) {
-    this.#status.replaceChildren(...this.#who, ...parts);
+    this.#moving.replaceChildren();
+    this.#words.replaceChildren(...this.#who, ...parts);
   }
 
   progress(done) {
@@ -139,7 +142,8 @@ class Row {
     const speed = (done - this.#began[1]) / (now - this.#began[0]);
     this.#bar.value = this.#size ? done / this.#size : 1;
     const share = this.#size ? Math.floor((100 * done) / this.#size) : 100;
-    this.say(`${share} %${Number.isFinite(speed) && speed > 0 ? ` · ${bytes(Math.round(speed))}/s` : ""}`);
+    this.#words.replaceChildren();
+    this.#moving.replaceChildren(...this.#who, `${share} %${Number.isFinite(speed) && speed > 0 ? ` · ${bytes(Math.round(speed))}/s` : ""}`);
   }
 
   /** It is over, one way or the other. */
