@@ -49,6 +49,12 @@ READ_OUT = """() => {
     for (const each of addedNodes) (isLive ? live : quiet).add(each.textContent);
   })).observe(document.querySelector("[role=log]"), { childList: true, subtree: true });
 }"""
+REFUSER = """async (why) => {
+  const { PeerManager } = await import("/meshpeer.js");
+  const mesh = new PeerManager(location.origin, { room: "lobby" });
+  mesh.addEventListener("file-offered", ({ detail }) => mesh.refuseFile(detail.peerId, why));
+  await mesh.start();
+}"""
 BELOW = """() => {
   const log = document.getElementById("log");
   return log.scrollHeight - log.clientHeight - log.scrollTop;
@@ -396,6 +402,21 @@ async def test_files_are_sent(browser: Browser, relay: Relay, tmp_path: Path) ->
         await card.get_by_role("button", name="Cancel").click()
         await card.get_by_text("cancelled").wait_for()
         assert bot.peers
+
+
+async def test_why_a_file_is_refused_is_not_longer_than_anybody_reads(
+    browser: Browser, relay: Relay
+) -> None:
+    from playwright.async_api import FilePayload
+
+    file = FilePayload(name="notes.txt", mimeType="text/plain", buffer=b"some notes")
+    async with entered(browser, relay, "Ann") as page:
+        await page.evaluate(REFUSER, "\u202eno" + "!" * 100_000)
+        await connected(page, 1)
+        await page.set_input_files("#files", file)
+        status = page.locator(".status.bad")
+        assert await status.inner_text() == "not sent: \u202eno" + "!" * 497 + "…"
+        assert await status.locator("bdi").inner_text() == "\u202eno" + "!" * 497 + "…"
 
 
 # --- what goes wrong, and comes back -------------------------------------------------------------

@@ -14,7 +14,7 @@ import { Log } from "./log.js";
 import { nameOf } from "./names.js";
 import { People } from "./people.js";
 import { Transfers } from "./transfers.js";
-import { isLocked, whyNotDelivered, whyOut } from "./words.js";
+import { cut, isLocked, whyNotDelivered, whyOut } from "./words.js";
 
 const CHANNEL = "chat";
 const MAX_SHOWN = 20_000; // characters of one message
@@ -218,7 +218,7 @@ function textOf(message) {
   const { data } = message;
   const text = typeof data === "string" ? data : message.channel === CHANNEL ? data?.text : null;
   if (typeof text !== "string" || text === "") return null;
-  return text.length > MAX_SHOWN ? `${text.slice(0, MAX_SHOWN)}…` : text;
+  return cut(text, MAX_SHOWN);
 }
 
 function heard(message) {

@@ -64,7 +64,7 @@ export class Transfers {
       const onProgress = (progress) => row.progress(progress.done);
       peer.sendFile(file, { name: file.name, onProgress, signal: abort.signal }).then(
         () => row.end("received and checked"),
-        (error) => row.end(abort.signal.aborted ? "cancelled" : `not sent: ${whyNoFile(error)}`, !abort.signal.aborted),
+        (error) => (abort.signal.aborted ? row.end("cancelled") : row.fail("not sent: ", whyNoFile(error))),
       );
     }
     this.#log.card(null, card(file.name, file.size, list));
@@ -86,7 +86,8 @@ export class Transfers {
         row.end("received and checked");
         row.save(file.blob, file.name);
       } catch (error) {
-        row.end(abort.signal.aborted ? "cancelled" : `not received: ${whyNoFile(error)}`, !abort.signal.aborted);
+        if (abort.signal.aborted) row.end("cancelled");
+        else row.fail("not received: ", whyNoFile(error));
       }
     };
     const decline = () => {
@@ -129,7 +130,7 @@ class Row {
     setHidden(this.#bar, true); // until something moves
   }
 
-  /** Parts: texts, and names that are `named`. */
+  /** Parts: texts, and what others wrote, set apart. */
   say(...parts) {
     this.#moving.replaceChildren();
     this.#words.replaceChildren(...this.#who, ...parts);
@@ -147,11 +148,16 @@ class Row {
   }
 
   /** It is over, one way or the other. */
-  end(text, bad = false) {
-    this.say(text);
-    this.#status.classList.toggle("bad", bad);
+  end(...parts) {
+    this.say(...parts);
     this.#actions.replaceChildren();
     setHidden(this.#bar, true);
+  }
+
+  /** It is over, and nothing has come of it. */
+  fail(...parts) {
+    this.end(...parts);
+    this.#status.classList.add("bad");
   }
 
   /** Offers the file for saving: the browser asks where, or has a folder for it. */

@@ -1,6 +1,8 @@
 // What goes wrong, in words for who reads it. The client's own texts are for who writes programs; the
 // diagnostics have them.
 
+import { el } from "../common/dom.js";
+
 const REFUSED = new Map([
   ["peer_id_taken", "Another tab or window has this seat."],
   ["room_full", "The room is full."],
@@ -8,6 +10,7 @@ const REFUSED = new Map([
   ["rate_limited", "That was too often in a short time. Wait a little, then try again."],
   ["unsupported_version", "This page and the relay are of different versions. Load the page again."],
 ]);
+const MAX_WHY = 500; // characters of what another says to it
 const TOKEN_CODES = new Set(["unauthorized", "forbidden"]);
 const ENDED = new Map([
   ["IdentityReplaced", "Another tab or window has taken over your seat."],
@@ -24,6 +27,9 @@ const FILES = new Map([
   ["NotFoundError", "the file can't be read any more"],
   ["QuotaExceededError", "there is no room for it on this device"],
 ]);
+
+/** The beginning of a text that may be longer than anybody reads. */
+export const cut = (text, most) => (text.length > most ? `${text.slice(0, most)}…` : text);
 
 /** Whether another join token may help. */
 export const isLocked = (error) => TOKEN_CODES.has(error.code);
@@ -45,9 +51,9 @@ export function whyNotDelivered(error) {
   return "not delivered";
 }
 
-/** Why a file was not sent or received. */
+/** Why a file was not sent or received: words of the page, or those of the other side, set apart. */
 export function whyNoFile(error) {
   if (error.name !== "TransferFailed") return FILES.get(error.name) ?? "something went wrong";
   if (error.message.includes("SHA-256")) return "what arrived is not what was sent";
-  return error.message; // the other side's words
+  return el("bdi", {}, cut(error.message, MAX_WHY));
 }
