@@ -766,6 +766,52 @@ async def test_it_is_read_by_a_screen_reader(browser: Browser, relay: Relay) -> 
         assert await page.evaluate(NAMELESS) == []
 
 
+async def test_the_keyboard_stays_with_a_file(browser: Browser, relay: Relay) -> None:
+    focused = "() => document.activeElement.textContent"
+    async with (
+        PeerManager(relay.url, room="lobby", name="bot") as bot,
+        entered(browser, relay, "Ann") as page,
+    ):
+        await connected(page, 1)
+        await bot.wait_for_peers(1)
+        from playwright.async_api import FilePayload
+
+        # Where the button goes that was pressed, what follows it has the focus, or what is said.
+        sending = asyncio.create_task(send_file(bot, "taken.bin", bytes(700_000)))
+        await page.get_by_role("button", name="Accept").focus()
+        await page.keyboard.press("Enter")
+        await page.get_by_role("link", name="Save").wait_for()
+        assert await page.evaluate(focused) == "Save"
+        await sending
+        sending = asyncio.create_task(send_file(bot, "unwanted.bin", b"x"))
+        await page.get_by_role("button", name="Decline").focus()
+        await page.keyboard.press("Enter")
+        await page.get_by_text("declined").wait_for()
+        assert await page.evaluate(focused) == "declined"
+        with pytest.raises(Exception, match="declined"):
+            await sending
+        file = FilePayload(name="notes.txt", mimeType="text/plain", buffer=b"some notes")
+        await page.set_input_files("#files", file)
+        await page.get_by_role("button", name="Cancel").focus()
+        await page.keyboard.press("Enter")
+        await page.get_by_text("cancelled").wait_for()
+        assert await page.evaluate(focused) == "cancelled"
+        # A key that is held down does not press what follows: this would cancel it at once.
+        sending = asyncio.create_task(send_file(bot, "held.bin", bytes(4_000_000)))
+        await page.get_by_role("button", name="Accept").focus()
+        await page.keyboard.down("Enter")
+        await page.keyboard.down("Enter")
+        await page.keyboard.up("Enter")
+        await sending
+        # Who is elsewhere stays there.
+        await page.get_by_role("textbox", name="Message").focus()
+        sending = asyncio.create_task(send_file(bot, "late.bin", b"x"))
+        await page.get_by_role("button", name="Accept").wait_for()
+        sending.cancel()
+        await page.get_by_text("withdrawn").wait_for()
+        assert await page.evaluate("() => document.activeElement.id") == "text"
+
+
 async def test_how_far_a_file_is_is_not_read_out(browser: Browser, relay: Relay) -> None:
     """But what has come of it."""
     async with (

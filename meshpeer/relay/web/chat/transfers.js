@@ -128,6 +128,10 @@ class Row {
     this.#who = who;
     this.#size = size;
     setHidden(this.#bar, true); // until something moves
+    this.#actions.addEventListener("keydown", (event) => {
+      // The key that was held down on one button would press the one that follows.
+      if (event.repeat && event.key === "Enter") event.preventDefault();
+    });
   }
 
   /** Parts: texts, and what others wrote, set apart. */
@@ -150,7 +154,7 @@ class Row {
   /** It is over, one way or the other. */
   end(...parts) {
     this.say(...parts);
-    this.#actions.replaceChildren();
+    this.#show();
     setHidden(this.#bar, true);
   }
 
@@ -162,15 +166,24 @@ class Row {
 
   /** Offers the file for saving: the browser asks where, or has a folder for it. */
   save(blob, name) {
-    this.#actions.replaceChildren(el("a", { className: "button", href: URL.createObjectURL(blob), download: name }, "Save"));
+    this.#show(el("a", { className: "button", href: URL.createObjectURL(blob), download: name }, "Save"));
   }
 
   /** Buttons: [text, what it does, class]. */
   actions(buttons) {
-    this.#actions.replaceChildren(...buttons.map(([text, act, className = "quiet"]) => {
+    this.#show(...buttons.map(([text, act, className = "quiet"]) => {
       const button = el("button", { type: "button", className }, text);
       button.addEventListener("click", act);
       return button;
     }));
+  }
+
+  /** Replaces what can be done. The focus stays in this row if it was there. */
+  #show(...controls) {
+    const hadFocus = this.element.contains(document.activeElement);
+    this.#actions.replaceChildren(...controls);
+    if (!hadFocus) return;
+    if (!controls.length) this.#status.tabIndex = -1;
+    (controls[0] ?? this.#status).focus({ preventScroll: true });
   }
 }
