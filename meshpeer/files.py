@@ -70,6 +70,8 @@ _HASH_STEP = 8 * 1024 * 1024
 """Bytes that a thread takes the sum of before a cancellation is looked at."""
 _REPORT_EVERY = 0.1
 """Seconds between two reports of progress, at least."""
+_DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""They show "exe.fdp" for what ends in ".exe"."""
 _MAX_NAME = 255
 """Bytes of UTF-8 in the name of a file: what common file systems take."""
 _MAX_SUFFIX = 64
@@ -187,7 +189,7 @@ def _fault(name: str) -> str | None:
     if name.startswith("."):
         # A home directory is read by programs that obey such files; nobody may plant them.
         return "begins with a dot, which hides a file"
-    if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name):
+    if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in _DIRECTIONS for c in name):
         return "has control characters or half characters in it"
     if len(name.encode()) > _MAX_NAME:
         return f"has more than {_MAX_NAME} bytes of UTF-8"

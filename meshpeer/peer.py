@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from os import PathLike
@@ -71,7 +72,9 @@ class Message(Struct, frozen=True, eq=False):
 
     async def reply_error(self, text: str) -> None:
         """Answer a request with an error: over there `Peer.request` raises `RequestFailed` with
-        this text. Raises like `reply`."""
+        this text. Raises like `reply`, and `InvalidData` for anything but str."""
+        if not isinstance(text, str):
+            raise InvalidData(f"an error is text, not {type(text).__name__}")
         await self._answer(text, Role.ERROR)
 
     async def _answer(self, data: Any, role: Role) -> None:
@@ -376,7 +379,8 @@ class Peer:
 
 @dataclass(slots=True)
 class Budget:
-    """What the plain channels of one peer may keep unread, together."""
+    """What the plain channels of one peer may keep unread, together. That of a channel which nobody
+    has any more is given back."""
 
     limit: int
     used: int = 0
@@ -389,6 +393,25 @@ class Budget:
 
 def _cost(data: str | bytes) -> int:
     return OVERHEAD + (len(data.encode()) if isinstance(data, str) else len(data))
+
+
+class _Share:
+    """What one channel keeps of its peer's budget."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self._used = 0
+
+    def add(self, cost: int) -> None:
+        self._used += cost
+        self.budget.used += cost
+
+    def taken(self, data: str | bytes) -> str | bytes:
+        self.add(-_cost(data))
+        return data
+
+    def give_back(self) -> None:
+        self.add(-self._used)
 
 
 class Channel:
@@ -410,11 +433,14 @@ class Channel:
     ) -> None:
         self._raw = raw
         self._peer = peer
-        self._budget = budget
+        self._share = _Share(budget)
+        weakref.finalize(self, self._share.give_back).atexit = False
+        # Who waits for room to send goes in the order of the calls.
+        self._line = asyncio.Lock()
         self._send_buffer = send_buffer
         self._closed = closed
         self._bell = Bell()
-        self._stream: Stream[str | bytes] = Stream(self._taken)
+        self._stream: Stream[str | bytes] = Stream(self._share.taken)
         self._closed_because: str | None = None
         raw.listen(
             on_open=self._bell.ring,
@@ -453,11 +479,12 @@ class Channel:
                 f"the message has {size} bytes, a plain channel takes {MAX_PLAIN}: "
                 "use Peer.send, or send it in parts"
             )
-        await self.wait_open()
-        while self._raw.buffered_amount > self._send_buffer:
-            await self._bell.wait()
-            self._check_open()
-        self._raw.send(data)
+        async with self._line:
+            await self.wait_open()
+            while self._raw.buffered_amount > self._send_buffer:
+                await self._bell.wait()
+                self._check_open()
+            self._raw.send(data)
 
     async def wait_open(self) -> None:
         """Wait until it is open. Raises `ChannelClosed` when it closes first."""
@@ -486,16 +513,13 @@ class Channel:
     def _on_message(self, data: str | bytes) -> None:
         if self._closed_because is not None:
             return
-        self._budget.used += _cost(data)
+        budget = self._share.budget
+        self._share.add(_cost(data))
         self._stream.put(data)
-        while self._budget.exhausted and self._raw.lossy and len(self._stream):
+        while budget.exhausted and self._raw.lossy and len(self._stream):
             self._stream.take()
-        if self._budget.exhausted:
-            self._end(f"more than {self._budget.limit} bytes from this peer were not read")
-
-    def _taken(self, data: str | bytes) -> str | bytes:
-        self._budget.used -= _cost(data)
-        return data
+        if budget.exhausted:
+            self._end(f"more than {budget.limit} bytes from this peer were not read")
 
     def _on_close(self) -> None:
         self._end("closed by the other side, or with its connection")

@@ -117,7 +117,7 @@ _FRAME = 32 * 1024
 _BURST = 64 * 1024
 """Bytes that a loop of `Peer.send` gets accepted before it lets others have their turn."""
 _COMPLAIN_EVERY = 1.0
-"""Seconds between two `BadInput` events about what a peer sends of files."""
+"""Seconds between two `BadInput` events about files and channels of a peer."""
 _MAX_CHANNELS = 256
 """Plain data channels that one peer may have open."""
 
@@ -881,7 +881,7 @@ class Shell:
             if answer.role is Role.REPLY:
                 waiting.set_result(answer.value())
             else:
-                waiting.set_exception(RequestFailed(str(answer.value())))
+                waiting.set_exception(RequestFailed(answer.value()))
         self._taken(peer, answer)
 
     def _requests_refused(self, peer_id: str, numbers: tuple[int, ...]) -> None:
@@ -907,11 +907,7 @@ class Shell:
             else:
                 raise ProtocolError("a piece of a file is bytes", code="bad_file", field="payload")
         except ProtocolError as error:
-            # Nothing ends that could keep more of it from coming: it is told now and then.
-            record = self._records[peer.id]
-            if self.now() - record.complained >= _COMPLAIN_EVERY:
-                record.complained = self.now()
-                self._told(BadInput(peer_id=peer.id, error=error))
+            self._complain(peer.id, self._records[peer.id], error)
             if answer is not None:
                 answer.error(str(error))
             else:
@@ -1188,6 +1184,12 @@ class Shell:
         )
         return self._channel(peer, record, raw)
 
+    def _complain(self, peer_id: str, record: PeerRecord, error: ProtocolError) -> None:
+        # Nothing ends that could keep more of it from coming: it is told now and then.
+        if self.now() - record.complained >= _COMPLAIN_EVERY:
+            record.complained = self.now()
+            self._told(BadInput(peer_id=peer_id, error=error))
+
     def channel_opened(self, peer_id: str, incarnation: str, raw: RawChannel) -> None:
         """The other side opened a plain data channel."""
         record = self.record(peer_id, incarnation)
@@ -1201,7 +1203,7 @@ class Shell:
                 code="too_many_channels",
                 field="label",
             )
-            self._told(BadInput(peer_id=peer_id, error=error))
+            self._complain(peer_id, record, error)
             return
         channel = self._channel(self.peers[peer_id], record, raw)
         self._told(ChannelOpened(peer_id=peer_id, channel=channel))

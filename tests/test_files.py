@@ -347,6 +347,8 @@ HOSTILE = [
     "esc\x1b[2J",
     "\x7f",
     "\u2028",
+    "fdp\u202eexe.pdf",
+    "fdp\u2067exe.pdf",
     "\ud800",
     "x" * 256,
     "ü" * 128,

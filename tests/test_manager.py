@@ -434,7 +434,10 @@ async def test_a_request_fails_with_the_others_text_in_time_or_with_the_peer() -
         a, b = await world.pair()
         peer, asked = a.peers["b"], b.messages()
         refused = asyncio.create_task(peer.request("a"))
-        await (await anext(asked)).reply_error("no such letter")
+        asking = await anext(asked)
+        with pytest.raises(InvalidData, match="an error is text, not int"):
+            await asking.reply_error(404)  # type: ignore[arg-type]
+        await asking.reply_error("no such letter")
         with pytest.raises(RequestFailed, match=r"\Ano such letter\Z"):
             await refused
         with pytest.raises(MeshTimeout, match="'b' did not answer within 2 s"):

@@ -429,6 +429,8 @@ def _read_parts(data: bytes) -> Parts:
                         number, at = _read_count(data, at, "number")
                         if not number:
                             raise _bad("requests are numbered from 1", "number")
+                        if flags & 0x30 == 0x30 and flags & 0x0C != 0x04:
+                            raise _bad("an error that is no text", "flags")
                 elif flags & ~LAST:
                     raise _bad(f"flags {flags:#04x} of a part that is not the first", "flags")
                 size, at = _read_count(data, at, "length")

@@ -366,6 +366,8 @@ class Chaos:
             kind = rng.choice(list(Kind))
             payload = b'["%b"]' % (b"x" * size) if kind is Kind.JSON else b"x" * size
             role = rng.choice((Role.PLAIN, Role.PLAIN, Role.REQUEST, Role.REPLY, Role.ERROR))
+            if kind is not Kind.TEXT and role is Role.ERROR:
+                role = Role.REPLY
             channel = rng.choice(("a", "a", "b", "c", "meshpeer.file"))
             parts = frames.encode_message(kind, payload, role, self.numbers if role else 0)
             with suppress(MessageTooLarge, TooManyChannels):

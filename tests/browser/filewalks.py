@@ -178,7 +178,7 @@ class _Receiving(_Walk):
         match random.choice([*kinds, "left", "cancel", "spoil"]):
             case "offer":
                 name = random.choice(
-                    [*["a.txt"] * 4, *["b"] * 12, "../c", ".d", "\u2028", "é" * 200]
+                    [*["a.txt"] * 4, *["b"] * 12, "../c", ".d", "\u2028", "e\u202ef", "é" * 200]
                 )
                 size = random.choice([0, 5, 5, 5])
                 sha256 = _sum(size) if random.random() < 0.9 else "0" * 64

@@ -361,6 +361,7 @@ async def test_a_request_is_answered_either_way(tab: Tab, room: str, python: Ent
           if (!message.wantsReply) {
             globalThis.refused = (await thrown(() => message.reply("?"))).name;
           } else if (message.data === "wrong") {
+            globalThis.noText = (await thrown(() => message.replyError(404))).name;
             await message.replyError("no");
           } else {
             await message.reply([message.data, message.channel]);
@@ -375,6 +376,7 @@ async def test_a_request_is_answered_either_way(tab: Tab, room: str, python: Ent
     await peer.send("no question")
     assert await peer.request(1, timeout=_LONGEST) == [1, "default"]
     assert await tab.run("return refused;") == "UsageError"
+    assert await tab.run("return noText;") == "InvalidData"
 
 
 async def _answer_syncs(mesh: PeerManager) -> None:
@@ -711,6 +713,42 @@ async def test_plain_channels_carry_text_and_bytes_both_ways(
     ) == ["m-py", "hello", True, "closed"]
     with pytest.raises(ChannelClosed):
         await _send_on(ours)
+
+
+async def test_plain_messages_keep_their_order_and_loops_share_a_channel(
+    tab: Tab, room: str, python: Enter
+) -> None:
+    mesh = await python()
+    events = mesh.events()
+    await tab.enter(room, config={"sendBuffer": 65_536})
+    await tab.meet()
+    await tab.run(
+        """
+        globalThis.channel = await peer.openChannel("many");
+        const sending = [];
+        for (let number = 0; number < 400; number++) {
+          sending.push(channel.send(`${number} ${"x".repeat(2_000)}`));
+          if (number % 20 === 0) await new Promise((resolve) => setTimeout(resolve));
+        }
+        await Promise.all(sending);
+        """
+    )
+    theirs = (await _first(mesh, events, ChannelOpened)).channel
+    async with asyncio.timeout(_LONGEST):
+        got = [(await anext(aiter(theirs))) for _ in range(400)]
+    assert [int(str(each).split()[0]) for each in got] == list(range(400))
+    for data in ("head", "one", "two", "three"):
+        await theirs.send(data)
+    await theirs.close()
+    assert await tab.run(
+        """
+        const got = [];
+        for await (const data of channel) { got.push(data); break; }
+        for await (const data of channel) { got.push(data); if (data === "two") break; }
+        for await (const data of channel) got.push(data);
+        return got;
+        """
+    ) == ["head", "one", "two", "three"]
 
 
 async def _send_on(channel: Channel) -> None:
@@ -1224,6 +1262,23 @@ async def test_a_newer_holder_of_the_token_takes_the_id_over(
         """
     ) == ["same", "replaced", "IdentityReplaced", "IdentityReplaced", "IdentityReplaced", "closed"]
     assert not again.peers
+
+
+async def test_a_name_that_is_given_while_it_joins_is_the_one_it_joins_with(
+    tab: Tab, room: str, python: Enter
+) -> None:
+    mesh = await python()
+    peer_id = await tab.run(
+        """
+        globalThis.mesh = new client.PeerManager(url, options);
+        const starting = mesh.start();
+        mesh.update({name: "Anna"});
+        await starting;
+        return mesh.peerId;
+        """,
+        options={"room": room, "name": "somebody"},
+    )
+    assert (await mesh.wait_for_peer(peer_id, timeout=_LONGEST)).name == "Anna"
 
 
 async def test_a_page_that_is_loaded_anew_is_the_same_peer(

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from meshpeer.core import frames
@@ -167,6 +167,7 @@ def test_messages_there_and_back(
     kind: Kind, role_and_number: tuple[Role, int], size: int, more: int
 ) -> None:
     role, number = role_and_number
+    assume(role is not Role.ERROR or kind is Kind.TEXT)
     payload = bytes(range(256)) * (size // 256) + b"x" * (size % 256 + more)
     made = encode_message(kind, payload, role, number)
     assert decode_message([part for part, _ in made]) == (kind, role, payload)
@@ -186,6 +187,13 @@ def test_messages_there_and_back(
     assert first.total == (len(payload) if len(read) > 1 else 0)
     assert all(len(part.payload) == MAX_PART for part in read[:-1]), "as few as may be"
     assert [part.flags for part in read[1:]] == [0] * (len(read) - 2) + [LAST] * (len(read) > 1)
+
+
+@pytest.mark.parametrize("kind", [Kind.BYTES, Kind.JSON])
+@pytest.mark.parametrize("size", [2, MAX_PART + 1])
+def test_an_error_is_text(kind: Kind, size: int) -> None:
+    part = encode_message(kind, b"x" * size, Role.ERROR, 1)[0][0]
+    assert refused(encode_parts((run_head(0, 0, 1), part))) == ("bad_frame", "flags")
 
 
 @settings(max_examples=60)
@@ -229,7 +237,7 @@ def several(size: int = MIN_PART) -> bytes:
             [
                 Run(0, 300, [Part(0x03, 0, 0, b"abc"), Part(0x17, 0, 9, b"de")]),
                 Run(200, 5, [Part(0x01, 2 * size, 0, b"x" * size), Part(0x02, 0, 0, b"x" * size)]),
-                Run(1, 0, [Part(0x31, 999_999, 300, b"y" * size), Part(0x00, 0, 0, b"y" * size)]),
+                Run(1, 0, [Part(0x35, 999_999, 300, b"y" * size), Part(0x00, 0, 0, b"y" * size)]),
             ]
         )
     )

@@ -175,6 +175,9 @@ _BAD: tuple[_Bad, ...] = (
     _Bad("a role on a part that is not the first", b"\x11\x00\x00\x01\x12\x00"),
     _Bad("flag 0x80 on a part that is not the first", b"\x11\x00\x00\x01\x82\x00"),
     _Bad("request 0", b"\x11\x00\x00\x01\x13\x00\x00"),
+    _Bad("an error in bytes", b"\x11\x00\x00\x01\x33\x01\x00"),
+    _Bad("an error in json", b"\x11\x00\x00\x01\x3b\x01\x02{}"),
+    _Bad("an error in json, its first part", b"\x11\x00\x00\x01\x39\x80\x10\x01\x80\x08", MIN_PART),
     _Bad(
         "a part that is not the last, and short",
         b"\x11\x00\x00\x01\x01\xff\x0f\xff\x07",

@@ -390,7 +390,7 @@ function isBuffer(data) {
 }
 
 /** @param {unknown} data */
-function typeName(data) {
+export function typeName(data) {
   if (data === null) return "null";
   return typeof data === "object" ? (data.constructor?.name ?? "object") : typeof data;
 }
@@ -866,6 +866,7 @@ function readParts(data) {
         if ((flags >> ROLE_SHIFT) & 3) {
           number = reader.count("number");
           if (!number) throw badFrame("requests are numbered from 1", "number");
+          if ((flags & 0x30) === 0x30 && (flags & 0x0c) !== 0x04) throw badFrame("an error that is no text", "flags");
         }
       } else if (flags & ~LAST) throw badFrame(`flags ${shownFlags(flags)} of a part that is not the first`, "flags");
       const size = reader.count("length");

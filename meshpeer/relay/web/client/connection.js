@@ -46,6 +46,8 @@ const LOOK_ON = 1;
 const HEARD_EVERY = 0.1;
 /** Bytes that the other side must take at once, as every endpoint does (RFC 8841). */
 const MIN_MESSAGE_SIZE = 65_536;
+/** Seconds between two looks whether a browser that does not say so has moved to another pair. */
+const LOOK_WHETHER_MOVED = 5;
 /** Seconds for which the pair of a restart is looked for in the statistics, and between two looks. */
 const LOOK_FOR_PAIR = 10;
 const LOOK_FOR_PAIR_EVERY = 0.1;
@@ -241,6 +243,8 @@ export class Connection {
   /** What `pairSelected` was told last, and the id of that pair where the statistics had to tell. */
   #toldPair = "";
   #foundPair = "";
+  /** When its statistics were last asked for the pair. */
+  #lookedAt = -Infinity;
   /** The ids of the pairs that were there before the latest restart. @type {Set<string>} */
   #oldPairs = new Set();
 
@@ -693,6 +697,7 @@ export class Connection {
   }
 
   async #findPair() {
+    this.#lookedAt = connectionNow();
     this.#pairFound(selectedIn(await /** @type {RTCPeerConnection} */ (this.#pc).getStats()));
   }
 
@@ -787,6 +792,8 @@ export class Connection {
       this.sendFrame(encodeFrame({ kind: "Ping", nonce: CHECKS + nonce }));
     }
     if (tellsLittle) void this.#look(nonce, at);
+    // Nothing says that it has moved to another pair.
+    if (!this.#saysPair && at - this.#lookedAt > LOOK_WHETHER_MOVED) this.#findPair().catch(() => {});
   }
 
   /** Whether one is not answered, or another one would wait behind much: for seconds, on a slow path. */

@@ -1058,7 +1058,6 @@ export class Delivery {
         { code: "beyond_credit", field: "payload" },
       );
     }
-    // What is kept is a copy: it must not keep the whole frame that it came in.
     if (begins && ends) {
       if (payload.length > maxMessageSize) {
         throw new ProtocolError(
@@ -1066,9 +1065,10 @@ export class Delivery {
           { code: "too_large", field: "length" },
         );
       }
+      // The application gets bytes of its own: it may look at their buffer.
       out.push(wholeMessage(channel, part, payload.slice(), charge));
     } else if (begins) {
-      const piece = payload.slice();
+      const piece = kept(payload);
       channel.head = { ...part, payload: piece };
       channel.pieces.push(piece);
       channel.size = payload.length;
@@ -1087,7 +1087,7 @@ export class Delivery {
         channel.forgetHalf();
         out.push(message);
       } else {
-        channel.pieces.push(payload.slice());
+        channel.pieces.push(kept(payload));
         channel.size = size;
         channel.charge += charge;
       }
@@ -1250,6 +1250,14 @@ function assembled(pieces, last, size) {
   }
   out.set(last, at);
   return out;
+}
+
+/**
+ * What is kept of a frame until its message is complete: a copy, unless it is most of the frame.
+ * @param {Uint8Array} payload
+ */
+function kept(payload) {
+  return 2 * payload.length < payload.buffer.byteLength ? payload.slice() : payload;
 }
 
 /** @param {string} text */

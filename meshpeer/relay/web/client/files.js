@@ -260,19 +260,33 @@ export class Sha256 {
       let f = h5;
       let g = h6;
       let h = h7;
-      for (let i = 0; i < 64; i++) {
-        const s1 = ((e >>> 6) | (e << 26)) ^ ((e >>> 11) | (e << 21)) ^ ((e >>> 25) | (e << 7));
-        const t1 = (h + s1 + (g ^ (e & (f ^ g))) + SHA256_ROUNDS[i] + w[i]) | 0;
-        const s0 = ((a >>> 2) | (a << 30)) ^ ((a >>> 13) | (a << 19)) ^ ((a >>> 22) | (a << 10));
-        const t2 = (s0 + ((a & b) | (c & (a | b)))) | 0;
-        h = g;
-        g = f;
-        f = e;
-        e = (d + t1) | 0;
-        d = c;
-        c = b;
-        b = a;
-        a = (t1 + t2) | 0;
+      // Eight rounds at once, each with the names one place further: moving the values costs a fifth.
+      // prettier-ignore
+      for (let i = 0; i < 64; i += 8) {
+        h = (h + (((e >>> 6) | (e << 26)) ^ ((e >>> 11) | (e << 21)) ^ ((e >>> 25) | (e << 7))) + (g ^ (e & (f ^ g))) + SHA256_ROUNDS[i] + w[i]) | 0;
+        d = (d + h) | 0;
+        h = (h + (((a >>> 2) | (a << 30)) ^ ((a >>> 13) | (a << 19)) ^ ((a >>> 22) | (a << 10))) + ((a & b) | (c & (a | b)))) | 0;
+        g = (g + (((d >>> 6) | (d << 26)) ^ ((d >>> 11) | (d << 21)) ^ ((d >>> 25) | (d << 7))) + (f ^ (d & (e ^ f))) + SHA256_ROUNDS[i + 1] + w[i + 1]) | 0;
+        c = (c + g) | 0;
+        g = (g + (((h >>> 2) | (h << 30)) ^ ((h >>> 13) | (h << 19)) ^ ((h >>> 22) | (h << 10))) + ((h & a) | (b & (h | a)))) | 0;
+        f = (f + (((c >>> 6) | (c << 26)) ^ ((c >>> 11) | (c << 21)) ^ ((c >>> 25) | (c << 7))) + (e ^ (c & (d ^ e))) + SHA256_ROUNDS[i + 2] + w[i + 2]) | 0;
+        b = (b + f) | 0;
+        f = (f + (((g >>> 2) | (g << 30)) ^ ((g >>> 13) | (g << 19)) ^ ((g >>> 22) | (g << 10))) + ((g & h) | (a & (g | h)))) | 0;
+        e = (e + (((b >>> 6) | (b << 26)) ^ ((b >>> 11) | (b << 21)) ^ ((b >>> 25) | (b << 7))) + (d ^ (b & (c ^ d))) + SHA256_ROUNDS[i + 3] + w[i + 3]) | 0;
+        a = (a + e) | 0;
+        e = (e + (((f >>> 2) | (f << 30)) ^ ((f >>> 13) | (f << 19)) ^ ((f >>> 22) | (f << 10))) + ((f & g) | (h & (f | g)))) | 0;
+        d = (d + (((a >>> 6) | (a << 26)) ^ ((a >>> 11) | (a << 21)) ^ ((a >>> 25) | (a << 7))) + (c ^ (a & (b ^ c))) + SHA256_ROUNDS[i + 4] + w[i + 4]) | 0;
+        h = (h + d) | 0;
+        d = (d + (((e >>> 2) | (e << 30)) ^ ((e >>> 13) | (e << 19)) ^ ((e >>> 22) | (e << 10))) + ((e & f) | (g & (e | f)))) | 0;
+        c = (c + (((h >>> 6) | (h << 26)) ^ ((h >>> 11) | (h << 21)) ^ ((h >>> 25) | (h << 7))) + (b ^ (h & (a ^ b))) + SHA256_ROUNDS[i + 5] + w[i + 5]) | 0;
+        g = (g + c) | 0;
+        c = (c + (((d >>> 2) | (d << 30)) ^ ((d >>> 13) | (d << 19)) ^ ((d >>> 22) | (d << 10))) + ((d & e) | (f & (d | e)))) | 0;
+        b = (b + (((g >>> 6) | (g << 26)) ^ ((g >>> 11) | (g << 21)) ^ ((g >>> 25) | (g << 7))) + (a ^ (g & (h ^ a))) + SHA256_ROUNDS[i + 6] + w[i + 6]) | 0;
+        f = (f + b) | 0;
+        b = (b + (((c >>> 2) | (c << 30)) ^ ((c >>> 13) | (c << 19)) ^ ((c >>> 22) | (c << 10))) + ((c & d) | (e & (c | d)))) | 0;
+        a = (a + (((f >>> 6) | (f << 26)) ^ ((f >>> 11) | (f << 21)) ^ ((f >>> 25) | (f << 7))) + (h ^ (f & (g ^ h))) + SHA256_ROUNDS[i + 7] + w[i + 7]) | 0;
+        e = (e + a) | 0;
+        a = (a + (((b >>> 2) | (b << 30)) ^ ((b >>> 13) | (b << 19)) ^ ((b >>> 22) | (b << 10))) + ((b & c) | (d & (b | c)))) | 0;
       }
       h0 = (h0 + a) | 0;
       h1 = (h1 + b) | 0;
@@ -366,7 +380,10 @@ function fileNameFault(name) {
   if (["", ".", ".."].includes(name) || /[/\\]/.test(name)) return "is not the plain name of a file";
   // A home directory is read by programs that obey such files; nobody may plant them.
   if (name.startsWith(".")) return "begins with a dot, which hides a file";
-  if (/[\p{Cc}\p{Cs}\p{Zl}\p{Zp}]/u.test(name)) return "has control characters or half characters in it";
+  // Those of direction show "exe.fdp" for what ends in ".exe".
+  if (/[\p{Cc}\p{Cs}\p{Zl}\p{Zp}\u202a-\u202e\u2066-\u2069]/u.test(name)) {
+    return "has control characters or half characters in it";
+  }
   if (utf8Length(name) > MAX_FILE_NAME) return `has more than ${MAX_FILE_NAME} bytes of UTF-8`;
   return null;
 }

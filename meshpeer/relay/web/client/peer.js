@@ -15,6 +15,7 @@ import {
   encodeMessage,
   encodeValue,
   repr,
+  typeName,
   utf8Length,
 } from "./codec.js";
 import { Bell, ItemStream } from "./streams.js";
@@ -137,7 +138,7 @@ export class PeerRecord {
   requests = new Map();
   /** @type {UndeliveredMessage[]} */
   undelivered = [];
-  /** When the latest `BadInput` about its files was told. */
+  /** When the latest `BadInput` about its files and channels was told. */
   complained = -Infinity;
   /** @type {Set<Channel>} */
   channels = new Set();
@@ -243,10 +244,11 @@ export class Message {
 
   /**
    * Answer a request with an error: over there `Peer.request` throws `RequestFailed` with this text.
-   * Throws like `reply`.
+   * Throws like `reply`, and `InvalidData` for anything but a string.
    * @param {string} text
    */
   async replyError(text) {
+    if (typeof text !== "string") throw new InvalidData(`an error is text, not ${typeName(text)}`);
     await this.#answer(text, Role.ERROR);
   }
 
@@ -454,7 +456,10 @@ export class Peer {
   }
 }
 
-/** What the plain channels of one peer may keep unread, together. */
+/**
+ * What the plain channels of one peer may keep unread, together. That of a channel which nobody has any
+ * more is given back.
+ */
 export class ChannelBudget {
   used = 0;
 
@@ -469,6 +474,29 @@ export class ChannelBudget {
   }
 }
 
+/** What one channel keeps of its peer's budget. */
+class ChannelShare {
+  #used = 0;
+
+  /** @param {ChannelBudget} budget */
+  constructor(budget) {
+    this.budget = budget;
+  }
+
+  /** @param {number} cost */
+  add(cost) {
+    this.#used += cost;
+    this.budget.used += cost;
+  }
+
+  giveBack() {
+    this.add(-this.#used);
+  }
+}
+
+/** @type {FinalizationRegistry<ChannelShare>} */
+const channelsForgotten = new FinalizationRegistry((share) => share.giveBack());
+
 /** @param {string | Uint8Array} data */
 const plainSize = (data) => (typeof data === "string" ? utf8Length(data) : data.byteLength);
 
@@ -482,10 +510,11 @@ const plainSize = (data) => (typeof data === "string" ? utf8Length(data) : data.
 export class Channel {
   #raw;
   #peer;
-  #budget;
+  #share;
   #sendBuffer;
   #closed;
   #bell = new Bell();
+  #line = new SendLine();
   /** @type {ItemStream<string | Uint8Array>} */
   #stream;
   /** @type {string | null} */
@@ -502,11 +531,13 @@ export class Channel {
   constructor(raw, peer, { budget, sendBuffer, closed }) {
     this.#raw = raw;
     this.#peer = peer;
-    this.#budget = budget;
+    const share = new ChannelShare(budget);
+    channelsForgotten.register(this, share);
+    this.#share = share;
     this.#sendBuffer = sendBuffer;
     this.#closed = closed;
     this.#stream = new ItemStream((data) => {
-      this.#budget.used -= OVERHEAD + plainSize(data);
+      share.add(-OVERHEAD - plainSize(data));
       return data;
     });
     raw.listen({
@@ -552,13 +583,17 @@ export class Channel {
         `the message has ${size} bytes, a plain channel takes ${MAX_PLAIN}: use Peer.send, or send it in parts`,
       );
     }
-    signal?.throwIfAborted();
-    await this.waitOpen({ signal });
-    while (this.#raw.bufferedAmount > this.#sendBuffer) {
-      await this.#bell.wait(signal);
-      this.#checkOpen();
+    await this.#line.enter(signal);
+    try {
+      await this.waitOpen({ signal });
+      while (this.#raw.bufferedAmount > this.#sendBuffer) {
+        await this.#bell.wait(signal);
+        this.#checkOpen();
+      }
+      this.#raw.send(bytes);
+    } finally {
+      this.#line.leave();
     }
-    this.#raw.send(bytes);
   }
 
   /**
@@ -578,8 +613,20 @@ export class Channel {
     this.#end("closed here");
   }
 
+  /**
+   * What has arrived, each message once, however many loops there are: a `break` ends the loop, not the
+   * channel, and the next loop goes on.
+   * @returns {AsyncIterableIterator<string | Uint8Array, undefined>}
+   */
   [Symbol.asyncIterator]() {
-    return this.#stream;
+    const stream = this.#stream;
+    return {
+      next: () => stream.next(),
+      return: async () => ({ done: true, value: undefined }),
+      [Symbol.asyncIterator]() {
+        return this;
+      },
+    };
   }
 
   /**
@@ -600,9 +647,9 @@ export class Channel {
   /** @param {string | Uint8Array} data */
   #received(data) {
     if (this.#closedBecause !== null) return;
-    const budget = this.#budget;
+    const { budget } = this.#share;
     const stream = this.#stream;
-    budget.used += OVERHEAD + plainSize(data);
+    this.#share.add(OVERHEAD + plainSize(data));
     stream.put(data);
     while (budget.isExhausted && this.#raw.lossy && stream.size) stream.take();
     if (budget.isExhausted) this.#end(`more than ${budget.limit} bytes from this peer were not read`);

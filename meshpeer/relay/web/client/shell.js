@@ -107,8 +107,8 @@ const MAX_SERVER_REPORTS = 100;
 const FRAME_SIZE = 32 * 1024;
 /** Bytes that a loop of `Peer.send` gets accepted before it lets others have their turn. */
 const SEND_BURST = 64 * 1024;
-/** Seconds between two `BadInput` events about what a peer sends of files. */
-const COMPLAIN_ABOUT_FILES_EVERY = 1;
+/** Seconds between two `BadInput` events about files and channels of a peer. */
+const SHELL_COMPLAINS_EVERY = 1;
 /** Plain data channels that one peer may have open. */
 const MAX_PLAIN_CHANNELS = 256;
 /** What happened last, for the diagnostics. */
@@ -646,7 +646,8 @@ export class Shell {
    */
   update(name, metadata) {
     this.checkRunning();
-    this.#transport.update(name, metadata);
+    // Before the seat is asked for there is nobody to tell: it is asked for under the new name.
+    if (this.#transport.state !== "new") this.#transport.update(name, metadata);
     this.join = { ...this.join, name: name ?? this.join.name, metadata: metadata ?? this.join.metadata };
   }
 
@@ -1191,7 +1192,7 @@ export class Shell {
   #answeredBy(peer, record, answer) {
     const waiting = record.requests.get(answer.request);
     if (answer.role === Role.REPLY) waiting?.resolve(answer.value());
-    else waiting?.reject(new RequestFailed(String(answer.value())));
+    else waiting?.reject(new RequestFailed(/** @type {string} */ (answer.value())));
     this.#taken(peer, answer);
   }
 
@@ -1230,11 +1231,7 @@ export class Shell {
       else throw new ProtocolError("a piece of a file is bytes", { code: "bad_file", field: "payload" });
     } catch (error) {
       if (!(error instanceof ProtocolError)) throw error;
-      // Nothing ends that could keep more of it from coming: it is told now and then.
-      if (this.now() - record.complained >= COMPLAIN_ABOUT_FILES_EVERY) {
-        record.complained = this.now();
-        this.#told({ kind: "BadInput", peerId: peer.id, error });
-      }
+      this.#complain(peer.id, record, error);
       if (answer !== null) answer.error(error.message);
       else taken();
     }
@@ -1581,12 +1578,23 @@ export class Shell {
     } else if (record.channels.size >= MAX_PLAIN_CHANNELS) {
       raw.close();
       const text = `${repr(peerId)} has ${MAX_PLAIN_CHANNELS} channels open, the limit; one more was closed`;
-      const error = new ProtocolError(text, { code: "too_many_channels", field: "label" });
-      this.#told({ kind: "BadInput", peerId, error });
+      this.#complain(peerId, record, new ProtocolError(text, { code: "too_many_channels", field: "label" }));
     } else {
       const channel = this.#channel(/** @type {Peer} */ (this.peers.get(peerId)), record, raw);
       this.#told({ kind: "ChannelOpened", peerId, channel });
     }
+  }
+
+  /**
+   * Nothing ends that could keep more of it from coming: it is told now and then.
+   * @param {string} peerId
+   * @param {PeerRecord} record
+   * @param {ProtocolError} error
+   */
+  #complain(peerId, record, error) {
+    if (this.now() - record.complained < SHELL_COMPLAINS_EVERY) return;
+    record.complained = this.now();
+    this.#told({ kind: "BadInput", peerId, error });
   }
 
   /**

@@ -1,0 +1,99 @@
+"""Plain channels over a connection that is a few lists."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from meshpeer.errors import ChannelClosed
+from meshpeer.peer import Budget, Channel, Peer
+
+
+class Raw:
+    """A channel of a connection that takes all."""
+
+    label, state, lossy = "c", "open", False
+
+    def __init__(self) -> None:
+        self.buffered_amount = 0
+        self.sent: list[str | bytes] = []
+        self.on: dict[str, Callable[..., None]] = {}
+
+    def listen(self, *, low: int, **on: Callable[..., None]) -> None:
+        self.on = on
+        self.low = low
+
+    def send(self, data: str | bytes) -> None:
+        self.sent.append(data)
+
+    def close(self) -> None:
+        self.on = {}
+
+
+def channel(raw: Raw, budget: Budget | None = None) -> Channel:
+    peer = cast("Peer", SimpleNamespace(id="b"))
+    made: Any = raw
+    return Channel(
+        made, peer, budget=budget or Budget(1000), send_buffer=100, closed=lambda _: None
+    )
+
+
+async def test_who_waits_for_room_is_not_overtaken() -> None:
+    raw = Raw()
+    ours = channel(raw)
+    raw.buffered_amount = 200
+    first = asyncio.create_task(ours.send("first"))
+    await asyncio.sleep(0)
+    raw.buffered_amount = 90  # room for another, but not yet so little that it is told
+    second = asyncio.create_task(ours.send("second"))
+    await asyncio.sleep(0)
+    raw.buffered_amount = 40
+    raw.on["on_low"]()
+    await asyncio.gather(first, second)
+    assert raw.sent == ["first", "second"]
+
+
+async def test_who_waits_behind_another_may_be_cancelled_and_is_told_of_the_end() -> None:
+    raw = Raw()
+    ours = channel(raw)
+    raw.buffered_amount = 200
+    tasks = [asyncio.create_task(ours.send(f"{n}")) for n in range(3)]
+    await asyncio.sleep(0)
+    tasks[1].cancel()
+    await asyncio.wait([tasks[1]])
+    assert tasks[1].cancelled()
+    await ours.close()
+    for task in (tasks[0], tasks[2]):
+        with pytest.raises(ChannelClosed):
+            await task
+    assert raw.sent == []
+
+
+def test_what_a_forgotten_channel_kept_is_given_back() -> None:
+    budget = Budget(1000)
+    for _ in range(20):
+        raw = Raw()
+        ours = channel(raw, budget)
+        for _ in range(3):
+            raw.on["on_message"](b"x" * 100)
+        raw.on["on_close"]()
+        assert ours.state == "closed"
+        assert 300 < budget.used < 1000
+        del ours, raw
+        gc.collect()
+        assert budget.used == 0
+
+
+async def test_what_a_closed_channel_kept_can_still_be_read() -> None:
+    budget, raw = Budget(1000), Raw()
+    ours = channel(raw, budget)
+    raw.on["on_message"]("a")
+    raw.on["on_message"]("b")
+    raw.on["on_close"]()
+    assert [data async for data in ours] == ["a", "b"]
+    assert budget.used == 0
