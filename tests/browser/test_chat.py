@@ -55,6 +55,11 @@ REFUSER = """async (why) => {
   mesh.addEventListener("file-offered", ({ detail }) => mesh.refuseFile(detail.peerId, why));
   await mesh.start();
 }"""
+REVOKED = """
+const revoke = URL.revokeObjectURL;
+window.revoked = [];
+URL.revokeObjectURL = (url) => { revoked.push(url); revoke.call(URL, url); };
+"""
 BELOW = """() => {
   const log = document.getElementById("log");
   return log.scrollHeight - log.clientHeight - log.scrollTop;
@@ -402,6 +407,42 @@ async def test_files_are_sent(browser: Browser, relay: Relay, tmp_path: Path) ->
         await card.get_by_role("button", name="Cancel").click()
         await card.get_by_text("cancelled").wait_for()
         assert bot.peers
+
+
+async def test_a_file_stays_as_long_as_it_can_be_had(browser: Browser, relay: Relay) -> None:
+    """However much is said meanwhile: a thousand entries are kept."""
+    async with (
+        PeerManager(relay.url, room="lobby", name="bot") as bot,
+        entered(browser, relay, "Ann", accept_downloads=True, script=REVOKED) as page,
+    ):
+        await connected(page, 1)
+        await bot.wait_for_peers(1)
+
+        async def talk(last: str) -> None:
+            for _ in range(1000):
+                await bot.broadcast("talk")
+            await bot.broadcast(last)
+            await page.get_by_text(last, exact=True).wait_for()
+            assert await page.locator("#entries > li").count() == 1000
+
+        await bot.broadcast("before")
+        await page.get_by_text("before").wait_for()
+        sending = asyncio.create_task(send_file(bot, "report.bin", b"figures"))
+        card = page.locator(".message", has_text="report.bin")
+        await card.wait_for()
+        await talk("one")
+        assert await card.locator(".from").is_visible()  # "before" said whose it is, and is gone
+        await card.get_by_role("button", name="Accept").click()
+        await sending
+        link = card.get_by_role("link", name="Save")
+        await link.wait_for()
+        await talk("two")
+        url = await link.get_attribute("href")
+        async with page.expect_download():
+            await link.click()
+        await talk("three")
+        assert await card.count() == 0
+        assert await page.evaluate("revoked") == [url]
 
 
 async def test_why_a_file_is_refused_is_not_longer_than_anybody_reads(

@@ -1,4 +1,5 @@
-// The conversation: messages, notices, and whatever else stands among them. The latest thousand stay.
+// The conversation: messages, notices, and whatever else stands among them. The latest thousand stay,
+// and what somebody can still do something with.
 
 import { byId, el, setAttribute, setHidden, setText } from "../common/dom.js";
 import { minute, time } from "../common/format.js";
@@ -76,7 +77,7 @@ export class Log {
     return receipts;
   }
 
-  /** An entry that is more than text, by `sender` or by us (null). */
+  /** An entry that is more than text, by `sender` or by us (null). While it has `data-live` in it, it stays. */
   card(sender, content, at = now()) {
     this.#message(sender && { id: sender.id, name: nameOf(sender) }, content, at, []);
     if (sender) this.#news();
@@ -118,10 +119,18 @@ export class Log {
 
   #add(item) {
     this.#entries.append(item);
-    while (this.#entries.childElementCount > MAX_ENTRIES) {
-      const oldest = this.#entries.firstElementChild;
-      for (const link of oldest.querySelectorAll("a[download]")) URL.revokeObjectURL(link.href);
-      oldest.remove();
+    // Others can't fill the page with what stays: at most 16 of their files wait, and everything else
+    // that is live somebody here has sent or accepted.
+    let oldest = this.#entries.firstElementChild;
+    while (this.#entries.childElementCount > MAX_ENTRIES && oldest !== item) {
+      const next = oldest.nextElementSibling;
+      if (!oldest.querySelector("[data-live]")) {
+        for (const link of oldest.querySelectorAll("a[download]")) URL.revokeObjectURL(link.href);
+        // What follows is of the same person, unless it begins anew.
+        if (oldest.classList.contains("first") && next.classList.contains("message")) next.classList.add("first");
+        oldest.remove();
+      }
+      oldest = next;
     }
   }
 

@@ -112,7 +112,10 @@ function card(name, size, transfers) {
   return el("div", { className: "file" }, el("span", { className: "kind" }, icon("file")), title, transfers);
 }
 
-/** One transfer: what is said of it, how far it is, and what can be done. */
+/**
+ * One transfer: what is said of it, how far it is, and what can be done. It is live until it is over, and
+ * a file that arrived until it is saved.
+ */
 class Row {
   #who;
   #size;
@@ -122,7 +125,7 @@ class Row {
   #status = el("span", { className: "status" }, this.#words, this.#moving);
   #actions = el("span", { className: "actions" });
   #bar = el("progress", { max: 1, value: 0, aria: { label: "Progress", live: "off" } });
-  element = el("li", {}, this.#status, this.#actions, this.#bar);
+  element = el("li", { data: { live: "" } }, this.#status, this.#actions, this.#bar);
 
   constructor(who, size) {
     this.#who = who;
@@ -155,6 +158,7 @@ class Row {
   end(...parts) {
     this.say(...parts);
     this.#show();
+    delete this.element.dataset.live;
     setHidden(this.#bar, true);
   }
 
@@ -166,7 +170,10 @@ class Row {
 
   /** Offers the file for saving: the browser asks where, or has a folder for it. */
   save(blob, name) {
-    this.#show(el("a", { className: "button", href: URL.createObjectURL(blob), download: name }, "Save"));
+    const link = el("a", { className: "button", href: URL.createObjectURL(blob), download: name }, "Save");
+    link.addEventListener("click", () => delete this.element.dataset.live);
+    this.element.dataset.live = "";
+    this.#show(link);
   }
 
   /** Buttons: [text, what it does, class]. */
