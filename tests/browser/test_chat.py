@@ -145,6 +145,12 @@ async def connected(page: Page, count: int) -> None:
     )
 
 
+async def change_to(page: Page, name: str) -> None:
+    """What is written into the open dialog that asks for another name."""
+    await page.locator("#gate-name").fill(name)
+    await page.get_by_role("button", name="Change", exact=True).click()
+
+
 async def say(page: Page, text: str) -> None:
     await page.get_by_role("textbox", name="Message").fill(text)
     await page.keyboard.press("Enter")
@@ -235,8 +241,7 @@ async def test_who_is_here_and_how(browser: Browser, relay: Relay) -> None:
             # And our own name, for the others.
             events = bot.events()
             await ann.get_by_role("button", name="Change your name").click()
-            await ann.locator("#gate-name").fill("Anna")
-            await ann.get_by_role("button", name="Change", exact=True).click()
+            await change_to(ann, "Anna")
             async for event in events:
                 if getattr(event, "name", None) == "Anna":
                     break
@@ -559,8 +564,7 @@ async def test_who_is_out_of_the_room_finds_the_way_in(browser: Browser, relay: 
         await page.keyboard.press("Escape")
         await page.locator('#own[data-state="closed"]').wait_for()
         await page.get_by_role("button", name="Change your name").click()
-        await page.locator("#gate-name").fill("Ann")
-        await page.get_by_role("button", name="Change", exact=True).click()
+        await change_to(page, "Ann")
         await page.locator("#empty").get_by_role("button", name="Enter").click()
         assert await page.locator("#gate-name").input_value() == "Ann"
         await page.get_by_role("button", name="Cancel").click()
@@ -617,6 +621,49 @@ async def test_nobody_leaves_without_knowing_while_the_relay_is_away(
             await page.locator("#empty").get_by_role("button", name="Enter").click()
             await page.locator("#gate-yes").click()
             await joined(page)
+
+
+async def test_a_name_is_not_taken_away_in_the_room(browser: Browser, relay: Relay) -> None:
+    async with entered(browser, relay, "Ann") as page:
+        await page.get_by_role("button", name="Change your name").click()
+        await change_to(page, "  ")
+        await page.locator("#gate-error", has_text="not taken away").wait_for()
+        await change_to(page, "Anna")
+        await page.locator(".called bdi", has_text="Anna").wait_for()
+    # Who has none may keep it so.
+    async with entered(browser, relay, "") as page:
+        await page.get_by_role("button", name="Change your name").click()
+        await change_to(page, "")
+        assert not await page.locator("#gate").is_visible()
+    # And what the relay says is not changed here.
+    async with Relay(RelayConfig(port=0, join_secret=SECRET)) as guarded:
+        token = make_join_token(secret=SECRET, subject="ann", room="lobby", name="Dr. Ann")
+        async with opened(browser, f"{guarded.chat_url('lobby')}#token={token}") as page:
+            await enter(page, "Ann")
+            await page.get_by_role("button", name="Change your name").click()
+            await change_to(page, "Anna")
+            await page.locator("#gate-error", has_text="the relay says").wait_for()
+            assert await page.locator(".called bdi").inner_text() == "Dr. Ann"
+
+
+async def test_a_name_that_changes_on_the_way_in_is_told(browser: Browser, relay: Relay) -> None:
+    say_may = "WebSocket connection|Failed to load resource"
+    async with opened(browser, relay.chat_url("lobby"), may_say=say_may) as page:
+        port = relay.port
+        await relay.close()
+        await page.get_by_label("Your name").fill("Ann")
+        await page.locator("#gate-yes").click()
+        await page.locator('#own[data-state="joining"]').wait_for()
+        await page.get_by_role("button", name="Change your name").click()
+        await change_to(page, "")
+        await page.locator("#gate-error", has_text="not taken away").wait_for()
+        await change_to(page, "Anna")
+        async with Relay(RelayConfig(port=port)) as back:
+            await joined(page)
+            assert await page.locator(".called bdi").inner_text() == "Anna"
+            async with PeerManager(back.url, room="lobby") as bot:
+                (peer,) = bot.peers.values()
+                assert peer.name == "Anna"
 
 
 async def test_where_a_token_is_needed_it_is_asked_for(browser: Browser) -> None:

@@ -29,6 +29,7 @@ const people = new People((peer) => chooseFiles(peer));
 const diagnostics = new Diagnostics();
 
 let name = recallName();
+let told = null; // the name that we told the relay, which may have given us another; null: none
 let token = tokenOfAddress();
 let mesh = null; // the PeerManager while there is one
 let here = false; // we have had our seat, and what follows is news
@@ -103,7 +104,8 @@ async function join() {
   renewed.clear();
   setOwn("joining", "Joining");
   try {
-    const next = new PeerManager(location.origin, { room, name: name || null, joinToken: token || null });
+    told = name || null;
+    const next = new PeerManager(location.origin, { room, name: told, joinToken: token || null });
     listen(next);
     window.MeshPeerDebug = next.debug; // also while it can't join
     diagnostics.use(next);
@@ -113,6 +115,7 @@ async function join() {
     return error;
   }
   here = true;
+  if (mesh.name === told) tellName(); // it was changed meanwhile
   keepRoom(room);
   const others = list([...mesh.peers.values()].map(nameOf));
   log.notice(["You are in ", named(room), ...(others.length ? [", with ", ...others] : []), "."]);
@@ -404,17 +407,31 @@ talk.addEventListener("drop", (event) => {
   transfers.send([...event.dataTransfer.files]);
 });
 
-byId("rename").addEventListener("click", async () => {
-  const answer = await ask({ title: "Change your name", name, yes: "Change" });
-  if (answer === null) return;
-  name = answer.name;
-  keepName(name);
-  if (!mesh) return; // it is for the next time
+/** Why the room can't know us by this name, or null. */
+function whyNotCalled(wanted) {
+  if (mesh && mesh.name !== told) return "In this room the relay says what you are called.";
+  if ((mesh || entering) && told !== null && wanted === "") return "In the room a name can be changed, but not taken away.";
+  return null;
+}
+
+/** Tells the others our name, if it is another. */
+function tellName() {
+  if (!name || name === told) return;
   try {
-    await mesh.update({ name: name || null });
+    mesh.update({ name });
+    told = name;
   } catch {
     log.notice("The others could not be told your new name just now.", "bad");
   }
+}
+
+byId("rename").addEventListener("click", async () => {
+  const answer = await ask({ title: "Change your name", name, yes: "Change", refuse: whyNotCalled });
+  if (answer === null) return;
+  name = answer.name;
+  keepName(name);
+  if (!mesh) return; // they are told once we are in
+  tellName();
   showPeople();
 });
 

@@ -21,9 +21,10 @@ function open(dialog) {
 
 /**
  * Resolves with {name, token}, or null when it was cancelled. `token`: whether to ask for one.
- * `error`: why it is asked (again). `yes`: what the button says.
+ * `error`: why it is asked (again). `yes`: what the button says. `refuse(name)`: why it can't be this
+ * name, or null.
  */
-export function ask({ title, text = "", name, token = false, error = "", yes }) {
+export function ask({ title, text = "", name, token = false, error = "", yes, refuse = () => null }) {
   const dialog = byId("gate");
   setText(byId("gate-title"), title);
   setText(byId("gate-text"), text);
@@ -37,7 +38,8 @@ export function ask({ title, text = "", name, token = false, error = "", yes }) 
   byId("gate-form").onsubmit = (event) => {
     event.preventDefault();
     const given = tokenOf(byId("gate-token").value);
-    const wrong = labelError("A name", byId("gate-name").value.trim()) ?? (given && !isToken(given) ? "This is no join token." : null);
+    const called = byId("gate-name").value.trim();
+    const wrong = labelError("A name", called) ?? refuse(called) ?? (given && !isToken(given) ? "This is no join token." : null);
     setText(byId("gate-error"), wrong ?? "");
     if (wrong === null) dialog.close("yes");
   };
