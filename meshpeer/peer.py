@@ -406,10 +406,6 @@ class _Share:
         self._used += cost
         self.budget.used += cost
 
-    def taken(self, data: str | bytes) -> str | bytes:
-        self.add(-_cost(data))
-        return data
-
     def give_back(self) -> None:
         self.add(-self._used)
 
@@ -440,7 +436,7 @@ class Channel:
         self._send_buffer = send_buffer
         self._closed = closed
         self._bell = Bell()
-        self._stream: Stream[str | bytes] = Stream(self._share.taken)
+        self._stream: Stream[str | bytes] = Stream(self._taken)
         self._closed_because: str | None = None
         raw.listen(
             on_open=self._bell.ring,
@@ -520,6 +516,11 @@ class Channel:
             self._stream.take()
         if budget.exhausted:
             self._end(f"more than {budget.limit} bytes from this peer were not read")
+
+    def _taken(self, data: str | bytes) -> str | bytes:
+        # By this the stream holds the channel: whoever still reads has not forgotten it.
+        self._share.add(-_cost(data))
+        return data
 
     def _on_close(self) -> None:
         self._end("closed by the other side, or with its connection")

@@ -95,5 +95,11 @@ async def test_what_a_closed_channel_kept_can_still_be_read() -> None:
     raw.on["on_message"]("a")
     raw.on["on_message"]("b")
     raw.on["on_close"]()
-    assert [data async for data in ours] == ["a", "b"]
+    reading = aiter(ours)
+    assert await anext(reading) == "a"
+    used = budget.used
+    del ours, raw
+    gc.collect()
+    assert budget.used == used > 0, "it is still being read"
+    assert [data async for data in reading] == ["b"]
     assert budget.used == 0

@@ -6917,24 +6917,23 @@ async function scoped({ timeout = null, signal = null, late = () => new Error("l
  * the background by seconds.
  */
 class Turns {
-  #channel = new MessageChannel();
+  /** @type {MessageChannel | null} */
+  #channel = null;
   /** @type {Deque<() => void>} */
   #callbacks = new Deque();
-
-  constructor() {
-    this.#channel.port1.onmessage = () => {
-      if (this.#callbacks.size) this.#callbacks.shift()();
-      if (!this.#callbacks.size) this.#holds(false);
-    };
-    this.#holds(false);
-  }
 
   /**
    * Call this in a turn of its own, after what has happened by now has been dealt with.
    * @param {() => void} callback
    */
   after(callback) {
-    if (!this.#callbacks.size) this.#holds(true);
+    if (this.#channel === null) {
+      this.#channel = new MessageChannel();
+      this.#channel.port1.onmessage = () => {
+        if (this.#callbacks.size) this.#callbacks.shift()();
+        if (!this.#callbacks.size) this.#close(); // or a process that is no page would go on for ever
+      };
+    }
     this.#callbacks.push(callback);
     this.#channel.port2.postMessage(null);
   }
@@ -6944,15 +6943,9 @@ class Turns {
     return new Promise((resolve) => this.after(resolve));
   }
 
-  /**
-   * A process that is no page would go on for ever with an open channel.
-   * @param {boolean} yes
-   */
-  #holds(yes) {
-    /** @type {MessagePort & {ref?: () => void, unref?: () => void}} */
-    const port = this.#channel.port1;
-    if (yes) port.ref?.();
-    else port.unref?.();
+  #close() {
+    this.#channel?.port1.close();
+    this.#channel = null;
   }
 }
 
@@ -10537,13 +10530,13 @@ class Channel {
   constructor(raw, peer, { budget, sendBuffer, closed }) {
     this.#raw = raw;
     this.#peer = peer;
-    const share = new ChannelShare(budget);
-    channelsForgotten.register(this, share);
-    this.#share = share;
+    this.#share = new ChannelShare(budget);
+    channelsForgotten.register(this, this.#share);
     this.#sendBuffer = sendBuffer;
     this.#closed = closed;
     this.#stream = new ItemStream((data) => {
-      share.add(-OVERHEAD - plainSize(data));
+      // By this the stream holds the channel: whoever still reads has not forgotten it.
+      this.#share.add(-OVERHEAD - plainSize(data));
       return data;
     });
     raw.listen({

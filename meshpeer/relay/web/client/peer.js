@@ -531,13 +531,13 @@ export class Channel {
   constructor(raw, peer, { budget, sendBuffer, closed }) {
     this.#raw = raw;
     this.#peer = peer;
-    const share = new ChannelShare(budget);
-    channelsForgotten.register(this, share);
-    this.#share = share;
+    this.#share = new ChannelShare(budget);
+    channelsForgotten.register(this, this.#share);
     this.#sendBuffer = sendBuffer;
     this.#closed = closed;
     this.#stream = new ItemStream((data) => {
-      share.add(-OVERHEAD - plainSize(data));
+      // By this the stream holds the channel: whoever still reads has not forgotten it.
+      this.#share.add(-OVERHEAD - plainSize(data));
       return data;
     });
     raw.listen({

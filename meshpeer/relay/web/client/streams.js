@@ -114,24 +114,23 @@ export async function scoped({ timeout = null, signal = null, late = () => new E
  * the background by seconds.
  */
 export class Turns {
-  #channel = new MessageChannel();
+  /** @type {MessageChannel | null} */
+  #channel = null;
   /** @type {Deque<() => void>} */
   #callbacks = new Deque();
-
-  constructor() {
-    this.#channel.port1.onmessage = () => {
-      if (this.#callbacks.size) this.#callbacks.shift()();
-      if (!this.#callbacks.size) this.#holds(false);
-    };
-    this.#holds(false);
-  }
 
   /**
    * Call this in a turn of its own, after what has happened by now has been dealt with.
    * @param {() => void} callback
    */
   after(callback) {
-    if (!this.#callbacks.size) this.#holds(true);
+    if (this.#channel === null) {
+      this.#channel = new MessageChannel();
+      this.#channel.port1.onmessage = () => {
+        if (this.#callbacks.size) this.#callbacks.shift()();
+        if (!this.#callbacks.size) this.#close(); // or a process that is no page would go on for ever
+      };
+    }
     this.#callbacks.push(callback);
     this.#channel.port2.postMessage(null);
   }
@@ -141,15 +140,9 @@ export class Turns {
     return new Promise((resolve) => this.after(resolve));
   }
 
-  /**
-   * A process that is no page would go on for ever with an open channel.
-   * @param {boolean} yes
-   */
-  #holds(yes) {
-    /** @type {MessagePort & {ref?: () => void, unref?: () => void}} */
-    const port = this.#channel.port1;
-    if (yes) port.ref?.();
-    else port.unref?.();
+  #close() {
+    this.#channel?.port1.close();
+    this.#channel = null;
   }
 }
 
