@@ -6,8 +6,9 @@ import asyncio
 import gc
 import math
 import secrets
+from collections import Counter
 from contextlib import AsyncExitStack
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import pytest
 
@@ -53,10 +54,11 @@ from meshpeer.errors import (
 )
 from meshpeer.files import CHANNEL as FILES
 from meshpeer.manager import PeerManager
-from meshpeer.peer import Message, Peer, encoded
-from meshpeer.rtc.base import ConnectionObserver
+from meshpeer.peer import ChannelOpened, Message, Peer, encoded
+from meshpeer.rtc.base import ConnectionObserver, RawChannel
 from meshpeer.signaling.memory import MemoryHub
 from tests.fakes import DIRECT, TURN, FakeConnection, FakeNetwork
+from tests.test_channel import Raw
 from tests.virtual import virtual
 
 
@@ -859,6 +861,21 @@ async def test_waiting_ends_with_the_manager() -> None:
         assert [e async for e in a.events()] == []
         assert [m async for m in a.messages()] == []
         assert b.state is MeshState.JOINED
+
+
+@virtual
+async def test_channels_beyond_the_limit_are_closed_and_told_now_and_then() -> None:
+    async with World() as world:
+        a, _ = await world.pair()
+        events = a.events()
+        opens = world.connection_of(a, "b").observer.channel_opened
+        for _ in range(300):
+            opens(cast("RawChannel", Raw()))
+        await asyncio.sleep(1.1)
+        opens(cast("RawChannel", Raw()))
+        await a.close()
+        told = Counter([type(event) async for event in events])
+        assert (told[ChannelOpened], told[BadInput]) == (256, 2)
 
 
 @virtual
