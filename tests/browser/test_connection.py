@@ -211,6 +211,8 @@ async def test_a_pair_that_only_statistics_tell_is_looked_for(run: Run) -> None:
     assert found["hidden"] >= 5
     # It changes later, without a restart.
     assert found["later"] == [0, "relay"]
+    # And once more, while all pings are answered.
+    assert found["last"] == "host"
 
 
 async def test_during_a_restart_a_new_pair_of_before_is_not_the_restarts(run: Run) -> None:

@@ -595,7 +595,12 @@ export const scenarios = {
     let nonce = 0;
     timers.push(setInterval(() => ann.call("ping", ++nonce), 250));
     const [generation, pair] = await ann.until("pairSelected", (_, { local }) => local.type === "relay", from);
-    return { hidden, later: [generation, pair.local.type], ann: summary(ann) };
+    bob.answersPings = true;
+    for (let answers = 0; answers < 4; answers++) await ann.until("ponged", () => true, ann.told.length);
+    const back = ann.told.length;
+    state.moved = false;
+    const [, last] = await ann.until("pairSelected", (_, { local }) => local.type !== "relay", back);
+    return { hidden, later: [generation, pair.local.type], last: last.local.type, ann: summary(ann) };
   },
 
   async quietRestart(client) {
