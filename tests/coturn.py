@@ -1,8 +1,4 @@
-"""A real TURN server for tests: coturn, on loopback by default, with ports and files of its own.
-
-`require` skips a test where the machine lacks a program it needs, and fails it where everything has
-to run (``MESHPEER_NO_SKIPS``).
-"""
+"""A real TURN server for tests: coturn, on loopback by default, with ports and files of its own."""
 
 from __future__ import annotations
 
@@ -10,7 +6,6 @@ import base64
 import hashlib
 import hmac
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -23,22 +18,12 @@ import pytest
 from aioice import stun
 
 from meshpeer.config import IceServer
+from tests.needs import require
 
-__all__ = ["Coturn", "make_certificate", "require", "run_coturn"]
+__all__ = ["Coturn", "make_certificate", "run_coturn"]
 
 _HOST = "127.0.0.1"
 _SECRET = "the secret of these tests"
-
-
-def require(*binaries: str) -> None:
-    """Skip the test, saying why, when a program is missing; fail it under MESHPEER_NO_SKIPS."""
-    missing = [each for each in binaries if shutil.which(each) is None]
-    if not missing:
-        return
-    reason = f"not installed here: {', '.join(missing)}"
-    if os.environ.get("MESHPEER_NO_SKIPS"):
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
 
 
 def make_certificate(folder: Path, *names: str) -> tuple[Path, Path]:

@@ -11,7 +11,7 @@ from meshpeer.core.events import CandidateInfo, CandidatePair
 from meshpeer.errors import ConnectionFailed, ProtocolError
 from meshpeer.rtc.base import Candidate, ConnectionObserver, RawChannel
 
-__all__ = ["DIRECT", "TURN", "FakeConnection", "FakeNetwork"]
+__all__ = ["DIRECT", "TURN", "FakeChannel", "FakeConnection", "FakeNetwork"]
 
 _SDP = (
     "v=0\r\no=- {id} 0 IN IP4 0.0.0.0\r\nm=application 9 UDP/DTLS/SCTP webrtc-datachannel\r\n"
@@ -173,3 +173,24 @@ class FakeConnection:
             self.network.log.append(f"closed {self.number}")
             if self.remote is not None and not self.remote.closed:
                 self.remote.lose("the other side closed it")
+
+
+class FakeChannel:
+    """A plain channel of a connection, which takes all that is sent."""
+
+    label, state, lossy = "c", "open", False
+
+    def __init__(self) -> None:
+        self.buffered_amount = 0
+        self.sent: list[str | bytes] = []
+        self.on: dict[str, Callable[..., None]] = {}
+
+    def listen(self, *, low: int, **on: Callable[..., None]) -> None:
+        self.on = on
+        self.low = low
+
+    def send(self, data: str | bytes) -> None:
+        self.sent.append(data)
+
+    def close(self) -> None:
+        self.on = {}

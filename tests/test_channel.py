@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,30 +11,10 @@ import pytest
 
 from meshpeer.errors import ChannelClosed
 from meshpeer.peer import Budget, Channel, Peer
+from tests.fakes import FakeChannel
 
 
-class Raw:
-    """A channel of a connection that takes all."""
-
-    label, state, lossy = "c", "open", False
-
-    def __init__(self) -> None:
-        self.buffered_amount = 0
-        self.sent: list[str | bytes] = []
-        self.on: dict[str, Callable[..., None]] = {}
-
-    def listen(self, *, low: int, **on: Callable[..., None]) -> None:
-        self.on = on
-        self.low = low
-
-    def send(self, data: str | bytes) -> None:
-        self.sent.append(data)
-
-    def close(self) -> None:
-        self.on = {}
-
-
-def channel(raw: Raw, budget: Budget | None = None) -> Channel:
+def channel(raw: FakeChannel, budget: Budget | None = None) -> Channel:
     peer = cast("Peer", SimpleNamespace(id="b"))
     made: Any = raw
     return Channel(
@@ -44,7 +23,7 @@ def channel(raw: Raw, budget: Budget | None = None) -> Channel:
 
 
 async def test_who_waits_for_room_is_not_overtaken() -> None:
-    raw = Raw()
+    raw = FakeChannel()
     ours = channel(raw)
     raw.buffered_amount = 200
     first = asyncio.create_task(ours.send("first"))
@@ -59,7 +38,7 @@ async def test_who_waits_for_room_is_not_overtaken() -> None:
 
 
 async def test_who_waits_behind_another_may_be_cancelled_and_is_told_of_the_end() -> None:
-    raw = Raw()
+    raw = FakeChannel()
     ours = channel(raw)
     raw.buffered_amount = 200
     tasks = [asyncio.create_task(ours.send(f"{n}")) for n in range(3)]
@@ -77,7 +56,7 @@ async def test_who_waits_behind_another_may_be_cancelled_and_is_told_of_the_end(
 def test_what_a_forgotten_channel_kept_is_given_back() -> None:
     budget = Budget(1000)
     for _ in range(20):
-        raw = Raw()
+        raw = FakeChannel()
         ours = channel(raw, budget)
         for _ in range(3):
             raw.on["on_message"](b"x" * 100)
@@ -90,7 +69,7 @@ def test_what_a_forgotten_channel_kept_is_given_back() -> None:
 
 
 async def test_what_a_closed_channel_kept_can_still_be_read() -> None:
-    budget, raw = Budget(1000), Raw()
+    budget, raw = Budget(1000), FakeChannel()
     ours = channel(raw, budget)
     raw.on["on_message"]("a")
     raw.on["on_message"]("b")

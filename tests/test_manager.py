@@ -57,8 +57,7 @@ from meshpeer.manager import PeerManager
 from meshpeer.peer import ChannelOpened, Message, Peer, encoded
 from meshpeer.rtc.base import ConnectionObserver, RawChannel
 from meshpeer.signaling.memory import MemoryHub
-from tests.fakes import DIRECT, TURN, FakeConnection, FakeNetwork
-from tests.test_channel import Raw
+from tests.fakes import DIRECT, TURN, FakeChannel, FakeConnection, FakeNetwork
 from tests.virtual import virtual
 
 
@@ -870,9 +869,9 @@ async def test_channels_beyond_the_limit_are_closed_and_told_now_and_then() -> N
         events = a.events()
         opens = world.connection_of(a, "b").observer.channel_opened
         for _ in range(300):
-            opens(cast("RawChannel", Raw()))
+            opens(cast("RawChannel", FakeChannel()))
         await asyncio.sleep(1.1)
-        opens(cast("RawChannel", Raw()))
+        opens(cast("RawChannel", FakeChannel()))
         await a.close()
         told = Counter([type(event) async for event in events])
         assert (told[ChannelOpened], told[BadInput]) == (256, 2)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-import pytest
-
 from tests.browser.hosts import CHROMIUM
+from tests.needs import lacking
 
 if TYPE_CHECKING:
     from playwright.async_api import Browser
@@ -20,11 +18,9 @@ __all__ = ["chromium_here", "need"]
 
 
 def need(lacks: Sequence[str]) -> None:
-    """Skip the test where the machine lacks something, in words; fail it under
-    MESHPEER_NO_SKIPS."""
+    """Go on only where the machine lacks nothing of that, in words."""
     if lacks:
-        refuse = pytest.fail if "MESHPEER_NO_SKIPS" in os.environ else pytest.skip
-        refuse(f"this machine lacks {', '.join(lacks)}")
+        lacking(f"this machine lacks {', '.join(lacks)}")
 
 
 @asynccontextmanager

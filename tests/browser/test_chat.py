@@ -19,6 +19,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from meshpeer import FileReceived, PeerManager, Relay, RelayConfig, make_join_token
 from meshpeer.core.messages import VERSION, Join, Leave, encode
+from meshpeer.errors import RequestFailed, TransferFailed
 from tests.browser.needs import chromium_here
 
 if TYPE_CHECKING:
@@ -219,7 +220,7 @@ async def test_people_and_a_bot_talk(browser: Browser, relay: Relay) -> None:
         ]
         # Who asks a person gets an answer, if not the one that it hoped for.
         peer = next(each for each in bot.peers.values() if each.name == "Ben")
-        with pytest.raises(Exception, match="people read here"):
+        with pytest.raises(RequestFailed, match="people read here"):
             await peer.request({"text": "Are you there?"}, channel="chat", timeout=10)
         await ben.get_by_text("Are you there?").wait_for()
 
@@ -368,7 +369,7 @@ async def test_a_file_that_is_offered_is_taken_and_saved(
         sending = asyncio.create_task(send_file(bot, "unwanted.bin", data))
         card = page.locator(".message", has_text="unwanted.bin")
         await card.get_by_role("button", name="Decline").click()
-        with pytest.raises(Exception, match="declined"):
+        with pytest.raises(TransferFailed, match="declined"):
             await sending
         sending = asyncio.create_task(send_file(bot, "late.bin", data))
         card = page.locator(".message", has_text="late.bin")
@@ -876,7 +877,7 @@ async def test_the_keyboard_stays_with_a_file(browser: Browser, relay: Relay) ->
         await page.keyboard.press("Enter")
         await page.get_by_text("declined").wait_for()
         assert await page.evaluate(focused) == "declined"
-        with pytest.raises(Exception, match="declined"):
+        with pytest.raises(TransferFailed, match="declined"):
             await sending
         file = FilePayload(name="notes.txt", mimeType="text/plain", buffer=b"some notes")
         await page.set_input_files("#files", file)

@@ -11,7 +11,7 @@ from tests.browser.firefox import missing as firefox_missing
 from tests.browser.hosts import missing
 from tests.browser.launch import shown
 from tests.browser.needs import need
-from tests.coturn import require
+from tests.needs import require
 
 
 @pytest.fixture(autouse=True)

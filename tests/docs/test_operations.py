@@ -43,9 +43,10 @@ from meshpeer.cli import token as token_command
 from meshpeer.cli.app import app
 from meshpeer.core.messages import VERSION, Join, Welcome, decode_relay, encode
 from tests.cli.processes import Command, Start, starter
-from tests.coturn import make_certificate, require, run_coturn
+from tests.coturn import make_certificate, run_coturn
 from tests.docs.blocks import blocks
 from tests.docs.generate import DOCS
+from tests.needs import require
 
 HERE = DOCS / "operations"
 PAGE = "operations.md"

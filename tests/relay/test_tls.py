@@ -29,7 +29,8 @@ from meshpeer.errors import ConfigError, MeshClosed, UsageError
 from meshpeer.relay import Relay
 from meshpeer.relay.http import Answer
 from meshpeer.relay.sockets import Socket
-from tests.coturn import make_certificate, require
+from tests.coturn import make_certificate
+from tests.needs import require
 from tests.relay.board import captured
 from tests.relay.test_server import Peer, close_of, join, signal
 from tests.relay.wires import UPGRADE, client_frame, refused, until_gone

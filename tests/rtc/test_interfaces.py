@@ -22,6 +22,7 @@ from ifaddr import IP, Adapter
 from meshpeer.config import MeshConfig
 from meshpeer.rtc import interfaces as module
 from meshpeer.rtc.interfaces import interfaces, local_addresses, watch_addresses
+from tests.needs import lacking
 
 _LO = ("lo", ("127.0.0.1", "::1"))
 
@@ -257,6 +258,7 @@ _CHILD = """
 import asyncio, json, sys
 from meshpeer.config import MeshConfig
 from meshpeer.rtc.interfaces import interfaces, local_addresses, watch_addresses
+from tests.needs import lacking
 
 config = MeshConfig(**json.loads(sys.argv[2], object_hook=lambda d: {k: tuple(d[k]) for k in d}))
 
@@ -329,10 +331,7 @@ def _at_once(address: str) -> str:
 @contextmanager
 def _namespace() -> Iterator[str]:
     if sys.platform != "linux" or os.geteuid() or shutil.which("ip") is None:
-        reason = "network namespaces need Linux, root and ip (iproute2)"
-        if os.environ.get("MESHPEER_NO_SKIPS"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+        lacking("network namespaces need Linux, root and ip (iproute2)")
     name = f"meshpeer-{uuid4().hex[:8]}"
     subprocess.run(["ip", "netns", "add", name], check=True)
     try:

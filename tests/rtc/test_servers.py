@@ -33,7 +33,8 @@ from meshpeer.rtc.servers import (
     release,
     resolve,
 )
-from tests.coturn import Coturn, require, run_coturn
+from tests.coturn import Coturn, run_coturn
+from tests.needs import require
 
 HOST = "127.0.0.1"
 IPV4 = (socket.AF_INET,)
